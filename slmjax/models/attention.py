@@ -1,0 +1,83 @@
+"""Self-attention sub-layer: multi-head (Vaswani et al. 2017), multi-query (Shazeer 2019), grouped-query (Ainslie 2023)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from slmjax.models import kv_cache
+from slmjax.models.config import LayerSpec, ModelConfig
+from slmjax.models.execution import Execution
+from slmjax.models.linear import Linear
+from slmjax.models.normalization import query_key_norm
+from slmjax.models.positions import RopeTable, alibi_slopes, rotate
+
+
+class Attention(nn.Module):
+    """Project, normalize, rotate, attend, project. With a cache, keys and values are those of the cache."""
+
+    config: ModelConfig
+    spec: LayerSpec
+    execution: Execution
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        ropes: tuple[RopeTable, ...],
+        q_segments_BT: jax.Array | None,
+        kv_segments_BS: jax.Array | None,
+        cache: kv_cache.LayerCache | None,
+        index: jax.Array | int,
+    ) -> tuple[jax.Array, kv_cache.LayerCache | None]:
+        c, spec, run = self.config, self.spec, self.execution
+        B, T, _ = x_BTD.shape
+        H, G, K = spec.num_heads, spec.num_kv_heads, c.head_dim
+        linear = partial(Linear, dtype=run.dtype, init_std=c.init_std, flatten_tokens=run.flatten_tokens)
+
+        def project(name: str, heads: int) -> jax.Array:
+            y = linear(heads * K, use_bias=c.qkv_bias, name=f"{name}_proj")(x_BTD)
+            if c.clip_qkv is not None:
+                y = jnp.clip(y, -c.clip_qkv, c.clip_qkv)
+            if c.qk_norm == "full" and name != "v":
+                y = query_key_norm(c, run.dtype, f"{name}_norm")(y)
+            y = y.reshape(B, T, heads, K)
+            if c.qk_norm == "head" and name != "v":
+                y = query_key_norm(c, run.dtype, f"{name}_norm")(y)
+            return run.constrain(y, "heads")
+
+        q_BTHK, k_BTGK, v_BTGK = project("q", H), project("k", G), project("v", G)
+        if spec.rope is not None:
+            q_BTHK, k_BTGK = rotate(q_BTHK, ropes[spec.rope]), rotate(k_BTGK, ropes[spec.rope])
+        q_BTHK = checkpoint_name(q_BTHK, "query")
+        k_BSGK = checkpoint_name(k_BTGK, "key")
+        v_BSGK = checkpoint_name(v_BTGK, "value")
+        if cache is not None:
+            cache = kv_cache.write(cache, k_BTGK, v_BTGK, index)
+            k_BSGK, v_BSGK = (array.astype(run.dtype) for array in cache)
+
+        scale = c.attention_scale if c.attention_scale is not None else K**-0.5
+        slopes_H = None
+        if c.position == "alibi":
+            slopes_H = jnp.asarray(alibi_slopes(H) * (scale if c.alibi_scaled else 1.0))
+        context_BTHK = run.attention(
+            q_BTHK,
+            k_BSGK,
+            v_BSGK,
+            q_segments_BT=q_segments_BT,
+            kv_segments_BS=kv_segments_BS,
+            q_offset=index,
+            scale=scale,
+            window=spec.window,
+            softcap=c.attention_softcap,
+            slopes_H=slopes_H,
+        )
+        context = checkpoint_name(context_BTHK.reshape(B, T, H * K), "context")
+        divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
+        output = linear(c.embed_dim, use_bias=c.attention_output_bias, init_divisor=divisor, name="o_proj")
+        return output(context), cache

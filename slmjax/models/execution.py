@@ -1,0 +1,47 @@
+"""How a network is run, as opposed to what it is: dtype, attention kernel, remat, layout. No weight depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from slmjax.errors import UserError
+from slmjax.models.attention_kernels import AttentionFn, xla_attention
+
+_policies = jax.checkpoint_policies
+
+# What the backward pass finds in memory for each layer, from most memory to least.
+# The names are set with `checkpoint_name` in attention.py and feedforward.py.
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,  # everything that autodiff wants
+    "dots": _policies.dots_with_no_batch_dims_saveable,  # outputs of all weight products
+    "projections": _policies.save_only_these_names("query", "key", "value", "context", "ffn_gate", "ffn_up"),
+    "attention": _policies.save_only_these_names("query", "key", "value", "context"),
+    "context": _policies.save_only_these_names("context"),  # attention is not run again, all else is
+    "full": _policies.nothing_saveable,  # the layer's input alone
+}
+
+
+def _identity(x: jax.Array, name: str) -> jax.Array:
+    del name
+    return x
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Choices that change speed and memory but not the function (beyond rounding)."""
+
+    dtype: Any = jnp.float32  # of activations and of the weights as they are used; parameters keep their own
+    attention: AttentionFn = xla_attention
+    remat: str = "none"
+    scan_unroll: int = 1  # layers unrolled in each iteration of the scan; 0: all of them, which is a plain loop
+    flatten_tokens: bool = False  # weight products on [B*T, D]: the CPU's weight gradient is ~1.6x faster so
+    constrain: Callable[[jax.Array, str], jax.Array] = _identity  # activation sharding by name
+
+    def __post_init__(self):
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f"training.remat is {self.remat!r}; choose one of {', '.join(REMAT_POLICIES)}.")

@@ -1,0 +1,101 @@
+"""Where a token stands: rotary embeddings with their stretched variants, and ALiBi's slopes.
+
+Rotary: Su et al. 2021 (arXiv:2104.09864), in the half-split layout of the published checkpoints: dimension i is paired
+with i + rotary_dim / 2. Stretching: linear (Chen et al. 2023), dynamic NTK, llama3 (Llama 3.1 report), YaRN (Peng et
+al. 2023, arXiv:2309.00071), LongRoPE (Ding et al. 2024). ALiBi: Press et al. 2022 (arXiv:2108.12409).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slmjax.models.config import RopeScaling
+
+RopeTable = tuple[jax.Array, jax.Array]  # cos, sin: float32 [B, T, rotary_dim / 2]
+
+
+def _llama3(inv_freq: np.ndarray, s: RopeScaling) -> np.ndarray:
+    wavelength = 2 * math.pi / inv_freq
+    smooth = (s.original_context_length / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    smooth = np.clip(smooth, 0.0, 1.0)  # 0: long waves are divided by the factor, 1: short waves stay
+    return (1 - smooth) * inv_freq / s.factor + smooth * inv_freq
+
+
+def _yarn(inv_freq: np.ndarray, s: RopeScaling, theta: float, dim: int) -> np.ndarray:
+    def dimension_of(rotations: float) -> float:
+        return dim * math.log(s.original_context_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension_of(s.beta_fast)), 0)
+    high = min(math.ceil(dimension_of(s.beta_slow)), dim - 1)
+    ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    return inv_freq / s.factor * ramp + inv_freq * (1 - ramp)
+
+
+def _attention_factor(s: RopeScaling) -> float:
+    """Factor on cos and sin that keeps attention's temperature when the context is stretched."""
+    if s.attention_factor is not None:
+        return s.attention_factor
+    if s.kind == "yarn":
+        return 0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0
+    if s.kind == "longrope":
+        return math.sqrt(1 + math.log(s.factor) / math.log(s.original_context_length)) if s.factor > 1 else 1.0
+    return 1.0
+
+
+def rope_table(positions_BT: jax.Array, dim: int, theta: float, scaling: RopeScaling | None) -> RopeTable:
+    """cos and sin of position x frequency, float32 [B, T, dim / 2], for `dim` rotated dimensions.
+
+    longrope and dynamic switch their frequencies when a position beyond the original context occurs in the batch.
+    """
+    exponents = np.arange(0, dim, 2, dtype=np.float64) / dim
+    inv_freq = theta**-exponents
+    frequencies: jax.Array | np.ndarray = inv_freq
+    scale = 1.0
+    if scaling is not None:
+        scale = _attention_factor(scaling)
+        if scaling.kind == "linear":
+            frequencies = inv_freq / scaling.factor
+        elif scaling.kind == "llama3":
+            frequencies = _llama3(inv_freq, scaling)
+        elif scaling.kind == "yarn":
+            frequencies = _yarn(inv_freq, scaling, theta, dim)
+        elif scaling.kind == "longrope":
+            longest = jnp.max(positions_BT) + 1
+            short = inv_freq / np.asarray(scaling.short_factor)
+            long = inv_freq / np.asarray(scaling.long_factor)
+            frequencies = jnp.where(
+                longest > scaling.original_context_length, long.astype(np.float32), short.astype(np.float32)
+            )
+        else:  # dynamic: theta grows with the longest sequence seen
+            length = jnp.maximum(jnp.max(positions_BT) + 1, scaling.original_context_length).astype(jnp.float32)
+            ratio = scaling.factor * length / scaling.original_context_length - (scaling.factor - 1)
+            frequencies = (theta * ratio ** (dim / (dim - 2))) ** -jnp.asarray(exponents, jnp.float32)
+    angles_BTR = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    return jnp.cos(angles_BTR) * scale, jnp.sin(angles_BTR) * scale
+
+
+def rotate(x_BTHK: jax.Array, table: RopeTable) -> jax.Array:
+    """Rotate the first `rotary_dim` dimensions of each head; the rest pass. Computed in float32, returned in x.dtype."""
+    cos, sin = (t[:, :, None, :] for t in table)
+    half = cos.shape[-1]
+    x = x_BTHK[..., : 2 * half].astype(jnp.float32)
+    left, right = x[..., :half], x[..., half:]
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x_BTHK.dtype)
+    if 2 * half == x_BTHK.shape[-1]:
+        return turned
+    return jnp.concatenate([turned, x_BTHK[..., 2 * half :]], axis=-1)
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """Slopes of ALiBi for any number of heads, float32 [H]; the extra heads take every second slope of 2p heads."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    base = 2.0 ** -(2.0 ** -(math.log2(power) - 3))
+    slopes = [base ** (i + 1) for i in range(power)]
+    if power < num_heads:
+        extra = 2.0 ** -(2.0 ** -(math.log2(2 * power) - 3))
+        slopes += [extra ** (2 * i + 1) for i in range(num_heads - power)]
+    return np.asarray(slopes, np.float32)

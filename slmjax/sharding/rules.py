@@ -1,0 +1,51 @@
+"""Parameter path -> PartitionSpec. The model file knows nothing of this; any state tree of the same paths follows it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from slmjax.sharding.mesh import WEIGHTS
+
+# First match wins. Specs are those of one layer; stacked layers get a leading unsharded axis.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"embedder/embedding$", P("tensor", WEIGHTS)),
+    (r"(q|k|v|gate|up)_proj/kernel$", P(WEIGHTS, "tensor")),
+    (r"(q|k|v|gate|up)_proj/bias$", P("tensor")),
+    (r"(o|down)_proj/kernel$", P("tensor", WEIGHTS)),
+    (r"lm_head/kernel$", P(WEIGHTS, "tensor")),
+    (r"lm_head/bias$", P("tensor")),
+    (r"(position_embedder/embedding|embed_(in|out)_proj/kernel)$", P(None, WEIGHTS)),
+)
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """A jax key path as `a/b/c`: dict keys, attribute names and indices."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _axis_size(mesh: Mesh, axes: Any) -> int:
+    return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The spec of one array. An axis that does not divide its dimension is left out there (replicated)."""
+    for pattern, spec in RULES:
+        if re.search(pattern, path):
+            parts = ((None,) if "segment_" in path else ()) + tuple(spec)
+            if len(parts) != len(shape):  # an optimizer's statistic of another rank (factored moments)
+                return P()
+            return P(*(a if n % _axis_size(mesh, a) == 0 else None for a, n in zip(parts, shape, strict=True)))
+    return P()
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for each leaf (array or ShapeDtypeStruct) of a parameter, optimizer or state tree."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_for(path_string(path), leaf.shape, mesh)), tree
+    )

@@ -1,0 +1,204 @@
+"""The two libraries behind a tokenizer, brought to one shape.
+
+Both encode without ever emitting a special token: raw text that happens to contain `<|endoftext|>` or `</s>` is text.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers
+
+SPACE = "▁"  # how SentencePiece writes a space inside a piece
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Backend(Protocol):
+    """What `Tokenizer` needs from a library."""
+
+    vocab_size: int
+
+    def encode(self, text: str, allow_special: bool) -> list[int]: ...  # noqa: D102
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...  # noqa: D102
+    def decode(self, ids: Sequence[int], keep_special: bool) -> str: ...  # noqa: D102
+    def token_to_id(self, token: str) -> int | None: ...  # noqa: D102
+    def id_to_token(self, id: int) -> str | None: ...  # noqa: D102
+    def special_ids(self) -> dict[str, int]: ...  # noqa: D102
+    def declared(self, role: str) -> int | None: ...  # noqa: D102
+    def token_bytes(self) -> np.ndarray: ...  # noqa: D102
+    def digest(self) -> str: ...  # noqa: D102
+    def save(self, directory: Path) -> None: ...  # noqa: D102
+
+
+class HuggingFaceBackend:
+    """A `tokenizers.Tokenizer`. Truncation, padding and templates of the file are switched off."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._plain = tokenizer
+        self._plain.encode_special_tokens = True  # the library's name for "treat special tokens as ordinary text"
+        self._special: tokenizers.Tokenizer | None = None
+        self._vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        self._tokens = {id: token for token, id in self._vocabulary.items()}
+        self.vocab_size = max(self._tokens, default=-1) + 1  # ids may have gaps: the count of entries is no bound
+
+    def encode(self, text: str, allow_special: bool) -> list[int]:
+        """Token ids of `text`; `allow_special` lets strings such as `<|endoftext|>` become their special token."""
+        return self._encoder(allow_special).encode(text, add_special_tokens=False).ids
+
+    def _encoder(self, allow_special: bool) -> tokenizers.Tokenizer:
+        if not allow_special:
+            return self._plain
+        if self._special is None:
+            self._special = tokenizers.Tokenizer.from_str(self._plain.to_str())
+            self._special.encode_special_tokens = False
+        return self._special
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, computed on the library's threads; offsets are not tracked, which is faster."""
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], keep_special: bool) -> str:
+        """Text of `ids`; ids beyond the vocabulary (a padded model's) stand for nothing."""
+        return self._plain.decode(ids, skip_special_tokens=not keep_special)
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a token, None if the vocabulary lacks it."""
+        return self._vocabulary.get(token)
+
+    def id_to_token(self, id: int) -> str | None:
+        """The token as the vocabulary writes it."""
+        return self._tokens.get(id)
+
+    def special_ids(self) -> dict[str, int]:
+        """Special tokens and their ids."""
+        return {token.content: id for id, token in self._plain.get_added_tokens_decoder().items() if token.special}
+
+    def declared(self, role: str) -> int | None:
+        """`tokenizer.json` does not say which token ends a text."""
+        return None
+
+    def token_bytes(self) -> np.ndarray:
+        """int32 [V]: UTF-8 bytes that each token stands for."""
+        description = json.loads(self._plain.to_str())
+        byte_level = '"ByteLevel"' in json.dumps([description.get("decoder"), description.get("pre_tokenizer")])
+        byte_fallback = bool(description["model"].get("byte_fallback"))
+        added = self._plain.get_added_tokens_decoder()
+        sizes = np.zeros(self.vocab_size, np.int32)
+        for id, token in self._tokens.items():
+            if id in added:
+                sizes[id] = 0 if added[id].special else len(token.encode())
+            elif byte_level:
+                sizes[id] = len(token)  # GPT-2's alphabet writes one character a byte
+            elif byte_fallback and _BYTE_PIECE.fullmatch(token):
+                sizes[id] = 1
+            else:
+                sizes[id] = len(token.replace(SPACE, " ").removeprefix("##").encode())
+        return sizes
+
+    def digest(self) -> str:
+        """sha256 of the file's meaning: its JSON with sorted keys, absent and null entries alike."""
+        description = _without_nulls(json.loads(self._plain.to_str()))
+        return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.json`."""
+        (directory / "tokenizer.json").write_text(self._plain.to_str(pretty=True), encoding="utf-8")
+
+
+class SentencePieceBackend:
+    """A `sentencepiece.SentencePieceProcessor`, made from the bytes of its `.model` file."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self._processor.vocab_size()
+        self._threads = os.cpu_count() or 1
+
+    def __getstate__(self) -> bytes:
+        return self._model
+
+    def __setstate__(self, model: bytes) -> None:
+        self.__init__(model)  # type: ignore[misc]
+
+    def encode(self, text: str, allow_special: bool) -> list[int]:
+        """Token ids of `text`; the library never reads control pieces out of text, so they are split off by hand."""
+        if not allow_special:
+            return self._processor.encode(text)
+        special = self.special_ids()
+        parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
+        ids: list[int] = []
+        for part in filter(None, parts):
+            ids.extend([special[part]] if part in special else self._processor.encode(part))
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, on as many threads as the machine has cores."""
+        return self._processor.encode(list(texts), num_threads=self._threads)
+
+    def decode(self, ids: Sequence[int], keep_special: bool) -> str:
+        """Text of `ids`; control pieces are written only with `keep_special`."""
+        ids = [id for id in ids if 0 <= id < self.vocab_size]
+        if not keep_special:
+            return self._processor.decode(ids)
+        text, run = "", []
+        for id in ids:
+            if self._processor.is_control(id):
+                text += self._processor.decode(run) + self._processor.id_to_piece(id)
+                run = []
+            else:
+                run.append(id)
+        return text + self._processor.decode(run)
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a piece, None if the vocabulary lacks it."""
+        id = self._processor.piece_to_id(token)
+        return id if self._processor.id_to_piece(id) == token else None
+
+    def id_to_token(self, id: int) -> str | None:
+        """The piece as the vocabulary writes it."""
+        return self._processor.id_to_piece(id) if 0 <= id < self.vocab_size else None
+
+    def special_ids(self) -> dict[str, int]:
+        """Control pieces and their ids."""
+        processor = self._processor
+        return {processor.id_to_piece(id): id for id in range(self.vocab_size) if processor.is_control(id)}
+
+    def declared(self, role: str) -> int | None:
+        """The id that the model itself gives to `role` ("bos", "eos" or "pad"), if any."""
+        id = getattr(self._processor, f"{role}_id")()
+        return id if id >= 0 else None
+
+    def token_bytes(self) -> np.ndarray:
+        """int32 [V]: UTF-8 bytes that each piece stands for; 0 for control and unknown pieces."""
+        processor, sizes = self._processor, np.zeros(self.vocab_size, np.int32)
+        for id in range(self.vocab_size):
+            if processor.is_byte(id):
+                sizes[id] = 1
+            elif not (processor.is_control(id) or processor.is_unknown(id) or processor.is_unused(id)):
+                sizes[id] = len(processor.id_to_piece(id).replace(SPACE, " ").encode())
+        return sizes
+
+    def digest(self) -> str:
+        """sha256 of the model file."""
+        return hashlib.sha256(self._model).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.model`."""
+        (directory / "tokenizer.model").write_bytes(self._model)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value

@@ -1,0 +1,239 @@
+"""Text to token ids and back: one class over Hugging Face `tokenizers` and SentencePiece, loading, saving, training."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tqdm import tqdm
+
+from slmjax.errors import UserError
+from slmjax.tokenization.backends import Backend, HuggingFaceBackend, SentencePieceBackend
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Used where no tokenizer_config.json or special_tokens_map.json says which token plays the role; the first found wins.
+_WELL_KNOWN = {
+    "eos": (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "<|im_end|>"),
+    "bos": ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>", "<｜begin▁of▁sentence｜>", "<|startoftext|>", END_OF_TEXT),
+    "pad": ("<pad>", "<|padding|>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>"),
+}
+
+# Llama 3's pre-tokenizer (in turn GPT-4's with digits in groups of three): words keep one leading space or mark,
+# newlines end a chunk. Every character falls into some alternative, so nothing is lost.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """Encodes text to ids and back.
+
+    Attributes:
+        vocab_size: one more than the largest token id.
+        bos_id, eos_id, pad_id: ids of the tokens that begin a document, end it, and pad, None where there is none.
+        fingerprint: 16 hex digits; equal for equal vocabularies, rules and special tokens.
+        settings: what `tokenizer_config.json` held (its chat template, for one), written back by `save`.
+    """
+
+    def __init__(self, backend: Backend, settings: dict[str, Any] | None = None):
+        self._backend = backend
+        self.settings = dict(settings or {})
+        self.vocab_size = backend.vocab_size
+        self.bos_id, self.eos_id, self.pad_id = (_find_role(backend, self.settings, r) for r in ("bos", "eos", "pad"))
+        roles = f"{backend.digest()} {self.bos_id} {self.eos_id} {self.pad_id}"
+        self.fingerprint = hashlib.sha256(roles.encode()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, eos_id={self.eos_id}, fingerprint={self.fingerprint!r})"
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """Token ids of `text`, with no token added.
+
+        Special-token strings inside `text` are encoded as the text that they are; with `allow_special` (for templates
+        that the program itself wrote, never for outside text) they become the special token.
+
+        Raises:
+            UserError: `text` holds a lone surrogate, which no UTF-8 stands for.
+        """
+        return self._backend.encode(_encodable(text), allow_special)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`[encode(text) for text in texts]`, on all cores."""
+        return self._backend.encode_batch([_encodable(text) for text in texts])
+
+    def decode(self, ids: Sequence[int] | np.ndarray, keep_special: bool = False) -> str:
+        """Text of `ids`. Special tokens and ids beyond the vocabulary stand for nothing, unless `keep_special`."""
+        return self._backend.decode([int(id) for id in ids], keep_special)
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of the vocabulary entry `token`, None if there is none."""
+        return self._backend.token_to_id(token)
+
+    def id_to_token(self, id: int) -> str | None:
+        """The vocabulary entry `id`, in the vocabulary's own spelling (`Ġthe`, `▁the`)."""
+        return self._backend.id_to_token(id)
+
+    def token_bytes(self) -> np.ndarray:
+        """int32 [V]: UTF-8 bytes that each token stands for; 0 for special tokens.
+
+        Exact for byte-level BPE. SentencePiece's `▁` counts as the one byte of a space, so a text that the model
+        prefixes with a dummy space is counted one byte too long.
+        """
+        return self._backend.token_bytes()
+
+    def save(self, directory: str | Path) -> None:
+        """Write `tokenizer.json` or `tokenizer.model`, and `tokenizer_config.json`, for `load_tokenizer`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._backend.save(directory)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
+        for role, id in (("bos", self.bos_id), ("eos", self.eos_id), ("pad", self.pad_id)):
+            settings[f"{role}_token"] = None if id is None else self._backend.id_to_token(id)
+        text = json.dumps(settings, indent=2, ensure_ascii=False)
+        (directory / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load a tokenizer from a file or from the directory that holds it.
+
+    Args:
+        path: a `tokenizer.json`, a SentencePiece `.model`, or a directory with one of these or with a pair
+            `*vocab.json` and `*merges.txt` (GPT-2). `tokenizer_config.json` and `special_tokens_map.json` beside it
+            name the special tokens.
+
+    Raises:
+        UserError: nothing there, more than one candidate, or a file that does not parse.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no tokenizer at {path}: give a tokenizer.json, a SentencePiece .model or a directory")
+    directory = path if path.is_dir() else path.parent
+    file = _tokenizer_file(path) if path.is_dir() else path
+    settings = _settings(directory)
+    try:
+        if file.name.endswith("vocab.json"):
+            return Tokenizer(HuggingFaceBackend(_gpt2(file)), settings)
+        if file.suffix == ".json":
+            return Tokenizer(HuggingFaceBackend(tokenizers.Tokenizer.from_file(str(file))), settings)
+        return Tokenizer(SentencePieceBackend(file.read_bytes()), settings)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise plain Exception, RuntimeError, OSError ... for a damaged file
+        raise UserError(f"{file} is not a tokenizer that can be read ({_one_line(error)})") from error
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = True) -> Tokenizer:
+    """Train a byte-level BPE tokenizer; any string survives encode and decode unchanged.
+
+    Args:
+        texts: the documents; read once.
+        vocab_size: at least 257: the 256 bytes and `<|endoftext|>` (id 0), which begins and ends documents. Where the
+            texts hold fewer pairs to merge, the vocabulary stays smaller, with a warning.
+        progress: show bars on stderr.
+
+    Source: byte-level BPE of Radford et al. 2019 ("Language Models are Unsupervised Multitask Learners", 2.2).
+    """
+    if vocab_size < 257:
+        raise UserError(f"a byte-level vocabulary needs at least 257 tokens (256 bytes and one special), got {vocab_size}")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_watched(texts, vocab_size, progress), trainer)
+    trained = Tokenizer(HuggingFaceBackend(tokenizer))
+    if trained.vocab_size < vocab_size:
+        warnings.warn(
+            f"the texts give a vocabulary of {trained.vocab_size} tokens, not {vocab_size}: there is nothing left to merge",
+            stacklevel=2,
+        )
+    return trained
+
+
+def _watched(texts: Iterable[str], vocab_size: int, progress: bool) -> Iterator[str]:
+    bar = tqdm(desc=f"tokenizer ({vocab_size})", unit="B", unit_scale=True, disable=not progress)
+    with bar:
+        for text in texts:
+            yield _encodable(text)
+            bar.update(len(text))
+        bar.set_postfix_str("merging ...")
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 20) : error.start]
+        raise UserError(f"the text after {near!r} holds a lone surrogate, which is no character: repair the text") from error
+    return text
+
+
+def _find_role(backend: Backend, settings: dict[str, Any], role: str) -> int | None:
+    """Id of the "bos", "eos" or "pad" token: as the settings say, else as the model file says, else by its name."""
+    key = f"{role}_token"
+    if key in settings:
+        token = settings[key]
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is None:
+            return None
+        if isinstance(token, str) and (id := backend.token_to_id(token)) is not None:
+            return id
+    if (declared := backend.declared(role)) is not None:
+        return declared
+    return next((id for name in _WELL_KNOWN[role] if (id := backend.token_to_id(name)) is not None), None)
+
+
+def _tokenizer_file(directory: Path) -> Path:
+    for pattern in ("tokenizer.json", "tokenizer.model", "*tokenizer.json", "*.model", "*vocab.json"):
+        found = sorted(directory.glob(pattern))
+        if len(found) > 1:
+            raise UserError(f"{directory} holds several tokenizers ({', '.join(f.name for f in found)}): name one of them")
+        if found:
+            return found[0]
+    names = ", ".join(sorted(f.name for f in directory.iterdir())[:8]) or "nothing"
+    raise UserError(f"{directory} holds no tokenizer.json, SentencePiece .model or *vocab.json with *merges.txt, but {names}")
+
+
+def _gpt2(vocabulary: Path) -> tokenizers.Tokenizer:
+    merges = vocabulary.with_name(vocabulary.name.removesuffix("vocab.json") + "merges.txt")
+    if not merges.is_file():
+        raise UserError(f"{vocabulary} needs its merges beside it: there is no {merges.name}")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter is the stronger word
+        file = directory / name
+        if not file.is_file():
+            continue
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file} is not valid JSON ({_one_line(error)})") from error
+        if isinstance(content, dict):
+            settings |= content
+    return settings
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
