@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from slmjax.models.attention import Attention
 from slmjax.models.config import LayerSpec, ModelConfig, Segment
+from slmjax.models.embedding import Table, lookup
 from slmjax.models.execution import REMAT_POLICIES, Execution
 from slmjax.models.feedforward import FeedForward
 from slmjax.models.kv_cache import KVCache
@@ -139,7 +140,7 @@ class Transformer(nn.Module):
         E = c.embedding_projection_dim or c.embed_dim
         project = E != c.embed_dim
         table_VE = Table(c.vocab_size, E, c.init_std, name="embedder")()
-        x_BTD = jnp.take(table_VE, tokens_BT, axis=0, mode="clip").astype(run.dtype)
+        x_BTD = lookup(table_VE, tokens_BT, run)
         if c.embedding_multiplier != 1.0:
             x_BTD = x_BTD * jnp.asarray(c.embedding_multiplier, run.dtype)
         if project:
@@ -147,7 +148,7 @@ class Transformer(nn.Module):
         if c.position == "learned":
             rows = c.context_length + c.position_offset
             positions = Table(rows, c.embed_dim, c.init_std, name="position_embedder")()
-            x_BTD += jnp.take(positions, positions_BT + c.position_offset, axis=0, mode="clip").astype(run.dtype)
+            x_BTD += lookup(positions, positions_BT + c.position_offset, run)
         if c.embedding_norm:
             x_BTD = block_norm(c, run.dtype, "embed_norm")(x_BTD)
         x_BTD = run.constrain(x_BTD, "residual")
@@ -175,19 +176,6 @@ class Transformer(nn.Module):
         if cache is None:
             return output
         return output, KVCache(tuple(caches), kv_segments_BS, index + T)
-
-
-class Table(nn.Module):
-    """A float32 lookup table `embedding` of [rows, dim]."""
-
-    rows: int
-    dim: int
-    init_std: float | None
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        std = self.init_std if self.init_std is not None else self.dim**-0.5
-        return self.param("embedding", normal_init(std), (self.rows, self.dim), jnp.float32)
 
 
 class Head(nn.Module):

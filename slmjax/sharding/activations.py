@@ -12,9 +12,11 @@ from jax.sharding import PartitionSpec as P
 from slmjax.errors import UserError
 from slmjax.models.attention_kernels import AttentionFn
 from slmjax.models.config import ModelConfig
-from slmjax.sharding.mesh import BATCH
+from slmjax.sharding.mesh import BATCH, WEIGHTS
 
 _NAMED = {
+    "table": ("tensor", None),  # [V, E], gathered for the lookup
+    "table_gradient": ("tensor", WEIGHTS),  # [V, E]
     "residual": (BATCH, "sequence", None),  # [B, T, D]
     "ffn": (BATCH, "sequence", "tensor"),  # [B, T, F]
     "heads": (BATCH, "sequence", "tensor", None),  # [B, T, H, K]

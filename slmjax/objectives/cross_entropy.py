@@ -1,0 +1,200 @@
+"""Linear cross-entropy: from hidden states to the loss without ever holding the logits of all tokens.
+
+Tokens go through the head a chunk at a time. When a gradient is wanted, the forward pass computes it in the same visit
+to each chunk's logits (loss is linear in its own cotangent), so the logits are built once: three products instead of
+the four of a rematerialized loss. On a mesh each device works on its own tokens with the gathered head, and the head's
+gradient crosses the network once, not once a chunk.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from slmjax.models.config import ModelConfig
+from slmjax.models.transformer import scale_logits
+from slmjax.sharding.mesh import BATCH, WEIGHTS
+
+LOGITS_BYTES = 2**28  # of one chunk's float32 logits on an accelerator
+
+
+class LossSums(NamedTuple):
+    """Sums over tokens of weight * quantity, float32 scalars."""
+
+    loss: jax.Array  # what is minimized: nll + z_loss
+    nll: jax.Array  # negative log-likelihood, nats
+    correct: jax.Array  # the target is the most likely token
+
+
+def _chunk_size(num_tokens: int, vocab_size: int, limit_bytes: int) -> int:
+    """Tokens in a chunk: a divisor-friendly size whose float32 logits stay within the limit."""
+    chunk = max(128, limit_bytes // (4 * vocab_size) // 128 * 128)
+    pieces = -(-num_tokens // chunk)
+    return -(-num_tokens // pieces)
+
+
+def _chunk(config, z_loss, vocab_axis, x_NE, kernel_EV, bias_V, targets_N, weights_N, *, grads: bool):
+    """Loss sums of one chunk, and with `grads` the gradients of their loss: (sums, dx, dkernel, dbias)."""
+    raw_NV = jnp.matmul(x_NE, kernel_EV, preferred_element_type=jnp.float32)
+    if bias_V is not None:
+        raw_NV = raw_NV + bias_V
+    logits_NV, pullback = jax.vjp(partial(scale_logits, config), raw_NV)
+
+    # With the vocabulary split over devices, maximum, normalizer and target logit are completed across them.
+    V = kernel_EV.shape[1]
+    local_N = targets_N
+    top_N = jnp.max(logits_NV, axis=-1)
+    if vocab_axis is not None:
+        local_N = targets_N - jax.lax.axis_index(vocab_axis) * V
+        top_N = jax.lax.pmax(top_N, vocab_axis)
+    exp_NV = jnp.exp(logits_NV - top_N[:, None])
+    sum_N = jnp.sum(exp_NV, axis=-1)
+    mine_N = (local_N >= 0) & (local_N < V)
+    target_N = jnp.take_along_axis(logits_NV, jnp.clip(local_N, 0, V - 1)[:, None], axis=-1)[:, 0]
+    target_N = jnp.where(mine_N, target_N, 0.0)
+    if vocab_axis is not None:
+        sum_N, target_N = jax.lax.psum((sum_N, target_N), vocab_axis)
+    lse_N = top_N + jnp.log(sum_N)
+    nll = jnp.sum(weights_N * (lse_N - target_N))
+    loss = nll + z_loss * jnp.sum(weights_N * jnp.square(lse_N))
+    sums = LossSums(loss, nll, jnp.sum(weights_N * (target_N >= top_N)))
+    if not grads:
+        return sums, None
+
+    # d loss / d logits = w (1 + 2 z lse) softmax - w onehot(target)
+    slope_N = weights_N * (1.0 + 2.0 * z_loss * lse_N) / sum_N
+    onehot_NV = jnp.arange(V)[None, :] == local_N[:, None]
+    dlogits_NV = exp_NV * slope_N[:, None] - jnp.where(onehot_NV, weights_N[:, None], 0.0)
+    (draw_NV,) = pullback(dlogits_NV)
+    dbias_V = None if bias_V is None else jnp.sum(draw_NV, axis=0)
+    draw_NV = draw_NV.astype(x_NE.dtype)
+    dx_NE = jnp.matmul(draw_NV, kernel_EV.T, preferred_element_type=jnp.float32)
+    if vocab_axis is not None:
+        dx_NE = jax.lax.psum(dx_NE, vocab_axis)
+    dkernel_EV = jnp.matmul(x_NE.T, draw_NV, preferred_element_type=jnp.float32)
+    return sums, (dx_NE.astype(x_NE.dtype), dkernel_EV, dbias_V)
+
+
+def _local(config, z_loss, chunk, vocab_axis, grads, x_NE, kernel_EV, bias_V, targets_N, weights_N):
+    """All chunks of one device's tokens: (sums, (dx [N, E], dkernel [E, V], dbias [V]) or None)."""
+    N, E = x_NE.shape
+    run = partial(_chunk, config, z_loss, vocab_axis, grads=grads)
+    if chunk >= N:
+        return run(x_NE, kernel_EV, bias_V, targets_N, weights_N)
+    pieces = -(-N // chunk)
+    pad = pieces * chunk - N
+
+    def cut(a):
+        return jnp.pad(a, ((0, pad),) + ((0, 0),) * (a.ndim - 1)).reshape(pieces, chunk, *a.shape[1:])
+
+    def body(carry, piece):
+        x, targets, weights = piece
+        sums, gradients = run(x, kernel_EV, bias_V, targets, weights)
+        if gradients is None:
+            return jax.tree.map(jnp.add, carry, (sums, None)), None
+        dx, *dweights = gradients
+        return jax.tree.map(jnp.add, carry, (sums, dweights)), dx
+
+    zeros = LossSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+    dweights = None
+    if grads:
+        dweights = [jnp.zeros(kernel_EV.shape, jnp.float32), None if bias_V is None else jnp.zeros(bias_V.shape)]
+    (sums, dweights), dx = jax.lax.scan(body, (zeros, dweights), (cut(x_NE), cut(targets_N), cut(weights_N)))
+    if not grads:
+        return sums, None
+    return sums, (dx.reshape(-1, E)[:N], *dweights)
+
+
+def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V, targets_BT, weights_BT):
+    """Loss sums over all tokens of all devices, with gradients in the shapes (and shardings) of the inputs."""
+    flat = lambda a: a.reshape(-1, *a.shape[2:])  # noqa: E731
+    V = kernel_EV.shape[1]
+    kernel = kernel_EV.astype(x_BTE.dtype)  # cast before it is gathered: half the bytes
+    if mesh is None or mesh.size == 1:
+        chunk = _chunk_size(targets_BT.size, V, limit_bytes)
+        sums, gradients = _local(
+            config, z_loss, chunk, None, grads, flat(x_BTE), kernel, bias_V, flat(targets_BT), flat(weights_BT)
+        )
+        if grads:
+            gradients = (gradients[0].reshape(x_BTE.shape), *gradients[1:])
+        return sums, gradients
+
+    B, T, E = x_BTE.shape
+    rows = BATCH if B % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    positions = "sequence" if T % mesh.shape["sequence"] == 0 else None
+    vocab_axis = "tensor" if mesh.shape["tensor"] > 1 and V % mesh.shape["tensor"] == 0 else None
+    weight_axes = WEIGHTS if E % (mesh.shape["fsdp"] * mesh.shape["sequence"]) == 0 else None
+    token_axes = tuple(rows or ()) + ((positions,) if positions else ())
+    kernel_spec, bias_spec = P(weight_axes, vocab_axis), P(vocab_axis)
+
+    def device(x, kernel, bias, targets, weights):
+        if weight_axes:
+            kernel = jax.lax.all_gather(kernel, weight_axes, axis=0, tiled=True)
+        chunk = _chunk_size(targets.size, kernel.shape[1], limit_bytes)
+        sums, gradients = _local(
+            config, z_loss, chunk, vocab_axis, grads, flat(x), kernel, bias, flat(targets), flat(weights)
+        )
+        sums = jax.lax.psum(sums, token_axes) if token_axes else sums
+        if not grads:
+            return sums, None
+        dx, dkernel, dbias = gradients
+        if weight_axes and set(weight_axes) <= set(token_axes):
+            dkernel = jax.lax.psum_scatter(dkernel, weight_axes, scatter_dimension=0, tiled=True)
+            rest = tuple(a for a in token_axes if a not in weight_axes)
+            dkernel = jax.lax.psum(dkernel, rest) if rest else dkernel
+        else:
+            dkernel = jax.lax.psum(dkernel, token_axes) if token_axes else dkernel
+            if weight_axes:
+                size = dkernel.shape[0] // (mesh.shape["fsdp"] * mesh.shape["sequence"])
+                place = jax.lax.axis_index(weight_axes)
+                dkernel = jax.lax.dynamic_slice_in_dim(dkernel, place * size, size, axis=0)
+        if dbias is not None and token_axes:
+            dbias = jax.lax.psum(dbias, token_axes)
+        return sums, (dx.reshape(x.shape), dkernel, dbias)
+
+    tokens = P(rows, positions)
+    in_specs = (P(rows, positions, None), kernel_spec, None if bias_V is None else bias_spec, tokens, tokens)
+    grad_specs = (P(rows, positions, None), kernel_spec, None if bias_V is None else bias_spec) if grads else None
+    mapped = jax.shard_map(
+        device, mesh=mesh, in_specs=in_specs, out_specs=(LossSums(P(), P(), P()), grad_specs), check_vma=False
+    )
+    return mapped(x_BTE, kernel, bias_V, targets_BT, weights_BT)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def linear_cross_entropy(
+    config: ModelConfig,
+    z_loss: float,
+    mesh: Mesh | None,
+    limit_bytes: int,
+    x_BTE: jax.Array,
+    kernel_EV: jax.Array,
+    bias_V: jax.Array | None,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+) -> LossSums:
+    """Sums over tokens of w * (nll + z_loss * lse^2), w * nll and w * correct.
+
+    Logits are x @ kernel + bias in float32, then the family's divisor and soft cap. Targets are int32 in [0, V),
+    weights float32; z-loss as in PaLM (arXiv:2204.02311, section 5). Differentiable in x, kernel and bias, and through
+    `loss` alone: `nll` and `correct` are measurements.
+    """
+    return _compute(config, z_loss, mesh, limit_bytes, False, x_BTE, kernel_EV, bias_V, targets_BT, weights_BT)[0]
+
+
+def _forward(config, z_loss, mesh, limit_bytes, x, kernel, bias, targets, weights):
+    sums, gradients = _compute(config, z_loss, mesh, limit_bytes, True, x, kernel, bias, targets, weights)
+    return sums, gradients
+
+
+def _backward(config, z_loss, mesh, limit_bytes, gradients: Any, cotangent: LossSums):
+    dx, dkernel, dbias = jax.tree.map(lambda g: (g * cotangent.loss).astype(g.dtype), gradients)
+    return dx, dkernel, dbias, None, None
+
+
+linear_cross_entropy.defvjp(_forward, _backward)
