@@ -72,17 +72,28 @@ def compile_once(python: str, topology: str, batch: int, length: int, tiling: in
     return report
 
 
-def largest_batch(compile_batch, low: int, high: int) -> int | None:
-    """The largest batch in [low, high] that compiles, by bisection (memory grows with the batch); None if `low` does not."""
-    if compile_batch(low)["error"]:
+def largest_batch(compile_batch, low: int, high: int, beyond: int) -> int | None:
+    """The largest batch in [low, high] found to compile, or None if `low` does not; `beyond` more are tried above it.
+
+    Bisection supposes that memory grows with the batch. Near the limit it does not quite (the compiler rematerializes on
+    its own when it must), so the batches just above the one that bisection found are compiled too.
+    """
+    fits: dict[int, bool] = {}
+
+    def compiles(batch: int) -> bool:
+        if batch not in fits:
+            report = compile_batch(batch)
+            if report["error"] not in (None, "out of memory"):
+                raise SystemExit(f"batch {batch} failed for another reason than memory: {report['error']}")
+            fits[batch] = report["error"] is None
+        return fits[batch]
+
+    if not compiles(low):
         return None
     while low < high:
         middle = (low + high + 1) // 2
-        report = compile_batch(middle)
-        if report["error"] not in (None, "out of memory"):
-            raise SystemExit(f"batch {middle} failed for another reason than memory: {report['error']}")
-        low, high = (low, middle - 1) if report["error"] else (middle, high)
-    return low
+        low, high = (middle, high) if compiles(middle) else (low, middle - 1)
+    return next(batch for batch in range(low + beyond, low - 1, -1) if compiles(batch))
 
 
 def main() -> None:
@@ -93,22 +104,22 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048, help="tokens a sequence (default 2048)")
     parser.add_argument("--vocab-tiling", type=int, default=1, help="num_vocab_tiling; must divide batch*length")
     parser.add_argument("--largest", type=int, nargs=2, metavar=("LOW", "HIGH"), help="bisect the batch in [LOW, HIGH]")
+    parser.add_argument("--beyond", type=int, default=2, help="batches tried above the one bisected (default 2)")
     parser.add_argument("extra", nargs="*", metavar="NAME=VALUE", help="more MaxText options, after --")
     args = parser.parse_args()
     if not args.maxtext_python:
         parser.error("say which python has MaxText: --maxtext-python, or MAXTEXT_PYTHON in the environment")
 
     def compile_batch(batch: int) -> dict:
-        report = compile_once(
-            args.maxtext_python, args.topology, batch, args.length, args.vocab_tiling, args.extra
-        )
+        report = compile_once(args.maxtext_python, args.topology, batch, args.length, args.vocab_tiling, args.extra)
         print(json.dumps(report), flush=True)
         return report
 
     if args.largest:
         low, high = args.largest
-        largest = largest_batch(compile_batch, low, high)
-        print(json.dumps({"largest_batch_per_device": largest, "bounds": [low, high], "vocab_tiling": args.vocab_tiling}))
+        largest = largest_batch(compile_batch, low, high, args.beyond)
+        report = {"largest_batch_per_device": largest, "bounds": [low, high], "vocab_tiling": args.vocab_tiling}
+        print(json.dumps(report | {"extra": args.extra}))
     else:
         compile_batch(args.batch)
 

@@ -31,7 +31,15 @@ SHAPES = {
     "tiny": (2, 64, 4, 2, 16, 128, 256),
 }
 # Dense bf16 peak of the chip, FLOP/s, by a part of the name that CUDA gives (vendor's data sheets, SXM boards).
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "L4": 121e12}
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -107,7 +115,9 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", choices=sorted(SHAPES), default=["0.35b", "1.1b"])
     parser.add_argument("--batch", type=int, nargs="+", default=[8], help="sequences a step; each value is one run")
     parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--sdp", nargs="+", choices=["any", *BACKENDS], default=["any"], help="SDPA backend; one run each")
+    parser.add_argument(
+        "--sdp", nargs="+", choices=["any", *BACKENDS], default=["any"], help="SDPA backend; one run each"
+    )
     parser.add_argument("--compile", choices=["default", "max-autotune-no-cudagraphs", "off"], default="default")
     parser.add_argument("--remat", action="store_true", help="transformers' gradient checkpointing in every layer")
     parser.add_argument("--warmup", type=int, default=5)
@@ -125,7 +135,13 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
 
     for shape, batch, sdp in itertools.product(args.shape, args.batch, args.sdp):
-        report = {"peer": "transformers+torch", "torch": torch.__version__, "device": name, "shape": shape, "error": None}
+        report = {
+            "peer": "transformers+torch",
+            "torch": torch.__version__,
+            "device": name,
+            "shape": shape,
+            "error": None,
+        }
         report |= {"batch": batch, "length": args.length, "sdp": sdp, "compile": args.compile, "remat": args.remat}
         torch.compiler.reset()
         if device == "cuda":

@@ -71,14 +71,24 @@ def window(step, steps: int, seconds: float) -> tuple[int, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4, help="least number of steps a window (default 4)")
-    parser.add_argument("--seconds", type=float, default=0, help="least length of a window (default 0: steps alone decide)")
+    parser.add_argument(
+        "--seconds", type=float, default=0, help="least length of a window (default 0: steps alone decide)"
+    )
     parser.add_argument("--windows", type=int, default=3)
-    parser.add_argument("--warmup", type=int, default=2, help="steps before the first window, compilation in (default 2)")
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="steps before the first window, compilation in (default 2)"
+    )
     parser.add_argument("--wait", action="store_true", help="begin each window when a line arrives on standard input")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
-    parser.add_argument("--compile", choices=["off", "default", "max-autotune"], default="off", help="torch.compile mode")
-    parser.add_argument("--precision", choices=["highest", "high", "medium"], default="highest", help="of float32 matmuls")
-    parser.add_argument("--best", action="store_true", help="try sdpa/eager x compile off/default first, keep the fastest")
+    parser.add_argument(
+        "--compile", choices=["off", "default", "max-autotune"], default="off", help="torch.compile mode"
+    )
+    parser.add_argument(
+        "--precision", choices=["highest", "high", "medium"], default="highest", help="of float32 matmuls"
+    )
+    parser.add_argument(
+        "--best", action="store_true", help="try sdpa/eager x compile off/default first, keep the fastest"
+    )
     parser.add_argument("--autocast", action="store_true", help="bf16 autocast: no longer the float32 comparison")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)

@@ -44,7 +44,7 @@ class DataConfig:
 
     Attributes:
         sources: by name; the name becomes a directory. Plain dicts of SourceConfig's fields are taken too.
-        tokenizer: path of one (`load_tokenizer`), or "train:4096" to train a byte-level BPE of that size on the sources.
+        tokenizer: path of one (`load_tokenizer`), or "train:4096" to train a byte-level BPE of that size.
         sequence_length: T, tokens in a row.
         packing: "concat" cuts the stream of documents into rows; "best_fit" keeps most documents whole and pads.
         validation_fraction: share of the documents that is held out, chosen by the hash of their text.
@@ -68,11 +68,15 @@ class DataConfig:
     prefetch: int = 8
 
     def __post_init__(self) -> None:
+        if not hasattr(self.sources, "items"):
+            raise UserError(f"sources must be named, as in {{'books': {{'path': …}}}}, got {self.sources!r}")
         sources = {name: _as_source(name, value) for name, value in self.sources.items()}
         object.__setattr__(self, "sources", sources)
         for name in sources:
             if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
-                raise UserError(f"a source's name becomes a directory: {name!r} may hold only letters, digits, _ - and .")
+                raise UserError(
+                    f"a source's name becomes a directory: in {name!r} only letters, digits, _ - and . may stand"
+                )
         _require_choice(self.packing, Packing, "packing")
         _require_choice(self.store_format, StoreFormat, "store_format")
         _require_integer("sequence_length", self.sequence_length, 1)

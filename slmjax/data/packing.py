@@ -1,7 +1,7 @@
 """Documents to rows: every row a pure function of its number.
 
-A document `t0 t1 … eos` trains the transitions t0→t1, …, t(n-1)→eos. Rows are filled with transitions, not with tokens:
-the input is the token before the arrow, the target the one after. So eos is a target and never an input, no target lies in
+A document `t0 t1 … eos` trains the transitions t0→t1, …, t(n-1)→eos. Rows are filled with transitions, not tokens: the
+input is the token before the arrow, the target the one after. So eos is a target and never an input, no target lies in
 another document, no place is lost at a document's end, and a document that is cut goes on in the next row with the
 transition it would have had next.
 """
@@ -26,7 +26,7 @@ class PackedRows:
     Args:
         store: the documents.
         sequence_length: T.
-        packing: "concat": the documents, in an order that `seed` permutes, are one stream that is cut every T transitions.
+        packing: "concat": the documents, in an order that `seed` permutes, are one stream, cut every T transitions.
             "best_fit": documents longer than T are cut every T; the pieces are packed best-fit decreasing (each into
             the fullest row that still has room), so that every other document is whole.
         seed: of the permutation; None keeps the order of the store.
@@ -40,6 +40,7 @@ class PackedRows:
         documents = np.flatnonzero(transitions)
         if seed is not None:
             documents = np.random.default_rng(seed).permutation(documents)
+        self._place: _Concatenated | _BestFit
         if packing == "concat":
             self._place = _Concatenated(documents, transitions[documents], sequence_length)
         else:

@@ -1,7 +1,7 @@
 """Stores to batches: a mixture of shuffled sources whose n-th batch depends on (seed, n, mixture) alone.
 
-Item n of the iterator holds the rows {n · batch_size + r : r in rows} of one global sequence of rows. A process names the
-rows that it holds, so the sequence is the same however many processes share it, and the state of the iterator is n.
+Item n of the iterator holds the rows {n · batch_size + r : r in rows} of one global sequence of rows. A process names
+the rows that it holds, so the sequence is the same however many processes share it; the state of the iterator is n.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import grain
+
 from slmjax.data.config import Packing
 from slmjax.data.packing import PackedRows, Row, empty_row, stack_rows
 from slmjax.data.store import TokenStore
@@ -41,9 +42,8 @@ def training_batches(
 ) -> grain.DatasetIterator[Row]:
     """An endless iterator over training batches.
 
-    Each source's rows are shuffled globally, anew in every epoch, and the sources are interleaved in proportion to their
-    weights (grain's mixing: in every prefix the counts are within one row of the proportion; weights are rounded to 1%
-    of the smallest).
+    Each source's rows are shuffled globally, anew in every epoch, and the sources are interleaved in proportion to
+    their weights (grain's mixing: deterministic and even; it rounds each weight down to 1% of the smallest).
 
     Args:
         stores: (documents, weight) of each source.
@@ -66,7 +66,10 @@ def training_batches(
         raise UserError("there is nothing to train on: name at least one source")
     if not all(0 <= row < batch_size for row in rows):
         raise UserError(f"the rows {list(rows)} of this process do not lie in a batch of {batch_size}")
-    sources = [PackedRows(store, sequence_length, packing, _derived_seed(seed, i, "order")) for i, (store, _) in enumerate(stores)]
+    sources = [
+        PackedRows(store, sequence_length, packing, _derived_seed(seed, i, "order"))
+        for i, (store, _) in enumerate(stores)
+    ]
     _require_enough(stores, sources, sequence_length, batch_size)
     shuffled = [
         grain.MapDataset.source(source).shuffle(seed=_derived_seed(seed, i, "shuffle")).repeat()
@@ -110,7 +113,9 @@ def _require_enough(
 ) -> None:
     for (store, _), source in zip(stores, sources, strict=True):
         if len(source) == 0:
-            raise UserError(f"{store.directory} holds no text to train on: give its source some, or leave the source out")
+            raise UserError(
+                f"{store.directory} holds no text to train on: give its source some, or leave the source out"
+            )
     num_rows = sum(map(len, sources))
     if num_rows < batch_size:
         tokens = sum(source.num_transitions for source in sources)

@@ -63,7 +63,9 @@ class StoreWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         if kind is not None:
             return
@@ -115,7 +117,9 @@ class TokenStore:
     def _open_memmap(self) -> None:
         found, expected = self._path.stat().st_size, self.num_tokens * self._dtype.itemsize
         if found != expected:
-            raise UserError(f"{self._path} has {found:,} bytes, not {expected:,}: it is damaged; prepare the data again")
+            raise UserError(
+                f"{self._path} has {found:,} bytes, not {expected:,}: it is damaged; prepare the data again"
+            )
         # A plain ndarray over the mapping: numpy's memmap subclass makes every small slice several times dearer.
         mapped = np.memmap(self._path, self._dtype, "r") if found else np.zeros(0, self._dtype)
         self._tokens = np.asarray(mapped)
@@ -193,7 +197,9 @@ def _read_meta(directory: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; prepare the data again") from error
     if meta.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path} is of format {meta.get('format_version')}, not {FORMAT_VERSION}; prepare the data again")
+        raise UserError(
+            f"{path} is of format {meta.get('format_version')}, not {FORMAT_VERSION}; prepare the data again"
+        )
     if not valid:
         raise UserError(f"{path} is damaged; prepare the data again")
     return meta

@@ -149,7 +149,8 @@ class SentencePieceBackend:
         ids = [id for id in ids if 0 <= id < self.vocab_size]
         if not keep_special:
             return self._processor.decode(ids)
-        text, run = "", []
+        text = ""
+        run: list[int] = []
         for id in ids:
             if self._processor.is_control(id):
                 text += self._processor.decode(run) + self._processor.id_to_piece(id)

@@ -18,15 +18,24 @@ END_OF_TEXT = "<|endoftext|>"
 
 # Used where no tokenizer_config.json or special_tokens_map.json says which token plays the role; the first found wins.
 _WELL_KNOWN = {
-    "eos": (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "<|im_end|>"),
-    "bos": ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>", "<｜begin▁of▁sentence｜>", "<|startoftext|>", END_OF_TEXT),
-    "pad": ("<pad>", "<|padding|>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>"),
+    "eos": (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<\uff5cend▁of▁sentence\uff5c>", "<|im_end|>"),
+    "bos": (
+        "<s>",
+        "<|begin_of_text|>",
+        "<bos>",
+        "<|bos|>",
+        "<\uff5cbegin▁of▁sentence\uff5c>",
+        "<|startoftext|>",
+        END_OF_TEXT,
+    ),
+    "pad": ("<pad>", "<|padding|>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<\uff5c▁pad▁\uff5c>"),
 }
 
 # Llama 3's pre-tokenizer (in turn GPT-4's with digits in groups of three): words keep one leading space or mark,
 # newlines end a chunk. Every character falls into some alternative, so nothing is lost.
 _SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -111,7 +120,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"there is no tokenizer at {path}: give a tokenizer.json, a SentencePiece .model or a directory")
+        raise UserError(
+            f"there is no tokenizer at {path}: give a tokenizer.json, a SentencePiece .model or a directory"
+        )
     directory = path if path.is_dir() else path.parent
     file = _tokenizer_file(path) if path.is_dir() else path
     settings = _settings(directory)
@@ -139,7 +150,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = True) -
     Source: byte-level BPE of Radford et al. 2019 ("Language Models are Unsupervised Multitask Learners", 2.2).
     """
     if vocab_size < 257:
-        raise UserError(f"a byte-level vocabulary needs at least 257 tokens (256 bytes and one special), got {vocab_size}")
+        raise UserError(
+            f"a byte-level vocabulary needs at least 257 tokens (256 bytes and one special), got {vocab_size}"
+        )
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
@@ -157,10 +170,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = True) -
     tokenizer.train_from_iterator(_watched(texts, vocab_size, progress), trainer)
     trained = Tokenizer(HuggingFaceBackend(tokenizer))
     if trained.vocab_size < vocab_size:
-        warnings.warn(
-            f"the texts give a vocabulary of {trained.vocab_size} tokens, not {vocab_size}: there is nothing left to merge",
-            stacklevel=2,
-        )
+        reached = f"the texts give a vocabulary of {trained.vocab_size} tokens, not {vocab_size}"
+        warnings.warn(f"{reached}: there is nothing left to merge", stacklevel=2)
     return trained
 
 
@@ -178,7 +189,9 @@ def _encodable(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 20) : error.start]
-        raise UserError(f"the text after {near!r} holds a lone surrogate, which is no character: repair the text") from error
+        raise UserError(
+            f"the text after {near!r} holds a lone surrogate, which is no character: repair the text"
+        ) from error
     return text
 
 
@@ -201,11 +214,15 @@ def _tokenizer_file(directory: Path) -> Path:
     for pattern in ("tokenizer.json", "tokenizer.model", "*tokenizer.json", "*.model", "*vocab.json"):
         found = sorted(directory.glob(pattern))
         if len(found) > 1:
-            raise UserError(f"{directory} holds several tokenizers ({', '.join(f.name for f in found)}): name one of them")
+            raise UserError(
+                f"{directory} holds several tokenizers ({', '.join(f.name for f in found)}): name one of them"
+            )
         if found:
             return found[0]
     names = ", ".join(sorted(f.name for f in directory.iterdir())[:8]) or "nothing"
-    raise UserError(f"{directory} holds no tokenizer.json, SentencePiece .model or *vocab.json with *merges.txt, but {names}")
+    raise UserError(
+        f"{directory} holds no tokenizer.json, SentencePiece .model or *vocab.json with *merges.txt, but {names}"
+    )
 
 
 def _gpt2(vocabulary: Path) -> tokenizers.Tokenizer:

@@ -1,4 +1,4 @@
-"""Optimizers: optax transformations with rules on parameter paths. Clipping is the step's, which needs the norm anyway."""
+"""Optimizers: optax with rules on parameter paths. Clipping is the step's, which needs the norm anyway."""
 
 import dataclasses
 import math
@@ -21,8 +21,8 @@ class OptimizerConfig:
     """Which optimizer, and its numbers. Weight decay is decoupled and multiplied by the learning rate, as in torch.
 
     The peak learning rate that suits differs: adamw and muon share one (muon's update is scaled to AdamW's RMS), lion
-    wants 3-10 times less and 3-10 times more decay (arXiv:2302.06675), adafactor is used here without the parameter scale,
-    so that it takes AdamW's rate; it ignores b2 and eps (its own decay is 1 - step^-0.8), and b1 = 0 frees its momentum.
+    wants 3-10 times less and 3-10 times more decay (arXiv:2302.06675). adafactor is used without its parameter scale
+    and so takes AdamW's rate; it ignores b2 and eps (its decay is 1 - step^-0.8), and b1 = 0 frees its momentum.
     """
 
     name: OptimizerName = "adamw"
@@ -147,7 +147,7 @@ def _per_layer(transformation: optax.GradientTransformation) -> optax.GradientTr
         return jax.tree_util.tree_map_with_path(lambda path, leaf: each(transformation.init, path, leaf), params)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        treedef = jax.tree.structure(updates)
+        treedef: Any = jax.tree.structure(updates)
         paths_and_leaves = jax.tree_util.tree_leaves_with_path(updates)
         states = treedef.flatten_up_to(state)
         results = [

@@ -18,13 +18,13 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 class ScheduleConfig:
     """What the learning rate does between the first step and the last.
 
-    Every schedule starts with a linear warmup to `peak`: step s of it has the rate peak * (s + 1) / warmup_steps, so that
-    the first update is not wasted on a rate of zero. Then
+    Every schedule starts with a linear warmup to `peak`: step s of it has the rate peak * (s + 1) / warmup_steps, so
+    that the first update is not wasted on a rate of zero. Then
 
       constant      stays at the peak
       linear        falls in a straight line to final_fraction * peak at the last step
       cosine        falls along a half cosine to final_fraction * peak (Loshchilov & Hutter, arXiv:1608.03983)
-      inverse_sqrt  peak * sqrt(warmup_steps / (s + 1)), not below final_fraction * peak (Vaswani et al., arXiv:1706.03762)
+      inverse_sqrt  peak * sqrt(warmup_steps / (s + 1)), not below final_fraction * peak (arXiv:1706.03762)
       wsd           stays at the peak, then decays over the last decay_fraction of the steps (MiniCPM, arXiv:2404.06395)
 
     In the stable phase of `wsd` the rate does not depend on the total number of steps: a checkpoint from there can be
@@ -63,7 +63,9 @@ def make_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
     Raises UserError when the warmup or the decay does not fit into total_steps.
     """
     if total_steps < 1:
-        raise UserError(f"The run has {total_steps} steps; give it at least 1 (training.steps, tokens or tokens_per_param).")
+        raise UserError(
+            f"The run has {total_steps} steps; give it at least 1 (training.steps, tokens or tokens_per_param)."
+        )
     warmup = config.warmup_steps or round(config.warmup_fraction * total_steps)
     if warmup > total_steps:
         raise UserError(
@@ -107,7 +109,7 @@ def _decay_start(config: ScheduleConfig, warmup: int, total_steps: int) -> int:
         return max(total_steps - round(config.decay_fraction * total_steps) - 1, warmup - 1, 0)
     if not warmup <= config.decay_start + 1 <= total_steps:
         raise UserError(
-            f"schedule.decay_start is {config.decay_start}; it must lie between the end of the warmup (step {warmup}) and "
-            f"the last step ({total_steps - 1}): give the run more steps or an earlier start."
+            f"schedule.decay_start is {config.decay_start}; it must lie between the end of the warmup (step {warmup}) "
+            f"and the last step ({total_steps - 1}): give the run more steps or an earlier start."
         )
     return config.decay_start

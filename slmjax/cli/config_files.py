@@ -1,0 +1,90 @@
+"""`--config FILE --config.section.key=value ...`: a config file is Python with `get_config()`, the rest are overrides."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from slmjax.errors import UserError
+from slmjax.training.config import nearest
+
+
+def load_config(path: str, overrides: list[str]) -> ConfigDict:
+    """Run a config file and apply `--config.a.b=value` overrides to what its `get_config()` returns."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"There is no config file {path}; the ones that ship are in configs/.")
+    try:
+        get_config = runpy.run_path(str(file)).get("get_config")
+        if get_config is None:
+            raise UserError(f"{path} has no function get_config().")
+        config = get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} fails: {type(error).__name__}: {error}") from error
+    for override in overrides:
+        apply_override(config, override)
+    return config
+
+
+def apply_override(config: ConfigDict, override: str) -> None:
+    """Set one key of a config from `--config.a.b=value`. The value takes the type of the one that is there."""
+    key, equals, text = override.removeprefix("--config.").partition("=")
+    if not equals:
+        raise UserError(f"{override} has no value: write --config.{key}=VALUE.")
+    *sections, name = key.split(".")
+    node: Any = config
+    for depth, section in enumerate([*sections, name]):
+        place = ".".join(key.split(".")[:depth]) or "the config"
+        if not isinstance(node, ConfigDict) or (section not in node and place != "data.sources"):
+            known = list(node.keys()) if isinstance(node, ConfigDict) else []
+            raise UserError(f"--config.{key}: {place} has no key {section!r}; {nearest(section, known)}")
+        if depth == len(sections):
+            break
+        if section not in node:  # a new source: --config.data.sources.NAME.path=...
+            node[section] = ConfigDict({"path": "", "weight": 1.0, "format": "auto", "text_field": "text"})
+        node = node[section]
+    if isinstance(node.get(name), ConfigDict):
+        raise UserError(f"--config.{key} is a section: set one of its keys, {', '.join(node[name].keys())}.")
+    value = _parse(text, node[name], key)
+    if key.split(".")[0] == "training" and name in ("steps", "tokens", "tokens_per_param") and value:
+        for other in ("steps", "tokens", "tokens_per_param"):  # one budget replaces another
+            if other != name and other in node:
+                node[other] = type(node[other])(0)
+    with node.ignore_type():
+        node[name] = value
+
+
+def _parse(text: str, old: Any, key: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    if isinstance(old, str):
+        return text
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(old, bool) or old is None or value is None:
+        fits = old is None or isinstance(value, bool)
+    elif isinstance(old, int):
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 2e9 tokens
+        fits = isinstance(value, int | tuple) and not isinstance(value, bool)
+    elif isinstance(old, float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if fits else value
+    else:
+        fits = isinstance(value, type(old)) or isinstance(old, tuple)
+        value = (value,) if isinstance(old, tuple) and not isinstance(value, tuple) else value
+    if not fits:
+        raise UserError(f"--config.{key}={text} must be {_kind(old)}, as in --config.{key}={old}.")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return {bool: "True or False", int: "a whole number", float: "a number", tuple: "a tuple"}.get(type(value), "a value")

@@ -1,0 +1,79 @@
+"""Directories that are there whole or not at all, also when several processes make the same one."""
+
+import errno
+import glob
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slmjax.errors import UserError
+
+
+@contextmanager
+def place_directory(directory: Path, is_current: Callable[[], bool]) -> Iterator[Path]:
+    """A new directory to write into, renamed to `directory` when the block ends well and removed when it does not.
+
+    Every process writes its own, so no lock is needed: the first to finish puts its result in place, and the others,
+    finding that `is_current()` holds, drop theirs. An outdated `directory` is moved away first, then deleted.
+
+    Raises:
+        UserError: the disk is full, or the place may not be written to.
+    """
+    prefix = f".{directory.name}.partial-{socket.gethostname()}-"
+    partial = directory.parent / f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        partial.mkdir(parents=True)
+        _remove_abandoned(directory.parent, prefix)
+        yield partial
+        while not _renamed(partial, directory):
+            if is_current():
+                return
+            outdated = directory.parent / f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            try:
+                os.rename(directory, outdated)
+            except FileNotFoundError:
+                continue  # another process has just moved it away
+            shutil.rmtree(outdated, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full: {directory} could not be written; free some space and try again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename:
+            raise UserError(f"{error.filename} may not be written: choose another directory") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _renamed(partial: Path, directory: Path) -> bool:
+    """Whether the rename succeeded; an empty directory is replaced by it, one with content is not."""
+    try:
+        os.rename(partial, directory)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """What processes of this host left behind when they were killed."""
+    for path in parent.glob(f"{glob.escape(prefix)}*"):
+        process = path.name.removeprefix(prefix).partition("-")[0]
+        if process.isdecimal() and not _is_alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

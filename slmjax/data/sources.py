@@ -1,0 +1,139 @@
+"""Sources to documents: what a source's path stands for, and which reader takes each file."""
+
+import glob
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+from urllib.parse import parse_qsl
+
+from slmjax.data.config import SourceConfig, SourceFormat
+from slmjax.data.python_text import python_documents, python_files
+from slmjax.data.readers import Consumed, read_array_record, read_jsonl, read_parquet, read_text, read_tfds
+from slmjax.errors import UserError
+
+_TEXT_SUFFIXES = frozenset(
+    f".{name}"
+    for name in [
+        "txt",
+        "text",
+        "md",
+        "markdown",
+        "rst",
+        "tex",
+        "html",
+        "tokens",
+        "py",
+        "js",
+        "ts",
+        "c",
+        "h",
+        "cc",
+        "cpp",
+        "hpp",
+        "cu",
+        "java",
+        "go",
+        "rs",
+        "rb",
+        "sh",
+        "sql",
+        "jl",
+    ]  # code is text
+)
+_JSONL_SUFFIXES = frozenset((".jsonl", ".ndjson", ".json"))
+
+
+def read_documents(source: SourceConfig, consumed: Consumed = lambda _: None) -> Iterator[str]:
+    """The documents of a source, in a fixed order; empty ones are left out.
+
+    Args:
+        source: see `SourceConfig`.
+        consumed: is told the bytes read from disk, for a progress bar against `source_bytes`.
+
+    Raises:
+        UserError: missing, unknown, empty, undecodable or damaged data, or a missing text field, with its place.
+    """
+    count = 0
+    for text in _read(source, consumed):
+        if text.strip():
+            count += 1
+            yield text
+    if count == 0:
+        raise UserError(f"{source.path} holds no text")
+
+
+def source_files(source: SourceConfig) -> list[Path]:
+    """The files that a source reads, sorted; none for TFDS, which names its own.
+
+    Raises:
+        UserError: nothing is there, or nothing of a known format.
+    """
+    kind = source_format(source)
+    if kind == "python":
+        return python_files(_query(source.path))
+    if kind == "tfds":
+        return []
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    elif glob.has_magic(str(path)):
+        found = (Path(p) for p in glob.glob(str(path), recursive=True))
+    else:
+        raise UserError(f"there is no data at {source.path}: give a file, a directory, a glob, tfds:… or python:stdlib")
+    files = sorted(p for p in found if p.is_file())
+    known = [p for p in files if kind != "auto" or _format_of(p) is not None]
+    if not known:
+        names = ", ".join(p.name for p in files[:5])
+        raise UserError(f"{source.path} holds " + (f"no file of a known format, but {names}" if names else "no files"))
+    return known
+
+
+def source_format(source: SourceConfig) -> SourceFormat:
+    """The format that the path's scheme or the config names; "auto" where each file's name decides."""
+    for prefix, kind in (("tfds:", "tfds"), ("python:", "python")):
+        if source.path.startswith(prefix):
+            if kind == "python" and source.path.partition("?")[0] != "python:stdlib":
+                raise UserError(f"{source.path} is unknown: the one source of this kind is python:stdlib")
+            return cast(SourceFormat, kind)
+    return source.format
+
+
+def _read(source: SourceConfig, consumed: Consumed) -> Iterator[str]:
+    kind = source_format(source)
+    if kind == "python":
+        yield from python_documents(_query(source.path), consumed)
+        return
+    if kind == "tfds":
+        query = _query(source.path)
+        name = source.path.removeprefix("tfds:").partition("?")[0]
+        yield from read_tfds(name, query.get("split", "train"), query.get("data_dir"), source.text_field)
+        return
+    readers = {"text": read_text, "jsonl": read_jsonl, "parquet": read_parquet, "array_record": read_array_record}
+    for path in source_files(source):
+        format = _format_of(path) if kind == "auto" else kind
+        if format is None:
+            choices = ", ".join(readers)
+            raise UserError(f"{path}: the name does not tell the format: set the source's format to one of {choices}")
+        try:
+            yield from readers[format](path, source.text_field, consumed)
+        except OSError as error:  # includes gzip.BadGzipFile
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _format_of(path: Path) -> str | None:
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    suffix = Path(name).suffix
+    if re.search(r"\.array_?record", name):
+        return "array_record"
+    if suffix in _JSONL_SUFFIXES:
+        return "jsonl"
+    if suffix == ".parquet":
+        return "parquet"
+    return "text" if suffix in _TEXT_SUFFIXES else None
+
+
+def _query(path: str) -> dict[str, str]:
+    return dict(parse_qsl(path.partition("?")[2]))

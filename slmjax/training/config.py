@@ -1,0 +1,175 @@
+"""One run as plain values: a `ConfigDict` at the door, typed frozen dataclasses behind it.
+
+Defaults live in the dataclasses of each room and nowhere else; `default_config` shows them, config files change some.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from slmjax.data.config import DataConfig
+from slmjax.errors import UserError
+from slmjax.models.config import ModelConfig
+from slmjax.models.counting import count_parameters
+from slmjax.sharding.mesh import MeshConfig
+from slmjax.training.checkpoints import CheckpointConfig
+from slmjax.training.optimizers import OptimizerConfig
+from slmjax.training.schedules import ScheduleConfig
+
+CHINCHILLA_TOKENS_PER_PARAM = 20.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The budget, the batch and the policies of the loop. Give one of steps, tokens, tokens_per_param."""
+
+    steps: int = 0
+    tokens: int = 0
+    tokens_per_param: float = 0.0  # 20 is Chinchilla's; SmolLM2-135M was trained with 15,600
+    batch_size: int = 32  # rows of a global batch; each row is data.sequence_length tokens
+    accumulation: int = 1  # micro-batches that a batch is cut into
+    seed: int = 0
+    clip_norm: float = 1.0  # 0: no clipping
+    z_loss: float = 1e-4
+    ema_decay: float = 0.0  # 0: no average; the average is what is evaluated and exported
+    spike_factor: float = 10.0  # skip a step whose gradient norm exceeds this times its running mean; 0: never
+    max_skipped: int = 20  # stop after this many skipped steps in a row
+    dtype: str = "auto"  # of computation: auto, float32, bfloat16 (auto: float32 on CPU, bfloat16 elsewhere)
+    attention: str = "auto"  # auto, xla, splash, cudnn
+    remat: str = "auto"  # none, dots, projections, attention, context, full (auto: none on CPU, full elsewhere)
+    scan_unroll: int = -1  # layers in one iteration of the scan, 0 all (-1: all on CPU, 1 elsewhere)
+    log_every: int = 10
+    eval_every: int = 500  # steps; 0: at the end only
+    eval_batches: int = 50  # 0: the whole validation split
+    profile_at: int = -1  # step at which a profiler trace of 3 steps starts; -1: none
+    branch_from: str = ""  # start from the newest checkpoint of another run's workdir (WSD: its stable phase) ...
+    branch_step: int = -1  # ... or from this one
+
+    def __post_init__(self):
+        given = [name for name in ("steps", "tokens", "tokens_per_param") if getattr(self, name)]
+        if len(given) != 1:
+            raise UserError(
+                f"The budget is given {len(given)} times ({', '.join(given) or 'by none of them'}): set exactly one of "
+                "training.steps, training.tokens, training.tokens_per_param and leave the others 0."
+            )
+        for name in ("batch_size", "accumulation", "log_every", "max_skipped", given[0]):
+            if getattr(self, name) <= 0:
+                raise UserError(f"training.{name}={getattr(self, name)} must be above 0.")
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"training.batch_size={self.batch_size} is not a multiple of training.accumulation={self.accumulation}."
+            )
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"training.dtype is {self.dtype!r}; choose one of auto, float32, bfloat16.")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"training.ema_decay={self.ema_decay} must be at least 0 and below 1.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All sections of one run."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions in one global batch, padding included."""
+        return self.training.batch_size * self.data.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """The budget in steps, whichever way it was given."""
+        t = self.training
+        if t.steps:
+            return t.steps
+        tokens = t.tokens or t.tokens_per_param * count_parameters(self.model).total
+        return max(1, -(-int(tokens) // self.tokens_per_step))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able values; `run_config(d)` gives the same config back."""
+        return dataclasses.asdict(self)
+
+
+SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "mesh": MeshConfig,
+    "checkpoint": CheckpointConfig,
+}
+
+
+def default_config(model: ModelConfig) -> ConfigDict:
+    """Every section with its defaults, for a config file to change. The budget starts at Chinchilla's 20 tokens/param."""
+
+    def section(name, cls):
+        if name == "model":
+            values = dataclasses.asdict(model)
+        else:
+            values = {f.name: _default(f) for f in dataclasses.fields(cls)}
+        return ConfigDict({k: _plain(v) for k, v in values.items()}, convert_dict=True)
+
+    config = ConfigDict({name: section(name, cls) for name, cls in SECTIONS.items()})
+    config.training.tokens_per_param = CHINCHILLA_TOKENS_PER_PARAM
+    config.lock()
+    config.data.sources.unlock()  # the one place where names are the user's own
+    return config
+
+
+def set_budget(config: ConfigDict, **budget: float) -> None:
+    """Replace the budget by one of steps=, tokens=, tokens_per_param=."""
+    for name in ("steps", "tokens", "tokens_per_param"):
+        setattr(config.training, name, type(getattr(config.training, name))(budget.get(name, 0)))
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return ConfigDict({k: _plain(v) for k, v in value.items()})
+    return tuple(_plain(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """' Did you mean X?' when a known name is close, else the list of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+
+
+def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
+    """The typed config of a ConfigDict (or of `RunConfig.to_dict()`). UserError for unknown keys and wrong values."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    for name in values:
+        if name not in SECTIONS:
+            raise UserError(f"The config has an unknown section {name!r}; {nearest(name, list(SECTIONS))}")
+    built = {}
+    for name, cls in SECTIONS.items():
+        section = dict(values.get(name) or {})
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in section:
+            if key not in known:
+                raise UserError(f"The config has an unknown key {name}.{key!r}; {nearest(key, known)}")
+        section = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+        try:
+            built[name] = cls(**section)
+        except TypeError as error:
+            raise UserError(f"The config's section {name!r} is incomplete or of a wrong type: {error}.") from error
+    return RunConfig(**built)

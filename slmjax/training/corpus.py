@@ -1,0 +1,91 @@
+"""The data of a run: tokenizer and token stores, prepared once, opened by every process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from slmjax.data.config import DataConfig
+from slmjax.data.pipeline import training_batches, validation_batches
+from slmjax.data.prepare import open_stores, prepare, tokenizer_for
+from slmjax.data.store import TokenStore
+from slmjax.errors import UserError
+from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from slmjax.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a run reads."""
+
+    tokenizer: Tokenizer
+    train: list[tuple[TokenStore, float]]  # with mixture weights
+    validation: list[TokenStore]
+
+    def batches(self, config: RunConfig, rows: list[int]) -> Any:
+        """The endless, resumable iterator over this process's rows of the training batches."""
+        data = config.data
+        return training_batches(
+            self.train,
+            sequence_length=data.sequence_length,
+            packing=data.packing,
+            batch_size=config.training.batch_size,
+            rows=rows,
+            seed=data.seed,
+            num_threads=data.num_threads,
+            prefetch=data.prefetch,
+        )
+
+    def validation_batches(self, config: RunConfig, rows: list[int]) -> Iterator[dict[str, np.ndarray]]:
+        """The first `training.eval_batches` batches of each source's validation split (0: all), in order."""
+        for store in self.validation:
+            yield from validation_batches(
+                store,
+                sequence_length=config.data.sequence_length,
+                batch_size=config.training.batch_size,
+                rows=rows,
+                packing=config.data.packing,
+                max_batches=config.training.eval_batches or None,
+            )
+
+
+def open_corpus(config: DataConfig, directory: Path, *, progress: bool = True) -> Corpus:
+    """Prepare what is not prepared yet under `data.cache_dir` (or `directory`), and open it.
+
+    With no sources, `data.cache_dir` names a corpus that `slmjax data prepare` made. Process 0 prepares, the others
+    wait for it.
+    """
+    if not config.sources:
+        if not config.cache_dir:
+            raise UserError("The config names no text: set data.sources, or data.cache_dir to a prepared corpus.")
+        prepared = Path(config.cache_dir)
+        tokenizer = load_tokenizer(config.tokenizer or prepared / "tokenizer")
+    else:
+        base = Path(config.cache_dir) if config.cache_dir else directory
+        prepared = base / "corpus"
+        if jax.process_index() == 0:
+            tokenizer = tokenizer_for(config, base / "tokenizer", progress=progress)
+            prepare(config, tokenizer, prepared, progress=progress)
+        if jax.process_count() > 1:
+            from jax.experimental.multihost_utils import sync_global_devices
+
+            sync_global_devices("corpus prepared")
+        tokenizer = load_tokenizer(prepared / "tokenizer")
+    stores = open_stores(prepared, "train")
+    weights = {name: config.sources[name].weight if name in config.sources else 1.0 for name in stores}
+    return Corpus(
+        tokenizer=tokenizer,
+        train=[(store, weights[name]) for name, store in stores.items()],
+        validation=list(open_stores(prepared, "validation").values()),
+    )
+
+
+def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
+    """UserError when the corpus holds a token id that the model's embedding does not have."""
+    for store in [store for store, _ in corpus.train] + corpus.validation:
+        store.check_vocabulary(vocab_size)

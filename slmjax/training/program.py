@@ -1,0 +1,185 @@
+"""From a `RunConfig` to what runs: mesh, model, optimizer, and the compiled step, on these devices or described ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from slmjax.errors import UserError
+from slmjax.models.attention_kernels import attention_for
+from slmjax.models.counting import count_parameters
+from slmjax.models.execution import Execution
+from slmjax.models.transformer import Transformer
+from slmjax.objectives.cross_entropy import LOGITS_BYTES
+from slmjax.objectives.next_token import Objective, next_token
+from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention
+from slmjax.sharding.mesh import batch_spec, make_mesh
+from slmjax.training.config import RunConfig
+from slmjax.training.optimizers import make_optimizer
+from slmjax.training.schedules import Schedule, make_schedule
+from slmjax.training.state import TrainState, abstract_state, init_state
+from slmjax.training.step import make_eval_step, make_train_step
+
+CPU_LOGITS_BYTES = 2**24  # of a chunk's logits on a CPU: they then stay in cache
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that a run needs besides its data; nothing here is compiled or allocated yet."""
+
+    config: RunConfig
+    mesh: Mesh
+    model: Transformer
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    objective: Objective
+    state: TrainState  # shapes, dtypes and shardings
+    batch: dict[str, jax.ShapeDtypeStruct]
+    train_step: Callable[..., Any]  # jitted, donates its state
+    eval_step: Callable[..., Any]  # jitted
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Of each array of a batch."""
+        return self.batch["inputs"].sharding
+
+    def initialize(self) -> TrainState:
+        """A fresh state, created in its place on the mesh."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        training = self.config.training
+        ema = bool(training.ema_decay)
+        init = jax.jit(
+            lambda: init_state(self.model, self.optimizer, training.seed, ema=ema), out_shardings=shardings
+        )
+        with out_of_memory_is_the_users(self.config, self.mesh):
+            return init()
+
+    def compile(self) -> Any:
+        """The train step, compiled: called as (state, batch) -> (state, metrics), it can never compile again."""
+        with out_of_memory_is_the_users(self.config, self.mesh):
+            return self.train_step.lower(self.state, self.batch).compile()
+
+
+def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
+    """The ways of running that a platform wants, where the config says "auto"."""
+    platform = mesh.devices.flat[0].platform
+    on_cpu = platform == "cpu"
+    t = config.training
+    dtype = ("float32" if on_cpu else "bfloat16") if t.dtype == "auto" else t.dtype
+    attention = attention_for(platform, t.attention)
+    return Execution(
+        dtype=jnp.dtype(dtype),
+        attention=sharded_attention(attention, mesh) if mesh.size > 1 else attention,
+        remat=("none" if on_cpu else "full") if t.remat == "auto" else t.remat,
+        scan_unroll=(0 if on_cpu else 1) if t.scan_unroll < 0 else t.scan_unroll,
+        flatten_tokens=on_cpu and mesh.shape["sequence"] == 1,
+        constrain=make_constrain(mesh) if mesh.size > 1 else Execution().constrain,
+    )
+
+
+def build(
+    config: RunConfig, *, token_bytes: np.ndarray | None = None, devices: Sequence[jax.Device] | None = None
+) -> Program:
+    """Put a run together. `devices` may be those of a TPU topology that is not there (compiling ahead of time).
+
+    token_bytes: int32 [V], UTF-8 bytes of each token, for bits per byte; None counts one byte a token.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    T, B = config.data.sequence_length, config.training.batch_size
+    check_mesh_fits(config.model, mesh, T)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.training.accumulation
+    if B % shards:
+        raise UserError(
+            f"training.batch_size={B} is not a multiple of {shards} = mesh.data x mesh.fsdp x training.accumulation: "
+            "every device must get the same number of rows in every micro-batch."
+        )
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    model = Transformer(config.model, execution_for(config, mesh))
+    schedule = make_schedule(config.schedule, config.total_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    objective = next_token(
+        model,
+        z_loss=config.training.z_loss,
+        mesh=mesh,
+        logits_bytes=CPU_LOGITS_BYTES if on_cpu else LOGITS_BYTES,
+    )
+    state = abstract_state(model, optimizer, mesh, ema=bool(config.training.ema_decay))
+    sharding = NamedSharding(mesh, batch_spec())
+    names = {"inputs": jnp.int32, "targets": jnp.int32, "positions": jnp.int32, "segments": jnp.int32}
+    batch = {
+        name: jax.ShapeDtypeStruct((B, T), dtype, sharding=sharding)
+        for name, dtype in {**names, "loss_weights": jnp.float32}.items()
+    }
+    sizes = np.ones(config.model.vocab_size, np.int32)
+    if token_bytes is not None:
+        sizes[: len(token_bytes)] = token_bytes[: len(sizes)]
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(objective, optimizer, schedule, config.training, sizes, mesh)
+    return Program(
+        config=config,
+        mesh=mesh,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        objective=objective,
+        state=state,
+        batch=batch,
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        eval_step=jax.jit(make_eval_step(objective, sizes)),
+    )
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
+    """The rows of a global batch that this process's devices hold; it reads no others."""
+    rows: set[int] = set()
+    for index in sharding.addressable_devices_indices_map((batch_size, 1 << 30)).values():
+        rows.update(range(*index[0].indices(batch_size)))
+    return sorted(rows)
+
+
+def to_devices(batch: dict[str, np.ndarray], program: Program) -> dict[str, jax.Array]:
+    """This process's rows as global arrays on the mesh."""
+    B, T = program.batch["inputs"].shape
+    return {
+        name: jax.make_array_from_process_local_data(program.batch_sharding, array, (B, T))
+        for name, array in batch.items()
+        if name in program.batch
+    }
+
+
+@contextmanager
+def out_of_memory_is_the_users(config: RunConfig, mesh: Mesh) -> Iterator[None]:
+    """Turn the compiler's or the allocator's out-of-memory into a sentence that says what to turn, with numbers."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError, ValueError) as error:
+        text = str(error)
+        memory = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "HbmOom", "Unable to allocate")
+        if not isinstance(error, MemoryError) and not any(phrase in text for phrase in memory):
+            raise
+        sizes = re.findall(r"\d[\d.,]*\s?[KMGT]i?B?\b", text)
+        t = config.training
+        rows = t.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * t.accumulation)
+        state = 16 * count_parameters(config.model).total / 2**30
+        shards = mesh.shape["fsdp"] * mesh.shape["sequence"] * mesh.shape["tensor"]
+        raise UserError(
+            f"Out of memory on {mesh.devices.flat[0].device_kind}"
+            + (f" (the compiler speaks of {', '.join(sizes[:3])})" if sizes else "")
+            + f": parameters, gradients and AdamW take {state / shards:.2f} GiB a device ({state:.2f} GiB over {shards} "
+            f"shards), and a micro-batch is {rows} rows of {config.data.sequence_length} tokens a device. "
+            f"Turn, in this order: training.accumulation={2 * t.accumulation} (half the rows at once), "
+            f"training.remat=full (now {t.remat}), a smaller training.batch_size (now {t.batch_size}) or "
+            f"data.sequence_length, a larger mesh.fsdp or mesh.tensor (now {mesh.shape['fsdp']} and "
+            f"{mesh.shape['tensor']}) on more devices."
+        ) from error
+
+
