@@ -1,8 +1,8 @@
 """MaxText on CPU at the 13.8M Llama: seconds from process start to the first finished step, and steady tokens/s.
 
 The model is that of torch_training.py (L6 D384 H6 hd64 F1024 V4096, untied, 16 x 256 tokens, float32, AdamW, synthetic
-data). Times are those at which MaxText's "completed step" lines arrive here, so nothing that MaxText does before its own
-clock starts (imports, initialization, compilation) is left out. Options after -- go to MaxText.
+data). Times are those at which MaxText's "completed step" lines arrive here, so nothing that MaxText does before its
+own clock starts (imports, initialization, compilation) is left out. Options after -- go to MaxText.
 
 Examples (MAXTEXT_PYTHON is the python of an environment with MaxText, see README.md):
   python benchmarks/peers/maxtext_cpu_training.py --maxtext-python MT/bin/python
@@ -18,13 +18,26 @@ import tempfile
 import time
 
 # remat_policy=minimal keeps matrix products' results: the fastest of MaxText's policies at this size.
-MODEL = (
-    "decoder_block=llama2 base_emb_dim=384 base_num_query_heads=6 base_num_kv_heads=6 head_dim=64 base_mlp_dim=1024 "
-    "base_num_decoder_layers=6 vocab_size=4096 attention=dot_product dtype=float32 remat_policy=minimal"
-).split()
-RUN = (
-    "hardware=cpu run_name=peer enable_checkpointing=False dataset_type=synthetic enable_goodput_recording=False"
-).split()
+MODEL = [
+    "decoder_block=llama2",
+    "base_emb_dim=384",
+    "base_num_query_heads=6",
+    "base_num_kv_heads=6",
+    "head_dim=64",
+    "base_mlp_dim=1024",
+    "base_num_decoder_layers=6",
+    "vocab_size=4096",
+    "attention=dot_product",
+    "dtype=float32",
+    "remat_policy=minimal",
+]
+RUN = [
+    "hardware=cpu",
+    "run_name=peer",
+    "enable_checkpointing=False",
+    "dataset_type=synthetic",
+    "enable_goodput_recording=False",
+]
 ONE_PROCESS = {
     "JAX_PLATFORMS": "cpu",
     "JOB_INDEX": "0",

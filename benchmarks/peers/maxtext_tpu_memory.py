@@ -1,8 +1,8 @@
 """What the TPU compiler says of MaxText's train step: bytes of memory a chip, and the largest batch that fits.
 
-No TPU is needed: `maxtext.trainers.pre_train.train_compile` compiles for a described topology. The model is the 1.10B Llama of
-benchmarks/RESULTS.md (L16 D2048 H32 KV8 hd64 F8192 V32000, untied), FSDP over all chips, AdamW, bf16 compute, float32
-master weights, full remat and flash (splash) attention. Every option can be overridden: `-- NAME=VALUE …` goes to MaxText.
+No TPU is needed: `maxtext.trainers.pre_train.train_compile` compiles for a described topology. The model is the 1.10B
+Llama of benchmarks/RESULTS.md (L16 D2048 H32 KV8 hd64 F8192 V32000, untied), FSDP over all chips, AdamW, bf16 compute,
+float32 master weights, full remat and flash (splash) attention. What follows -- goes to MaxText: `-- NAME=VALUE …`.
 
 Examples (MAXTEXT_PYTHON is the python of an environment with `maxtext[tpu]`, see README.md):
   python benchmarks/peers/maxtext_tpu_memory.py --maxtext-python MT/bin/python --batch 4 --vocab-tiling 8
@@ -17,10 +17,18 @@ import subprocess
 import tempfile
 import time
 
-MODEL = (
-    "decoder_block=llama2 base_emb_dim=2048 base_num_query_heads=32 base_num_kv_heads=8 base_mlp_dim=8192 "
-    "base_num_decoder_layers=16 head_dim=64 vocab_size=32000 remat_policy=full attention=flash"
-).split()
+MODEL = [
+    "decoder_block=llama2",
+    "base_emb_dim=2048",
+    "base_num_query_heads=32",
+    "base_num_kv_heads=8",
+    "head_dim=64",
+    "base_mlp_dim=8192",
+    "base_num_decoder_layers=16",
+    "vocab_size=32000",
+    "remat_policy=full",
+    "attention=flash",
+]
 # libtpu as a compiler only: ask no metadata server for a TPU, and let a stale lock file be.
 COMPILER_ENV = {
     "JAX_PLATFORMS": "cpu",
@@ -34,8 +42,8 @@ OOM_MARKS = ("CompileTimeHbmOom", "RESOURCE_EXHAUSTED", "Ran out of memory in me
 def compile_once(python: str, topology: str, batch: int, length: int, tiling: int, extra: list[str]) -> dict:
     """Compiles one train step in a fresh process; `batch` sequences of `length` tokens a chip. Returns one report.
 
-    `temp_bytes` and `argument_bytes` are the compiler's, for one chip. Out of memory sets `error` to "out of memory" with
-    the compiler's sentence in `detail`; any other failure sets `error` to the last lines that MaxText printed.
+    `temp_bytes` and `argument_bytes` are the compiler's, for one chip. Out of memory sets `error` to "out of memory" and
+    `detail` to the compiler's sentence; any other failure sets `error` to the last lines that MaxText printed.
     """
     find = "import importlib.util as u; print(u.find_spec('maxtext').submodule_search_locations[0])"
     package = subprocess.run([python, "-c", find], capture_output=True, text=True, check=True).stdout.strip()
@@ -75,8 +83,8 @@ def compile_once(python: str, topology: str, batch: int, length: int, tiling: in
 def largest_batch(compile_batch, low: int, high: int, beyond: int) -> int | None:
     """The largest batch in [low, high] found to compile, or None if `low` does not; `beyond` more are tried above it.
 
-    Bisection supposes that memory grows with the batch. Near the limit it does not quite (the compiler rematerializes on
-    its own when it must), so the batches just above the one that bisection found are compiled too.
+    Bisection supposes that memory grows with the batch. Near the limit it does not quite (the compiler
+    rematerializes on its own when it must), so the batches just above the one that bisection found are compiled too.
     """
     fits: dict[int, bool] = {}
 

@@ -20,7 +20,6 @@ import json
 import time
 
 import torch
-import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,7 +77,7 @@ def measure(shape: tuple[int, ...], batch: int, length: int, sdp: str, device: s
     def loss_of(tokens):  # [B, T+1]
         with torch.autocast(device, torch.bfloat16):
             logits = model(input_ids=tokens[:, :-1]).logits
-        return F.cross_entropy(logits.float().reshape(-1, V), tokens[:, 1:].reshape(-1))
+        return torch.nn.functional.cross_entropy(logits.float().reshape(-1, V), tokens[:, 1:].reshape(-1))
 
     compiled = loss_of if args.compile == "off" else torch.compile(loss_of, mode=args.compile, dynamic=False)
 

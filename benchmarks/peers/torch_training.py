@@ -1,9 +1,9 @@
 """Tokens/s of transformers' LlamaForCausalLM with torch.optim.AdamW(fused=True) on CPU, float32.
 
-The model is the 13.8M Llama of benchmarks/RESULTS.md: L6 D384 H6 hd64 F1024 V4096, untied (13,767,552 parameters; tied it
-would be 12.2M), batches of 16 x 256 random tokens, cross-entropy over all of them, no clipping, no data loading. Prints one
-JSON line a window. To take turns with another program on the same cores, start both with --wait: each window then begins
-when a line arrives on standard input (compilation and warm-up are over when the line {"ready": …} is printed).
+The model is the 13.8M Llama of benchmarks/RESULTS.md: L6 D384 H6 hd64 F1024 V4096, untied (13,767,552 parameters; tied
+it would be 12.2M), batches of 16 x 256 random tokens, cross-entropy over all of them, no clipping, no data loading.
+Prints one JSON line a window. To take turns with another program on the same cores, start both with --wait: each window
+then begins when a line arrives on standard input. Compilation and warm-up are over when {"ready": …} is printed.
 
 Examples:
   python benchmarks/peers/torch_training.py --best --steps 4 --windows 3
@@ -17,7 +17,6 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCAB = 4096
@@ -45,7 +44,7 @@ def make_step(attention: str, compile_mode: str, batch: int, length: int, autoca
     def loss_of(tokens):  # [B, T+1]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = model(input_ids=tokens[:, :-1]).logits
-        return F.cross_entropy(logits.float().reshape(-1, VOCAB), tokens[:, 1:].reshape(-1))
+        return torch.nn.functional.cross_entropy(logits.float().reshape(-1, VOCAB), tokens[:, 1:].reshape(-1))
 
     compiled = loss_of if compile_mode == "off" else torch.compile(loss_of, mode=compile_mode, dynamic=False)
 

@@ -40,9 +40,7 @@ def place_directory(directory: Path, is_current: Callable[[], bool]) -> Iterator
             shutil.rmtree(outdated, ignore_errors=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk is full: {directory} could not be written; free some space and try again"
-            ) from error
+            raise UserError(f"the disk is full while writing {directory}: free some space and try again") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename:
             raise UserError(f"{error.filename} may not be written: choose another directory") from error
         raise

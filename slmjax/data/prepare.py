@@ -56,7 +56,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, directory: str | Path, *, 
     fingerprint = corpus_fingerprint(config, tokenizer)
     if _is_prepared(directory, fingerprint):
         return directory
-    if directory.exists() and not (directory / "prepared.json").is_file() and any(directory.iterdir()):
+    if _is_foreign(directory, "prepared.json"):
         raise UserError(f"{directory} holds something that is not a prepared corpus: give a new or empty directory")
     with place_directory(directory, lambda: _is_prepared(directory, fingerprint)) as partial:
         writing = _Writing(config, tokenizer, partial, progress)
@@ -91,7 +91,7 @@ def tokenizer_for(config: DataConfig, directory: str | Path, *, progress: bool =
     key = _digest([_RULES, size, config.seed, config.validation_fraction, _source_keys(config, weights=True)])
     if _trained_key(directory) == key:
         return load_tokenizer(directory)
-    if directory.exists() and _trained_key(directory) is None and any(directory.iterdir()):
+    if _is_foreign(directory, "trained.json"):
         raise UserError(f"{directory} holds something that is not a trained tokenizer: give a new or empty directory")
     tokenizer = train_bpe(_training_texts(config), size, progress=progress)
     with place_directory(directory, lambda: _trained_key(directory) == key) as partial:
@@ -261,6 +261,13 @@ def _is_prepared(directory: Path, fingerprint: str) -> bool:
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return False
     return True
+
+
+def _is_foreign(directory: Path, mark: str) -> bool:
+    """Whether something lies there that this module did not make, and so may not replace."""
+    if directory.is_dir():
+        return not (directory / mark).is_file() and any(directory.iterdir())
+    return directory.exists()
 
 
 def _trained_key(directory: Path) -> str | None:

@@ -33,7 +33,7 @@ class Attention(nn.Module):
         q_segments_BT: jax.Array | None,
         kv_segments_BS: jax.Array | None,
         cache: kv_cache.LayerCache | None,
-        index: jax.Array | int,
+        index: jax.Array | None,
     ) -> tuple[jax.Array, kv_cache.LayerCache | None]:
         c, spec, run = self.config, self.spec, self.execution
         B, T, _ = x_BTD.shape
@@ -71,7 +71,7 @@ class Attention(nn.Module):
             v_BSGK,
             q_segments_BT=q_segments_BT,
             kv_segments_BS=kv_segments_BS,
-            q_offset=index,
+            q_offset=0 if index is None else index,
             scale=scale,
             window=spec.window,
             softcap=c.attention_softcap,

@@ -128,14 +128,14 @@ class Transformer(nn.Module):
         """
         c, run = self.config, self.execution
         B, T = tokens_BT.shape
-        index: jax.Array | int = 0
+        index: jax.Array | None = None  # stays None through the scan, so that kernels know the sequence is whole
         kv_segments_BS = segments_BT
         if cache is not None:
             segments_BT = jnp.ones((B, T), jnp.int32) if segments_BT is None else segments_BT
             index = cache.index
             kv_segments_BS = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, index))
         if positions_BT is None:
-            positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) + index, (B, T))
+            positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) + (0 if index is None else index), (B, T))
 
         E = c.embedding_projection_dim or c.embed_dim
         project = E != c.embed_dim

@@ -90,8 +90,8 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """int32 [V]: UTF-8 bytes that each token stands for; 0 for special tokens.
 
-        Exact for byte-level BPE. SentencePiece's `▁` counts as the one byte of a space, so a text that the model
-        prefixes with a dummy space is counted one byte too long.
+        Exact for byte-level BPE. SentencePiece's `▁` counts as the one byte of a space (which is also what the model
+        makes of a `▁` in the text), so a text that it prefixes with a dummy space is counted one byte too long.
         """
         return self._backend.token_bytes()
 

@@ -1,6 +1,7 @@
 """Every transition inside a document is trained exactly once, in its own context, whatever the packing."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_every_transition_is_trained_exactly_once(make_store, unique_documents, 
     for row in _rows(make_store(documents), T, packing, seed):
         on = row["loss_weights"] > 0
         trained.update(zip(row["inputs"][on].tolist(), row["targets"][on].tolist(), strict=True))
-    expected = Counter((int(a), int(b)) for d in documents for a, b in zip(d[:-1], d[1:], strict=True))
+    expected = Counter((int(a), int(b)) for d in documents for a, b in pairwise(d))
     assert trained == expected
 
 
@@ -35,12 +36,12 @@ def test_every_transition_is_trained_exactly_once(make_store, unique_documents, 
 @given(lengths=lengths_of_documents, T=st.integers(1, 12))
 @settings(deadline=None, max_examples=60)
 def test_rows_keep_the_contract(make_store, unique_documents, packing, lengths, T):
-    """Segments count from 1 and are runs of one document; positions restart in each; padding is silent and at the end."""
+    """Segments count from 1 and are runs of one document; positions restart in each; padding comes last, silent."""
     documents = unique_documents(lengths)
     owner = {int(token): i for i, document in enumerate(documents) for token in document}
     for row in _rows(make_store(documents), T, packing):
         assert {name: (array.shape, array.dtype) for name, array in row.items()} == {
-            **{name: ((T,), np.int32) for name in ("inputs", "targets", "positions", "segments")},
+            **dict.fromkeys(("inputs", "targets", "positions", "segments"), ((T,), np.int32)),
             "loss_weights": ((T,), np.float32),
         }
         filled = int((row["segments"] > 0).sum())

@@ -32,11 +32,9 @@ def _write(directory, kind):
     elif kind == "jsonl.zst":
         path.write_bytes(pytest.importorskip("zstandard").compress(_jsonl(TEXTS)))
     elif kind == "parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
-        table = pyarrow.table({"text": [*TEXTS, None], "id": [1, 2, 3, 4]})
-        pyarrow.parquet.write_table(table, path, row_group_size=2)
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = pytest.importorskip("pyarrow").table({"text": [*TEXTS, None], "id": [1, 2, 3, 4]})
+        parquet.write_table(table, path, row_group_size=2)
     else:
         module = pytest.importorskip("array_record.python.array_record_module")
         writer = module.ArrayRecordWriter(str(path), "group_size:1")

@@ -58,6 +58,7 @@ def test_token_bytes_sum_to_the_bytes_of_the_text(trained, text):
 @given(any_text)
 @settings(deadline=None)
 def test_sentencepiece_without_dummy_prefix_counts_bytes_exactly(sentencepiece_path, text):
+    text = text.replace("▁", "")  # SentencePiece itself cannot tell it from a space
     tokenizer = load_tokenizer(sentencepiece_path)
     assert tokenizer.token_bytes()[tokenizer.encode(text)].sum() == len(text.encode())
 

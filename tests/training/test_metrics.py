@@ -158,3 +158,14 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
         progress.update(20, loss=1.5, tokens_per_second=999)
     error = capsys.readouterr().err
     assert "20/20" in error and "loss 1.5000, 999 tokens/s" in error
+
+
+def test_the_time_left_does_not_count_the_first_step_with_its_compilation(monkeypatch, capsys):
+    clock = iter([30.0, 40.0, 41.0, 100.0])  # steps 1, 2, 3, 4 finish
+    monkeypatch.setattr("slmjax.training.progress.time.monotonic", lambda: next(clock))
+    progress = Progress(total_steps=1000, seconds_between_lines=5)
+    for step in (1, 2, 3, 4):
+        progress.update(step, loss=2.0, tokens_per_second=10)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # step 3 came too soon
+    assert lines[1].endswith(", 2:46:20 left") and "left" not in lines[0]

@@ -1,0 +1,146 @@
+"""The network as a function: who can see whom, and that no way of running it changes what it computes."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slmjax.models.config import ModelConfig
+from slmjax.models.execution import REMAT_POLICIES, Execution
+from slmjax.models.families import model_config
+from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
+
+T = 10
+
+
+def rows(*documents: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Packed rows: each argument lists the documents of one row."""
+    return {
+        "tokens_BT": np.stack([np.concatenate(row) for row in documents]),
+        "positions_BT": np.stack([np.concatenate([np.arange(len(d)) for d in row]) for row in documents]),
+        "segments_BT": np.stack([np.repeat(np.arange(len(row)) + 1, [len(d) for d in row]) for row in documents]),
+    }
+
+
+def test_a_position_sees_its_past_within_reach_and_nothing_else(tiny, random_params):
+    """By gradient of each output with respect to each token's embedding, exact zeros included."""
+    params = random_params(tiny)
+    tokens = np.arange(T)[None]
+    probe_D = np.random.default_rng(1).standard_normal(tiny.embedding_projection_dim or tiny.embed_dim)
+
+    def outputs_T(table_VD):
+        tree = {**params, "embedder": {"embedding": table_VD}}
+        hidden_BTD = Transformer(tiny).apply({"params": tree}, tokens, hidden=True)  # before the head, which is tied
+        return hidden_BTD[0] @ probe_D
+
+    jacobian_TVD = jax.jit(jax.jacrev(outputs_T))(params["embedder"]["embedding"])
+    depends_TT = np.any(np.asarray(jacobian_TVD)[:, tokens[0]] != 0, axis=-1)
+    distance_TT = np.arange(T)[:, None] - np.arange(T)[None, :]
+    reach = T
+    if all(spec.window for spec in tiny.layers):
+        reach = sum(spec.window - 1 for spec in tiny.layers) * tiny.block_repeats
+    np.testing.assert_array_equal(depends_TT, (distance_TT >= 0) & (distance_TT <= reach))
+
+
+def test_documents_of_a_row_are_strangers(tiny, random_params):
+    """The second document's logits do not move with the first, and are those of the document alone."""
+    rng = np.random.default_rng(2)
+    first, other, filler = (rng.integers(0, tiny.vocab_size, 4) for _ in range(3))
+    document = rng.integers(0, tiny.vocab_size, T - 4)
+    batch = rows([first, document], [other, document], [document, filler])
+    logits = jax.jit(Transformer(tiny).apply)({"params": random_params(tiny)}, *batch.values())
+    assert np.isfinite(logits).all()
+    assert np.abs(logits[0, :4] - logits[1, :4]).max() > 1e-2
+    np.testing.assert_array_equal(logits[0, 4:], logits[1, 4:])
+    np.testing.assert_allclose(logits[2, : T - 4], logits[0, 4:], atol=2e-5, rtol=1e-4)
+
+
+def test_default_positions_and_segments_are_one_document_a_row(random_params):
+    config = dataclasses.replace(small("gpt2"), num_layers=1)
+    params, tokens = random_params(config), np.arange(12).reshape(2, 6)
+    apply = jax.jit(Transformer(config).apply)
+    explicit = apply({"params": params}, tokens, np.tile(np.arange(6), (2, 1)), np.ones((2, 6), np.int32))
+    np.testing.assert_array_equal(apply({"params": params}, tokens), explicit)
+
+
+def small(name: str, **changes) -> ModelConfig:
+    """Four layers of a named model's switches."""
+    sizes = {"vocab_size": 61, "num_layers": 4, "embed_dim": 32, "num_heads": 4, "head_dim": 8, "ffn_dim": 48}
+    sizes |= {"num_kv_heads": 2, "context_length": 16, "window": 5}
+    return dataclasses.replace(model_config(name), **sizes | changes)
+
+
+EXECUTIONS = {
+    "loop": Execution(scan_unroll=0),
+    "unrolled by 2": Execution(scan_unroll=2),
+    "flat tokens": Execution(flatten_tokens=True),
+    **{f"remat {name}": Execution(remat=name) for name in REMAT_POLICIES},
+    "loop, remat full": Execution(scan_unroll=0, remat="full"),
+}
+
+
+@pytest.fixture(scope="module", params=["gemma-2-2b", "mobilellm-125m-layer-share", "pythia-14m"])
+def reference(request, random_params):
+    """(config, params, loss and gradients as a function of the execution, those of the default execution)."""
+    config = small(request.param)
+    params = random_params(config)
+    rng = np.random.default_rng(3)
+    batch = rows(*([rng.integers(0, 61, 7), rng.integers(0, 61, 5)] for _ in range(2)))
+    probe_BTV = rng.standard_normal((2, 12, 61)).astype(np.float32)
+
+    def value_and_grad(execution):
+        def loss(tree):
+            logits_BTV = Transformer(config, execution).apply({"params": tree}, *batch.values())
+            return jnp.mean(jnp.tanh(logits_BTV) * probe_BTV)
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    return value_and_grad, value_and_grad(Execution())
+
+
+@pytest.mark.parametrize("name", EXECUTIONS)
+def test_execution_changes_neither_loss_nor_gradients(reference, name):
+    value_and_grad, (loss, gradients) = reference
+    other_loss, other_gradients = value_and_grad(EXECUTIONS[name])
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+    assert largest > 1e-4
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5 * largest, rtol=1e-4), other_gradients, gradients)
+
+
+def test_remat_full_saves_less_than_none():
+    """What a policy keeps for the backward pass is what its name says, in order."""
+    config = small("smollm2-135m", embed_dim=64, ffn_dim=192, num_layers=8, head_dim=16)
+    tokens = jnp.zeros((2, 16), jnp.int32)
+    params = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)
+
+    def temporary_bytes(remat):
+        model = Transformer(config, Execution(remat=remat))
+        loss = lambda p: jnp.sum(model.apply(p, tokens, hidden=True))  # noqa: E731
+        saved = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+        return sum(leaf.size for leaf in jax.tree.leaves(saved) if leaf.shape[:1] == (8,) and leaf.ndim > 3)
+
+    sizes = [temporary_bytes(name) for name in REMAT_POLICIES]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) >= 5, dict(zip(REMAT_POLICIES, sizes, strict=True))
+
+
+def test_bfloat16_follows_float32(tiny, random_params):
+    params, tokens = random_params(tiny, std=0.1), np.arange(20).reshape(2, 10)
+    full, half = (
+        jax.jit(Transformer(tiny, Execution(dtype=dtype)).apply)({"params": params}, tokens)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert half.dtype == jnp.float32
+    assert np.abs(full - half).max() < 0.05 * np.abs(full).max()
+
+
+@pytest.mark.parametrize("name", ["phi-2", "opt-350m", "minicpm-1b"])
+def test_hidden_times_head_is_the_logits(name, random_params):
+    config = small(name, num_layers=1)
+    params, tokens = random_params(config), np.arange(6)[None]
+    hidden = Transformer(config).apply({"params": params}, tokens, hidden=True)
+    logits = Transformer(config).apply({"params": params}, tokens)
+    np.testing.assert_allclose(logits_from_hidden(config, hidden, *head_weights(config, params)), logits, rtol=1e-6)
