@@ -52,6 +52,9 @@ def measure(topology: str, rows_per_chip: int, remat: str, dump: str = "") -> di
         "parameters": count_parameters(MODEL).total,
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,
+        "peak_bytes": getattr(memory, "peak_memory_in_bytes", None),
         "seconds": round(time.perf_counter() - start, 1),
     }
 

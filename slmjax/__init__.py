@@ -1,0 +1,25 @@
+"""slmjax: the small-language-model laboratory in JAX. Importing it is instant; jax is imported when it is needed."""
+
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
+from slmjax.errors import UserError
+
+__version__ = "0.1.0"
+__all__ = ["UserError", "__version__", "families", "generate", "load", "save"]  # noqa: F822
+
+_LAZY = {
+    "load": "slmjax.inference.language_model",
+    "save": "slmjax.inference.language_model",
+    "generate": "slmjax.inference.generate",
+    "families": "slmjax.models.families",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'slmjax' has no attribute {name!r}")
+    value = getattr(_import_module(_LAZY[name]), name)
+    # `slmjax.generate` the function, also after the submodule of that name was imported.
+    globals()[name] = value
+    return value

@@ -67,7 +67,7 @@ def run_once(python: str, steps: int, batch: int, length: int, extra: list[str])
         with subprocess.Popen(
             command, cwd=out, env=os.environ | ONE_PROCESS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 tail = [*tail[-5:], line.strip()]
                 if found := re.search(r"completed step: (\d+)", line):
                     arrivals[int(found[1])] = time.perf_counter() - begin

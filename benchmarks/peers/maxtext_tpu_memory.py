@@ -42,7 +42,7 @@ OOM_MARKS = ("CompileTimeHbmOom", "RESOURCE_EXHAUSTED", "Ran out of memory in me
 def compile_once(python: str, topology: str, batch: int, length: int, tiling: int, extra: list[str]) -> dict:
     """Compiles one train step in a fresh process; `batch` sequences of `length` tokens a chip. Returns one report.
 
-    `temp_bytes` and `argument_bytes` are the compiler's, for one chip. Out of memory sets `error` to "out of memory" and
+    `temp_bytes` and `argument_bytes` are the compiler's, for one chip. Out of memory sets `error` to "out of memory",
     `detail` to the compiler's sentence; any other failure sets `error` to the last lines that MaxText printed.
     """
     find = "import importlib.util as u; print(u.find_spec('maxtext').submodule_search_locations[0])"

@@ -39,7 +39,19 @@ class RopeScaling:
         if self.kind not in ROPE_SCALINGS:
             raise UserError(f"model.rope_scaling.kind is {self.kind!r}; choose one of {', '.join(ROPE_SCALINGS)}.")
         if self.kind not in ("linear",) and self.original_context_length <= 0:
-            raise UserError(f"model.rope_scaling.kind={self.kind!r} needs original_context_length > 0.")
+            raise UserError(
+                f"model.rope_scaling.original_context_length={self.original_context_length} must be above 0 "
+                f"for kind={self.kind!r}."
+            )
+        if self.factor <= 0:
+            raise UserError(f"model.rope_scaling.factor={self.factor} must be above 0.")
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise UserError(
+                f"model.rope_scaling.low_freq_factor={self.low_freq_factor} must be below "
+                f"high_freq_factor={self.high_freq_factor}."
+            )
+        for name in ("short_factor", "long_factor"):  # lists come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -165,21 +177,35 @@ class ModelConfig:
                 )
             if min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise UserError(f"model.{name}={value} must be at least 1.")
+        if set(self.layer_pattern) - {"local", "global"} or not self.layer_pattern:
+            raise UserError(
+                f"model.layer_pattern={self.layer_pattern} must list 'local' and 'global', at least one of them."
+            )
+        if not self.rope_pattern:
+            raise UserError("model.rope_pattern=() must list true and false, at least one of them.")
         for i, spec in enumerate(self.layers):
             if spec.num_heads % spec.num_kv_heads:
                 raise UserError(
                     f"model.num_heads={spec.num_heads} is not a multiple of model.num_kv_heads={spec.num_kv_heads} "
                     f"(layer {i}): each key/value head must serve the same number of query heads."
                 )
-        if set(self.layer_pattern) - {"local", "global"} or not self.layer_pattern:
-            raise UserError(f"model.layer_pattern={self.layer_pattern} may hold only 'local' and 'global'.")
         if "local" in self.layer_pattern and not (self.window and self.window > 0):
             raise UserError("model.layer_pattern has local layers: set model.window to a number of tokens above 0.")
-        if self.position == "rope" and self.rotary_dim % 2:
+        if not 0 < self.rope_fraction <= 1:
+            raise UserError(f"model.rope_fraction={self.rope_fraction} must be above 0 and at most 1.")
+        if self.position == "rope" and (self.rotary_dim % 2 or not self.rotary_dim):
             raise UserError(
                 f"model.rope_fraction={self.rope_fraction} of model.head_dim={self.head_dim} is {self.rotary_dim}: "
                 "rotary embeddings need an even number of dimensions."
             )
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.kind == "longrope":
+            for name in ("short_factor", "long_factor"):
+                if len(getattr(scaling, name)) != self.rotary_dim // 2:
+                    raise UserError(
+                        f"model.rope_scaling.{name} lists {len(getattr(scaling, name))} numbers: "
+                        f"it needs {self.rotary_dim // 2}, one for each pair of rotated dimensions."
+                    )
         if self.shared_norm and not self.parallel_residual:
             raise UserError("model.shared_norm=True needs model.parallel_residual=True.")
         if self.parallel_residual and self.norm_placement != "pre":

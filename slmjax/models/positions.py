@@ -80,14 +80,13 @@ def rope_table(positions_BT: jax.Array, dim: int, theta: float, scaling: RopeSca
 
 def rotate(x_BTHK: jax.Array, table: RopeTable) -> jax.Array:
     """Rotate the first `rotary_dim` dimensions of each head; the rest pass. Computed in float32, returned in x.dtype."""
-    cos, sin = (t[:, :, None, :] for t in table)
-    half = cos.shape[-1]
-    x = x_BTHK[..., : 2 * half].astype(jnp.float32)
-    left, right = x[..., :half], x[..., half:]
-    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x_BTHK.dtype)
-    if 2 * half == x_BTHK.shape[-1]:
-        return turned
-    return jnp.concatenate([turned, x_BTHK[..., 2 * half :]], axis=-1)
+    cos, sin = (jnp.concatenate([t, t], axis=-1)[:, :, None, :] for t in table)
+    dim = cos.shape[-1]
+    x = x_BTHK[..., :dim]
+    # Halves are swapped in the compute dtype and widened inside one fused product: no float32 copy of the heads.
+    turned = jnp.concatenate([-x[..., dim // 2 :], x[..., : dim // 2]], axis=-1)
+    y = (x.astype(jnp.float32) * cos + turned.astype(jnp.float32) * sin).astype(x_BTHK.dtype)
+    return y if dim == x_BTHK.shape[-1] else jnp.concatenate([y, x_BTHK[..., dim:]], axis=-1)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

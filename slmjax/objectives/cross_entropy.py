@@ -20,7 +20,7 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import scale_logits
 from slmjax.sharding.mesh import BATCH, WEIGHTS
 
-LOGITS_BYTES = 2**28  # of one chunk's float32 logits on an accelerator
+LOGITS_BYTES = 2**26  # of one chunk's float32 logits on an accelerator
 
 
 class LossSums(NamedTuple):

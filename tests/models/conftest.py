@@ -1,6 +1,7 @@
 """Miniatures of every named model: the same switches, a handful of dimensions."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,12 @@ import pytest
 from slmjax.models.config import ModelConfig
 from slmjax.models.families import FAMILIES, model_config
 from slmjax.models.transformer import Transformer
+
+
+@pytest.fixture(scope="session")
+def quick_jit():
+    """`jax.jit` that halves compilation time: these tests compile hundreds of programs and run each once."""
+    return partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def miniature(config: ModelConfig) -> ModelConfig:
@@ -54,9 +61,20 @@ def _miniatures() -> dict[str, ModelConfig]:
     return {name: config for config, name in found.items()}
 
 
+# These hold every switch at least once; tests that compile for each miniature are slow for the others.
+CORE = {"gpt2", "opt-350m", "bloom-560m", "falcon-rw-1b", "falcon-7b", "pythia-14m"}
+CORE |= {"mistral-7b-v0.1", "mobilellm-125m-layer-share", "smollm3-3b", "gemma-2-2b", "gemma-3-270m", "olmo-2-1b"}
+CORE |= {"openelm-270m"}
+
+
 def pytest_generate_tests(metafunc):
-    if "tiny" in metafunc.fixturenames:
-        metafunc.parametrize("tiny", [pytest.param(c, id=name) for name, c in _miniatures().items()])
+    """`tiny` is each miniature; `config` too, but slow for those outside CORE."""
+    for argument in {"tiny", "config"} & set(metafunc.fixturenames):
+        parameters = []
+        for name, config in _miniatures().items():
+            marks = [pytest.mark.slow] if argument == "config" and name not in CORE else []
+            parameters.append(pytest.param(config, id=name, marks=marks))
+        metafunc.parametrize(argument, parameters)
 
 
 @pytest.fixture(scope="session")

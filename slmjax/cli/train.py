@@ -1,0 +1,44 @@
+"""`slmjax train`: run a config to the end of its budget, or continue a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from pathlib import Path
+
+HELP = "pretrain or over-train a model from a config file"
+EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=200"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    parser.add_argument("--workdir", required=True, help="where the run lives; an existing run is continued")
+    parser.add_argument("--json", action="store_true", help="print the final metrics as one JSON object")
+    parser.add_argument("--distributed", action="store_true", help="several processes (TPU pods need no more)")
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where jax cannot find it by itself")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; status 0 when finished or saved after SIGTERM, 130 after Ctrl-C."""
+    from slmjax.cli.config_files import load_config
+    from slmjax.training.config import run_config
+
+    config = run_config(load_config(args.config, args.overrides))
+    if args.distributed:
+        import jax
+
+        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    from slmjax.training.loop import train
+
+    result = train(config, args.workdir)
+    if args.json:
+        print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics}))
+    else:
+        names = ("loss", "validation_loss", "validation_bits_per_byte", "tokens_per_second", "mfu")
+        numbers = ", ".join(f"{n} {result.metrics[n]:.4g}" for n in names if n in result.metrics)
+        print(f"Step {result.step} of {result.total_steps}: {numbers}. Everything is in {Path(args.workdir)}.")
+    return 130 if result.stopped_by == signal.SIGINT else 0
