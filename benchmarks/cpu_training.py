@@ -1,4 +1,4 @@
-"""CPU training speed of the 13.8M model (L6 D384 H6 F1024 V4096, B16 T256, float32): tokens/s in windows, as JSON lines.
+"""CPU training speed of the 13.8M model (L6 D384 H6 F1024 V4096, B16 T256, float32): tokens/s in windows, as JSON.
 
 Example: python benchmarks/cpu_training.py --steps 4 --windows 3
 """
@@ -23,7 +23,13 @@ def main():
     parser.add_argument("--set", action="append", default=[], help="training.key=value, as in --set remat=full")
     args = parser.parse_args()
     model = ModelConfig(
-        vocab_size=4096, num_layers=6, embed_dim=384, num_heads=6, ffn_dim=1024, context_length=256, tie_embeddings=False
+        vocab_size=4096,
+        num_layers=6,
+        embed_dim=384,
+        num_heads=6,
+        ffn_dim=1024,
+        context_length=256,
+        tie_embeddings=False,
     )
     config = default_config(model)
     set_budget(config, steps=1000)

@@ -1,6 +1,6 @@
 """What the TPU compiler says of a train step on a slice that is not there: memory, seconds, out of memory or not.
 
-The model is the 1.10B Llama of the table (L16 D2048 H32 KV8 hd64 F8192 V32000, untied), FSDP over the slice, rows of 2048.
+The model is the 1.10B Llama of the table (L16 D2048 H32 KV8 hd64 F8192 V32000, untied), FSDP, rows of 2048.
 Example: python benchmarks/tpu_memory.py --topology v5e-16 --rows-per-chip 4
 """
 

@@ -6,7 +6,7 @@ from typing import Any as _Any
 from slmjax.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "families", "generate", "load", "save"]  # noqa: F822
+__all__ = ["UserError", "__version__", "families", "generate", "load", "save"]
 
 _LAZY = {
     "load": "slmjax.inference.language_model",

@@ -1,4 +1,4 @@
-"""`--config FILE --config.section.key=value ...`: a config file is Python with `get_config()`, the rest are overrides."""
+"""`--config FILE --config.section.key=value ...`: a config file is Python with `get_config()`."""
 
 from __future__ import annotations
 
@@ -87,4 +87,6 @@ def _parse(text: str, old: Any, key: str) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return {bool: "True or False", int: "a whole number", float: "a number", tuple: "a tuple"}.get(type(value), "a value")
+    return {bool: "True or False", int: "a whole number", float: "a number", tuple: "a tuple"}.get(
+        type(value), "a value"
+    )

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--validation-fraction", type=float, default=0.01)
     prepare.add_argument("--store-format", choices=["memmap", "array_record"], default="memmap")
     prepare.add_argument("--output", required=True, help="directory; use its corpus/ as data.cache_dir")
-    inspect = actions.add_parser("inspect", help="describe a corpus", epilog="Example: slmjax data inspect corpus/corpus")
+    inspect = actions.add_parser(
+        "inspect", help="describe a corpus", epilog="Example: slmjax data inspect corpus/corpus"
+    )
     inspect.add_argument("directory")
 
 
@@ -43,9 +45,11 @@ def run(args: argparse.Namespace) -> int:
 
         data = run_config(load_config(args.config, args.overrides)).data
     else:
-        names = {f"{i:02}-{Path(s).name.split('.')[0] or 'source'}".replace(":", "-"): s for i, s in enumerate(args.source)}
+        names = {
+            f"{i:02}-{Path(s).name.split('.')[0] or 'source'}".replace(":", "-"): s for i, s in enumerate(args.source)
+        }
         data = DataConfig(
-            sources={_safe(name): {"path": path} for name, path in names.items()},  # type: ignore[dict-item]
+            sources={_safe(name): {"path": path} for name, path in names.items()},  # type: ignore[misc]
             tokenizer=args.tokenizer,
             validation_fraction=args.validation_fraction,
             store_format=args.store_format,

@@ -13,7 +13,9 @@ EXAMPLE = "slmjax evaluate --model runs/quickstart --text notes.txt --output res
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--model", required=True, help="a run's workdir, one of its checkpoints, or a saved model")
-    parser.add_argument("--text", required=True, nargs="+", help="files (text, JSONL, Parquet ...), each one document or many")
+    parser.add_argument(
+        "--text", required=True, nargs="+", help="files (text, JSONL, Parquet ...), each one document or many"
+    )
     parser.add_argument("--output", help="write the result here as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

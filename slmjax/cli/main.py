@@ -1,4 +1,4 @@
-"""The command `slmjax`: finds the subcommand's file, runs it, and turns a user's mistake into a sentence and status 2."""
+"""The command `slmjax`: runs a subcommand's file, and turns a user's mistake into a sentence and status 2."""
 
 from __future__ import annotations
 

@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report))
     else:
-        print(f"\nLoss curve: {workdir / 'loss.png'}   metrics: {workdir / 'metrics.jsonl'}   model: {workdir / 'model'}")
+        print(
+            f"\nLoss curve: {workdir / 'loss.png'}   metrics: {workdir / 'metrics.jsonl'}   model: {workdir / 'model'}"
+        )
         print(f"Done in {report['seconds']:.0f} s. Next: slmjax generate --model {workdir} --prompt 'import '")
     return 0
 

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--source", required=True, action="append")
     train.add_argument("--vocab-size", type=int, required=True)
     train.add_argument("--output", required=True)
-    inspect = actions.add_parser("inspect", help="describe one", epilog="Example: slmjax tokenizer inspect my-tokenizer")
+    inspect = actions.add_parser(
+        "inspect", help="describe one", epilog="Example: slmjax tokenizer inspect my-tokenizer"
+    )
     inspect.add_argument("path")
     inspect.add_argument("--text", help="show how this is cut")
 

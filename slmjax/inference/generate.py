@@ -11,7 +11,7 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.inference.language_model import LanguageModel
-from slmjax.inference.sampling import Sampling, sample
+from slmjax.inference.sampling import GREEDY, Sampling, sample
 from slmjax.models.kv_cache import KVCache, empty_cache
 from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
 
@@ -22,7 +22,8 @@ BUCKET = 64  # lengths are rounded up to a multiple of this, so that few program
 def _forward(model: Transformer, params, cache: KVCache, inputs, sampling: Sampling):
     """Run T tokens a row through the cache; sample what follows the last one."""
     tokens_BT, positions_BT, segments_BT, keys_B = inputs
-    hidden_BTE, cache = model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache, hidden=True)
+    outputs = model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache, hidden=True)
+    hidden_BTE, cache = outputs  # type: ignore[assignment]
     kernel_EV, bias_V = head_weights(model.config, params)
     logits_BV = logits_from_hidden(model.config, hidden_BTE[:, -1], kernel_EV, bias_V)
     return sample(logits_BV, keys_B, sampling), cache
@@ -33,7 +34,7 @@ def generate_ids(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 64,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
     stream: Callable[[int, int], None] | None = None,

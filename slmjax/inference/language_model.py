@@ -45,7 +45,7 @@ class LanguageModel:
 
     def apply(self, params: Any, tokens_BT: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of int32 tokens [B, T]."""
-        return self.model.apply({"params": params}, tokens_BT)
+        return self.model.apply({"params": params}, tokens_BT)  # type: ignore[return-value]
 
 
 def abstract_params(config: ModelConfig) -> Any:
@@ -89,7 +89,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def model_config_from(values: dict[str, Any], where: str) -> ModelConfig:
     """A ModelConfig from JSON values; UserError naming what does not fit."""
     try:
-        return ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return ModelConfig(**fields)
     except TypeError as error:
         raise UserError(f"{where} describes no model of this version: {error}.") from error
 

@@ -27,8 +27,11 @@ class Sampling:
             raise UserError(f"top_p={self.top_p} must be above 0 and at most 1.")
 
 
+GREEDY = Sampling()
+
+
 def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """One token a row, int32 [B], from float32 logits; each row has its own key, so rows do not depend on each other."""
+    """One token a row, int32 [B], from float32 logits; each row has its own key and depends on no other."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = logits_BV / sampling.temperature

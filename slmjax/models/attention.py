@@ -1,4 +1,4 @@
-"""Self-attention sub-layer: multi-head (Vaswani et al. 2017), multi-query (Shazeer 2019), grouped-query (Ainslie 2023)."""
+"""Self-attention sub-layer: multi-head (Vaswani et al. 2017), multi-query, grouped-query (Ainslie et al. 2023)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         q_BTHK = checkpoint_name(q_BTHK, "query")
         k_BSGK = checkpoint_name(k_BTGK, "key")
         v_BSGK = checkpoint_name(v_BTGK, "value")
-        if cache is not None:
+        if cache is not None and index is not None:
             cache = kv_cache.write(cache, k_BTGK, v_BTGK, index)
             k_BSGK, v_BSGK = (array.astype(run.dtype) for array in cache)
 

@@ -37,7 +37,8 @@ class AttentionFn(Protocol):
 
         H is a multiple of G; query head h reads key/value head h // (H / G). A key is visible when its index is at most
         the query's, fewer than `window` behind it, and its segment is the query's (None: one segment). `slopes_H`
-        are ALiBi's: the logit falls by slope * distance; None: no bias. `softcap` c replaces logits x by c * tanh(x / c) before the mask.
+        are ALiBi's: the logit falls by slope * distance; None: no bias. `softcap` c replaces logits x by
+        c * tanh(x / c) before the mask.
         """
         ...
 

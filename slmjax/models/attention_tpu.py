@@ -25,6 +25,7 @@ def splash_kernel(num_heads: int, length: int, window: int | None, softcap: floa
     while length // shards % block:
         block //= 2
     shape = (length, length)
+    mask: masks.Mask
     if window is None:
         mask = masks.CausalMask(shape, shard_count=shards)
     else:
@@ -61,7 +62,18 @@ def run_splash(kernel, q_BTHK, k_BSGK, v_BSGK, q_segments_BT, kv_segments_BS, sc
 
 
 def splash_attention(
-    q_BTHK, k_BSGK, v_BSGK, *, q_segments_BT, kv_segments_BS, q_offset, scale, window, softcap, slopes_H, interpret=False
+    q_BTHK,
+    k_BSGK,
+    v_BSGK,
+    *,
+    q_segments_BT,
+    kv_segments_BS,
+    q_offset,
+    scale,
+    window,
+    softcap,
+    slopes_H,
+    interpret=False,
 ):
     """Splash attention (see `AttentionFn`). Decoding steps, ALiBi and lengths off the 128 grid go to XLA."""
     if not fits_splash(q_BTHK, k_BSGK, q_offset, slopes_H):

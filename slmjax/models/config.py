@@ -82,8 +82,8 @@ class ModelConfig:
     embed_dim: int  # D
     num_heads: int | tuple[int, ...]  # H, one number or one a layer
     ffn_dim: int | tuple[int, ...]  # F, one number or one a layer
-    num_kv_heads: int | tuple[int, ...] | None = None  # G; None: as many as num_heads
-    head_dim: int | None = None  # K; None: embed_dim / num_heads
+    num_kv_heads: int | tuple[int, ...] = 0  # G; 0: as many as num_heads
+    head_dim: int = 0  # K; 0: embed_dim / num_heads
     context_length: int = 2048
 
     # attention
@@ -144,9 +144,9 @@ class ModelConfig:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.rope_scaling, dict):
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
-        if self.num_kv_heads is None:
+        if not self.num_kv_heads:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
-        if self.head_dim is None:
+        if not self.head_dim:
             if not isinstance(self.num_heads, int) or self.num_heads < 1 or self.embed_dim % self.num_heads:
                 raise UserError(
                     f"model.embed_dim={self.embed_dim} is not a multiple of model.num_heads={self.num_heads}: "

@@ -8,10 +8,10 @@ from typing import Any
 Switches = dict[str, Any]
 
 
-def size(layers: int, dim: int, heads: int, ffn: int | None = None, kv: int | None = None, **rest: Any) -> Switches:
-    """One size: layers, width, query heads, feed-forward width (None: 4 x dim), key/value heads (None: all)."""
+def size(layers: int, dim: int, heads: int, ffn: int = 0, kv: int = 0, **rest: Any) -> Switches:
+    """One size: layers, width, query heads, feed-forward width (0: 4 x dim), key/value heads (0: all)."""
     shape = {"num_layers": layers, "embed_dim": dim, "num_heads": heads, "num_kv_heads": kv}
-    return {**shape, "ffn_dim": ffn if ffn is not None else 4 * dim, **rest}
+    return {**shape, "ffn_dim": ffn or 4 * dim, **rest}
 
 
 def openelm(layers: int, dim: int, head_dim: int) -> Switches:

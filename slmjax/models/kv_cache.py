@@ -22,7 +22,7 @@ class KVCache:
     """
 
     layers: Any
-    segments_BS: jax.Array
+    segments_BS: jax.Array  # noqa: N815
     index: jax.Array  # int32 scalar: where the next token is written, the same for all rows
 
     @property
@@ -39,9 +39,7 @@ def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype: Any) -
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
     layers = tuple(
-        tuple(
-            tuple(layer(spec, segment.repeats) for _ in range(config.block_repeats)) for spec in segment.period
-        )
+        tuple(tuple(layer(spec, segment.repeats) for _ in range(config.block_repeats)) for spec in segment.period)
         for segment in config.segments
     )
     return KVCache(layers, jnp.zeros((batch_size, length), jnp.int32), jnp.zeros((), jnp.int32))

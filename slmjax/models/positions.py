@@ -79,7 +79,7 @@ def rope_table(positions_BT: jax.Array, dim: int, theta: float, scaling: RopeSca
 
 
 def rotate(x_BTHK: jax.Array, table: RopeTable) -> jax.Array:
-    """Rotate the first `rotary_dim` dimensions of each head; the rest pass. Computed in float32, returned in x.dtype."""
+    """Rotate the first `rotary_dim` dimensions of each head; the rest pass. Computed in float32, returned as x."""
     cos, sin = (jnp.concatenate([t, t], axis=-1)[:, :, None, :] for t in table)
     dim = cos.shape[-1]
     x = x_BTHK[..., :dim]

@@ -138,7 +138,7 @@ class Transformer(nn.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) + (0 if index is None else index), (B, T))
 
         E = c.embedding_projection_dim or c.embed_dim
-        project = E != c.embed_dim
+        project = c.embed_dim != E
         table_VE = Table(c.vocab_size, E, c.init_std, name="embedder")()
         x_BTD = lookup(table_VE, tokens_BT, run)
         if c.embedding_multiplier != 1.0:
@@ -173,7 +173,7 @@ class Transformer(nn.Module):
             own_kernel, bias_V = Head(c, E, name="lm_head")()
             kernel_EV = kernel_EV if own_kernel is None else own_kernel
         output = x_BTD if hidden else logits_from_hidden(c, x_BTD, kernel_EV, bias_V)
-        if cache is None:
+        if cache is None or index is None or kv_segments_BS is None:
             return output
         return output, KVCache(tuple(caches), kv_segments_BS, index + T)
 

@@ -107,7 +107,7 @@ def _local(config, z_loss, chunk, vocab_axis, grads, x_NE, kernel_EV, bias_V, ta
     (sums, dweights), dx = jax.lax.scan(body, (zeros, dweights), (cut(x_NE), cut(targets_N), cut(weights_N)))
     if not grads:
         return sums, None
-    return sums, (dx.reshape(-1, E)[:N], *dweights)
+    return sums, (dx.reshape(-1, E)[:N], *dweights)  # type: ignore[misc]
 
 
 def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V, targets_BT, weights_BT):
@@ -160,8 +160,13 @@ def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V,
     tokens = P(rows, positions)
     in_specs = (P(rows, positions, None), kernel_spec, None if bias_V is None else bias_spec, tokens, tokens)
     grad_specs = (P(rows, positions, None), kernel_spec, None if bias_V is None else bias_spec) if grads else None
+    sum_specs: Any = LossSums(P(), P(), P())  # type: ignore[arg-type]
     mapped = jax.shard_map(
-        device, mesh=mesh, in_specs=in_specs, out_specs=(LossSums(P(), P(), P()), grad_specs), check_vma=False
+        device,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=(sum_specs, grad_specs),
+        check_vma=False,  # type: ignore[arg-type]
     )
     return mapped(x_BTE, kernel, bias_V, targets_BT, weights_BT)
 

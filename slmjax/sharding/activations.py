@@ -79,7 +79,7 @@ def sharded_attention(attention: AttentionFn, mesh: Mesh) -> AttentionFn:
         q_spec, kv_spec = P(rows, q_positions, "tensor", None), P(rows, None, "tensor", None)
         seg_spec, kv_seg_spec = P(rows, q_positions), P(rows, None)
         kernel, kernel_spec = None, None
-        if split and attention.__name__ == "splash_attention":
+        if split and getattr(attention, "__name__", "") == "splash_attention":
             from slmjax.models.attention_tpu import fits_splash, run_splash, splash_kernel
 
             if fits_splash(q_BTHK, k_BSGK, q_offset, slopes_H, shards):

@@ -31,7 +31,7 @@ class MeshConfig:
     tensor: int = 1
 
     def sizes(self, num_devices: int) -> tuple[int, ...]:
-        """Sizes in the order of AXES, with -1 resolved; UserError when they do not multiply to the devices."""
+        """Sizes in the order of AXES, with -1 resolved; UserError when they do not make up the devices."""
         sizes = [getattr(self, axis) for axis in AXES]
         named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -41,7 +41,7 @@ class MeshConfig:
             sizes[sizes.index(-1)] = num_devices // known
         if math.prod(sizes) != num_devices:
             raise UserError(
-                f"{named} multiply to {known}{' times -1' if -1 in sizes else ''}, but there are {num_devices} devices: "
+                f"{named} multiply to {known}{' times -1' if -1 in sizes else ''}, but there are {num_devices} devices: "  # noqa: E501
                 "make the product equal to the devices, or set one axis to -1."
             )
         return tuple(sizes)
@@ -52,7 +52,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     given = devices
     devices = list(jax.devices() if devices is None else devices)
     sizes = config.sizes(len(devices))
-    if devices[0].platform == "cpu" or given is not None and len(devices) == 1:
+    if devices[0].platform == "cpu" or (given is not None and len(devices) == 1):
         array = np.asarray(devices, dtype=object).reshape(sizes)
     else:
         from jax.experimental import mesh_utils

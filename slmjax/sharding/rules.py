@@ -1,4 +1,4 @@
-"""Parameter path -> PartitionSpec. The model file knows nothing of this; any state tree of the same paths follows it."""
+"""Parameter path -> PartitionSpec. The model file knows nothing of this; any tree of the same paths follows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TPU slices that are not there: device descriptions to compile for, ahead of time, on any Linux machine with libtpu."""
+"""TPU slices that are not there: devices to compile for, ahead of time, on any Linux machine with libtpu."""
 
 from __future__ import annotations
 

@@ -78,10 +78,10 @@ class RunConfig:
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    mesh: MeshConfig = MeshConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     @property
     def tokens_per_step(self) -> int:
@@ -114,7 +114,7 @@ SECTIONS = {
 
 
 def default_config(model: ModelConfig) -> ConfigDict:
-    """Every section with its defaults, for a config file to change. The budget starts at Chinchilla's 20 tokens/param."""
+    """Every section with its defaults, for a config file to change. The budget is Chinchilla's 20 tokens/param."""
 
     def section(name, cls):
         if name == "model":

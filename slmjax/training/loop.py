@@ -54,6 +54,8 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
     claim(workdir, config)
     corpus = open_corpus(config.data, workdir / "data", progress=jax.process_index() == 0)
     check_vocabulary(corpus, config.model.vocab_size)
+    if jax.process_index() == 0:
+        corpus.tokenizer.save(workdir / "tokenizer")  # the model must be usable when the corpus is gone
     program = build(config, token_bytes=corpus.tokenizer.token_bytes())
     rows = local_rows(program.batch_sharding, config.training.batch_size)
     batches = corpus.batches(config, rows)
@@ -71,8 +73,8 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
     with (
         Progress(total, start) as progress,
         StopRequest() as stop,
-        _closing(MetricsWriter(workdir, resume_step=start)) as writer,
-        _closing(checkpointer),
+        _Closing(MetricsWriter(workdir, resume_step=start)) as writer,
+        _Closing(checkpointer),
     ):
         say = say or (progress.say if primary else lambda message: None)
         say(f"{_describe(program)}")
@@ -89,8 +91,9 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
             waiting = time.perf_counter()
             batch = to_devices(next(batches), program)
             meter.waited(time.perf_counter() - waiting)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step), out_of_memory_is_the_users(
-                config, program.mesh
+            with (
+                jax.profiler.StepTraceAnnotation("train", step_num=step),
+                out_of_memory_is_the_users(config, program.mesh),
             ):
                 assert step_fn is not None
                 state, metrics = step_fn(state, batch)
@@ -209,8 +212,8 @@ def _finish(step, pending, meter, writer, progress, config, checkpointer) -> dic
     if values["skipped_in_a_row"] >= config.training.max_skipped:
         good = checkpointer.latest_step()
         raise UserError(
-            f"{int(values['skipped_in_a_row'])} steps in a row were skipped up to step {step}: the loss or gradient was "
-            f"not finite, or its norm above {config.training.spike_factor:g} times its running mean; "
+            f"{int(values['skipped_in_a_row'])} steps in a row were skipped up to step {step}: the loss or gradient "
+            f"was not finite, or its norm above {config.training.spike_factor:g} times its mean; "
             + (f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved yet")
             + f": lower schedule.peak (now {config.schedule.peak:g}), lengthen the warmup, or look at the data there."
         )
@@ -241,7 +244,7 @@ def _describe(program: Program) -> str:
     )
 
 
-class _closing:
+class _Closing:
     """`contextlib.closing` that does not hide the body's error behind one of close()."""
 
     def __init__(self, thing: Any):

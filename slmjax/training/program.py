@@ -1,9 +1,9 @@
-"""From a `RunConfig` to what runs: mesh, model, optimizer, and the compiled step, on these devices or described ones."""
+"""From a `RunConfig` to what runs: mesh, model, optimizer, the compiled step, on these devices or described ones."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +44,8 @@ class Program:
     objective: Objective
     state: TrainState  # shapes, dtypes and shardings
     batch: dict[str, jax.ShapeDtypeStruct]
-    train_step: Callable[..., Any]  # jitted, donates its state
-    eval_step: Callable[..., Any]  # jitted
+    train_step: Any  # jitted, donates its state
+    eval_step: Any  # jitted
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -57,9 +57,7 @@ class Program:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         training = self.config.training
         ema = bool(training.ema_decay)
-        init = jax.jit(
-            lambda: init_state(self.model, self.optimizer, training.seed, ema=ema), out_shardings=shardings
-        )
+        init = jax.jit(lambda: init_state(self.model, self.optimizer, training.seed, ema=ema), out_shardings=shardings)
         with out_of_memory_is_the_users(self.config, self.mesh):
             return init()
 
@@ -142,6 +140,7 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
     """The rows of a global batch that this process's devices hold; it reads no others."""
     rows: set[int] = set()
     for index in sharding.addressable_devices_indices_map((batch_size, 1 << 30)).values():
+        assert index is not None
         rows.update(range(*index[0].indices(batch_size)))
     return sorted(rows)
 
@@ -174,12 +173,10 @@ def out_of_memory_is_the_users(config: RunConfig, mesh: Mesh) -> Iterator[None]:
         raise UserError(
             f"Out of memory on {mesh.devices.flat[0].device_kind}"
             + (f" (the compiler speaks of {', '.join(sizes[:3])})" if sizes else "")
-            + f": parameters, gradients and AdamW take {state / shards:.2f} GiB a device ({state:.2f} GiB over {shards} "
-            f"shards), and a micro-batch is {rows} rows of {config.data.sequence_length} tokens a device. "
+            + f": parameters, gradients and AdamW take {state / shards:.2f} GiB a device ({state:.2f} GiB over "
+            f"{shards} shards), and a micro-batch is {rows} rows of {config.data.sequence_length} tokens a device. "
             f"Turn, in this order: training.accumulation={2 * t.accumulation} (half the rows at once), "
             f"training.remat=full (now {t.remat}), a smaller training.batch_size (now {t.batch_size}) or "
             f"data.sequence_length, a larger mesh.fsdp or mesh.tensor (now {mesh.shape['fsdp']} and "
             f"{mesh.shape['tensor']}) on more devices."
         ) from error
-
-

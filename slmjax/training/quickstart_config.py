@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.data.validation_fraction = 0.05
     config.training.batch_size = 16
     config.training.eval_batches = 0
-    config.training.eval_every = 150
+    config.training.eval_every = 100
     config.optimizer.name = "muon"
     config.schedule.name = "wsd"
     config.schedule.peak = 5e-3
@@ -39,5 +39,5 @@ def get_config() -> ConfigDict:
     config.schedule.final_fraction = 0.0
     config.checkpoint.every = 200
     config.checkpoint.keep_last = 1
-    set_budget(config, steps=300)
+    set_budget(config, steps=200)
     return config

@@ -46,7 +46,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key (old -> new)` for every key that makes it another run."""
     a, b = flatten(old), flatten(new)
-    free = FREE
+    free: tuple[str, ...] = FREE
     if a.get("schedule.name") == b.get("schedule.name") and a.get("schedule.name") in ("constant", "inverse_sqrt"):
         free = FREE + BUDGET  # the rate does not depend on the total: such a run may simply go on
     keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and not key.startswith(free))

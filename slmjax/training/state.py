@@ -47,9 +47,7 @@ def init_state(model: Transformer, optimizer: optax.GradientTransformation, seed
     )
 
 
-def abstract_state(
-    model: Transformer, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
-) -> TrainState:
+def abstract_state(model: Transformer, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool) -> TrainState:
     """Shapes, dtypes and shardings of a state without its arrays: what restoring and compiling ahead of time need."""
     shapes = jax.eval_shape(lambda: init_state(model, optimizer, 0, ema=ema))
     return jax.tree.map(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,8 @@ def make_train_step(
 
         bad = (~good).astype(jnp.int32)
         decayed = NORM_DECAY * mean_norm + (1 - NORM_DECAY) * norm
-        new_state = state.replace(
+        new_state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),

@@ -1,0 +1,87 @@
+"""The pretraining objective: sums over the batch that the step may divide, tied and untied heads."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slmjax.models.config import ModelConfig
+from slmjax.models.execution import Execution
+from slmjax.models.transformer import Transformer
+from slmjax.objectives.next_token import next_token
+
+CONFIG = ModelConfig(vocab_size=31, num_layers=2, embed_dim=16, num_heads=2, ffn_dim=24, logit_softcap=4.0)
+
+
+def make_batch(rows: int, seed: int = 0) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    segments = np.sort(rng.integers(0, 3, (rows, 12)), axis=1)[:, ::-1]
+    return {
+        "inputs": jnp.asarray(rng.integers(0, 31, (rows, 12)), jnp.int32),
+        "targets": jnp.asarray(rng.integers(0, 31, (rows, 12)), jnp.int32),
+        "positions": jnp.tile(jnp.arange(12, dtype=jnp.int32), (rows, 1)),
+        "segments": jnp.asarray(segments, jnp.int32),
+        "loss_weights": jnp.asarray(rng.random((rows, 12)) * (segments > 0), jnp.float32),
+    }
+
+
+def make_params(config: ModelConfig):
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    return jax.tree.map(lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape), jnp.float32), shapes)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_loss_and_gradients_are_those_of_the_whole_logits(tied):
+    config = dataclasses.replace(CONFIG, tie_embeddings=tied, head_bias=not tied)
+    model, params, batch = Transformer(config), make_params(config), make_batch(3)
+
+    def whole(params):
+        logits = model.apply({"params": params}, batch["inputs"], batch["positions"], batch["segments"])
+        logits = jax.nn.log_softmax(logits)
+        nll = -jnp.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
+        return jnp.sum(nll * batch["loss_weights"])
+
+    expected, expected_gradients = jax.jit(jax.value_and_grad(whole))(params)
+    objective = next_token(model, logits_bytes=1)
+    (loss, (weight, metrics)), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(params, batch, None)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["nll"], expected, rtol=1e-5)
+    np.testing.assert_allclose(weight, batch["loss_weights"].sum(), rtol=1e-6)
+    assert 0 <= metrics["correct"] <= weight
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.abs(b).max() + 1e-3)),
+        gradients,
+        expected_gradients,
+    )
+
+
+def test_sums_add_up_over_parts_of_a_batch():
+    objective = jax.jit(next_token(Transformer(CONFIG), z_loss=1e-3))
+    params, batch = make_params(CONFIG), make_batch(4)
+    whole = objective(params, batch, None)
+    parts = [objective(params, {k: v[i : i + 2] for k, v in batch.items()}, None) for i in (0, 2)]
+    jax.tree.map(lambda w, a, b: np.testing.assert_allclose(w, a + b, rtol=1e-5), whole, *parts)
+    assert whole[0] > whole[1][1]["nll"]  # z-loss is part of the loss and not of the measurement
+
+
+def test_padding_has_no_part_in_the_loss():
+    """What stands in padding moves neither the loss nor the weight."""
+    objective = jax.jit(next_token(Transformer(CONFIG)))
+    params, batch = make_params(CONFIG), make_batch(4)
+    padding = batch["segments"] == 0
+    assert padding.any()
+    other = {
+        **batch,
+        "inputs": jnp.where(padding, 7, batch["inputs"]),
+        "targets": jnp.where(padding, 9, batch["targets"]),
+    }
+    jax.tree.map(np.testing.assert_array_equal, objective(params, batch, None), objective(params, other, None))
+
+
+def test_bfloat16_compute_gives_float32_sums():
+    objective = jax.jit(next_token(Transformer(CONFIG, Execution(dtype=jnp.bfloat16))))
+    sums = objective(make_params(CONFIG), make_batch(2), None)
+    assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
