@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     config = get_config()
     if args.steps:
         set_budget(config, steps=args.steps)
+        config.schedule.warmup_steps = max(1, min(config.schedule.warmup_steps, args.steps // 5))
     _say("Text: the documentation topics, docstrings and sources of this Python installation. No network is used.")
     result = train(run_config(config), workdir)
     if result.stopped_by is not None:

@@ -118,7 +118,8 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
             if evaluating and not stopping and corpus.validation:
                 evaluation = evaluate(program, state, corpus, rows)
                 latest |= evaluation
-                writer.write(step, evaluation, split="validation")
+                point = {"loss": evaluation["validation_loss"], "tokens": step * config.tokens_per_step}
+                writer.write(step, evaluation | point, split="validation")
                 say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in evaluation.items()))
             if saving:
                 checkpointer.save(
@@ -210,6 +211,7 @@ def _finish(step, pending, meter, writer, progress, config, checkpointer) -> dic
         writer.write(step, values)
         meter.restart(step)
     if values["skipped_in_a_row"] >= config.training.max_skipped:
+        checkpointer.wait()  # the newest may still be on its way to the disk
         good = checkpointer.latest_step()
         raise UserError(
             f"{int(values['skipped_in_a_row'])} steps in a row were skipped up to step {step}: the loss or gradient "

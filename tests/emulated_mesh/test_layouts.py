@@ -1,4 +1,6 @@
-"""Eight emulated devices: however the mesh is laid out, the loss and its gradients are the same."""
+"""Eight emulated devices: every layout of the mesh gives the loss and the gradients of one device, in float32."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +8,22 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from slmjax.errors import UserError
+from slmjax.models import attention_tpu
 from slmjax.models.attention_kernels import xla_attention
+from slmjax.models.attention_tpu import splash_attention, splash_kernel
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
+from slmjax.models.positions import alibi_slopes
 from slmjax.models.transformer import Transformer
 from slmjax.objectives.next_token import next_token
-from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention
+from slmjax.sharding.activations import make_constrain, sharded_attention
 from slmjax.sharding.mesh import MeshConfig, batch_spec, make_mesh
-from slmjax.sharding.rules import spec_for, tree_shardings
+from slmjax.sharding.rules import tree_shardings
 
-CONFIG = ModelConfig(
-    vocab_size=96,
+B, T, V = 8, 16, 96
+# Windows, grouped heads, an untied head with bias and a soft cap: what a layout could get wrong.
+UNTIED = ModelConfig(
+    vocab_size=V,
     num_layers=4,
     embed_dim=32,
     num_heads=4,
@@ -27,98 +33,170 @@ CONFIG = ModelConfig(
     window=5,
     qk_norm="head",
     qkv_bias=True,
-    head_bias=True,
+    logit_softcap=3.0,
     tie_embeddings=False,
+    head_bias=True,
 )
-B, T = 8, 32
+# Sizes that no axis divides evenly (37 ids, 1 key/value head, 20 wide), ALiBi, a tied head.
+ODD = ModelConfig(
+    vocab_size=37, num_layers=2, embed_dim=20, head_dim=8, num_heads=4, num_kv_heads=1, ffn_dim=24, position="alibi"
+)
+CONFIGS = {"untied": UNTIED, "odd": ODD}
+LAYOUTS = {
+    "fsdp 8": MeshConfig(),
+    "data 8": MeshConfig(data=8),
+    "data 2, fsdp 2, tensor 2": MeshConfig(data=2, tensor=2),
+    "fsdp 2, tensor 4": MeshConfig(tensor=4),
+    "sequence 8": MeshConfig(sequence=8),
+    "fsdp 2, sequence 2, tensor 2": MeshConfig(sequence=2, tensor=2),
+}
 
 
-@pytest.fixture(scope="module")
-def batch():
+def make_batch(config: ModelConfig, rows: int = B, length: int = T) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    segments = np.sort(rng.integers(1, 4, (B, T)), axis=1).astype(np.int32)
+    segments = np.sort(rng.integers(1, 4, (rows, length)), axis=1).astype(np.int32)
     positions = np.zeros_like(segments)
-    for row, ids in enumerate(segments):
-        for i in range(1, T):
-            positions[row, i] = positions[row, i - 1] + 1 if ids[i] == ids[i - 1] else 0
+    for row, ids in zip(positions, segments, strict=True):
+        for i in np.unique(ids):
+            row[ids == i] = np.arange((ids == i).sum())
     return {
-        "inputs": rng.integers(0, 96, (B, T)).astype(np.int32),
-        "targets": rng.integers(0, 96, (B, T)).astype(np.int32),
+        "inputs": rng.integers(0, config.vocab_size, (rows, length)).astype(np.int32),
+        "targets": rng.integers(0, config.vocab_size, (rows, length)).astype(np.int32),
         "positions": positions,
         "segments": segments,
-        "loss_weights": rng.random((B, T)).astype(np.float32),
+        "loss_weights": rng.random((rows, length)).astype(np.float32),
     }
 
 
-@pytest.fixture(scope="module")
-def params(batch):
-    tree = Transformer(CONFIG).init(jax.random.key(1), batch["inputs"])["params"]
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(3), x.shape), tree)
+def make_params(config: ModelConfig) -> dict:
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    return jax.tree.map(lambda s: np.asarray(0.2 * rng.standard_normal(s.shape), np.float32), shapes)
 
 
-def differentiate(mesh, params, batch):
-    run = Execution(remat="full")
+def value_and_grad(config, batch, mesh=None):
+    """Loss sums and gradients, on one device or on a mesh, with the smallest chunks of logits."""
+    params, execution, shardings = make_params(config), Execution(remat="full"), None
     if mesh is not None:
-        run = Execution(constrain=make_constrain(mesh), attention=sharded_attention(xla_attention, mesh), remat="full")
-        params = jax.device_put(params, tree_shardings(params, mesh))
-        batch = jax.device_put(batch, NamedSharding(mesh, batch_spec()))
-    objective = next_token(Transformer(CONFIG, run), z_loss=1e-2, mesh=mesh, logits_bytes=1)
-    (loss, _), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(params, batch, jax.random.key(0))
-    return loss, gradients
+        attention = sharded_attention(xla_attention, mesh)
+        execution = Execution(remat="full", attention=attention, constrain=make_constrain(mesh))
+        shardings = tree_shardings(params, mesh)
+        params = jax.device_put(params, shardings)
+        spec = batch_spec() if len(batch["inputs"]) % 8 == 0 else jax.sharding.PartitionSpec()
+        batch = jax.device_put(batch, NamedSharding(mesh, spec))
+    objective = next_token(Transformer(config, execution), z_loss=1e-2, mesh=mesh, logits_bytes=1)
+    step = jax.jit(
+        jax.value_and_grad(objective, has_aux=True), out_shardings=None if mesh is None else (None, shardings)
+    )
+    return step(params, batch, None)
 
 
 @pytest.fixture(scope="module")
-def reference(params, batch):
-    return differentiate(None, params, batch)
+def one_device():
+    return {name: value_and_grad(config, make_batch(config)) for name, config in CONFIGS.items()}
+
+
+def assert_equal(result, expected):
+    (sums, gradients), (expected_sums, expected_gradients) = result, expected
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), sums, expected_sums)
+    for (path, gradient), other in zip(
+        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected_gradients), strict=True
+    ):
+        scale = float(jnp.abs(other).max())
+        assert scale > 1e-4, path
+        np.testing.assert_allclose(gradient, other, atol=1e-5 * scale, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize(
-    "layout",
-    [
-        {"data": 8, "fsdp": 1},
-        {"fsdp": 8},
-        {"data": 2, "fsdp": 2, "tensor": 2},
-        {"fsdp": 2, "tensor": 4},  # more shards than key/value heads
-        {"fsdp": 2, "sequence": 2, "tensor": 2},
-        {"fsdp": 1, "sequence": 8},
-    ],
-    ids=str,
+    ("config", "layout"),
+    [("untied", layout) for layout in LAYOUTS]
+    + [("odd", "data 2, fsdp 2, tensor 2"), ("odd", "fsdp 2, sequence 2, tensor 2")],
 )
-def test_every_layout_gives_the_same_loss_and_gradients(layout, params, batch, reference):
-    mesh = make_mesh(MeshConfig(**layout))
-    loss, gradients = differentiate(mesh, params, batch)
-    np.testing.assert_allclose(loss, reference[0], rtol=1e-5)
-    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(reference[1]))
-    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(reference[1]), strict=True):
-        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=1e-5 * scale)
+def test_every_layout_gives_the_loss_and_gradients_of_one_device(one_device, config, layout, capfd):
+    mesh = make_mesh(LAYOUTS[layout])
+    result = value_and_grad(CONFIGS[config], make_batch(CONFIGS[config]), mesh)
+    assert_equal(result, one_device[config])
+    for gradient, sharding in zip(
+        jax.tree.leaves(result[1]), jax.tree.leaves(tree_shardings(result[1], mesh)), strict=True
+    ):
+        assert gradient.sharding.is_equivalent_to(sharding, gradient.ndim)
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
-def test_parameters_are_cut_by_their_paths():
-    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
-    assert tuple(spec_for("segment_0/block_0/attention/q_proj/kernel", (4, 32, 64), mesh)) == (
-        None,
-        ("fsdp", "sequence"),
-        "tensor",
+def test_a_batch_that_the_devices_do_not_divide_is_computed_whole():
+    """Three rows of 15 tokens, as a last validation batch may be."""
+    batch = make_batch(UNTIED, rows=3, length=15)
+    assert_equal(
+        value_and_grad(UNTIED, batch, make_mesh(MeshConfig(sequence=2, tensor=2))), value_and_grad(UNTIED, batch)
     )
-    assert tuple(spec_for("embedder/embedding", (97, 32), mesh)) == (None, ("fsdp", "sequence"))  # 97 does not divide
-    assert tuple(spec_for("segment_0/block_0/attention_norm/scale", (4, 32), mesh)) == ()
 
 
-@pytest.mark.parametrize(
-    ("mesh", "said"),
-    [
-        (MeshConfig(data=3, fsdp=1), "8 devices"),
-        (MeshConfig(data=-1, fsdp=-1), "at most one may be -1"),
-        (MeshConfig(fsdp=-1, tensor=3), "mesh.tensor=3"),
-    ],
-)
-def test_a_mesh_that_does_not_fit_the_devices_is_refused(mesh, said):
-    with pytest.raises(UserError, match=said):
-        make_mesh(mesh)
+def test_parameters_are_made_where_the_rules_put_them():
+    mesh = make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2))
+    init = lambda key: Transformer(UNTIED).init(key, jnp.zeros((1, 4), jnp.int32))["params"]  # noqa: E731
+    shardings = tree_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
+    params = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+    block = params["segment_0"]["block_0"]
+    local = lambda x: x.addressable_shards[0].data.shape  # noqa: E731
+    assert local(params["embedder"]["embedding"]) == (V // 2, 32 // 4)
+    assert local(params["lm_head"]["kernel"]) == (32 // 4, V // 2)
+    assert local(block["attention"]["q_proj"]["kernel"]) == (2, 32 // 4, 32 // 2)
+    assert local(block["attention"]["q_proj"]["bias"]) == (2, 32 // 2)
+    assert local(block["attention"]["o_proj"]["kernel"]) == (2, 32 // 2, 32 // 4)
+    assert local(block["feedforward"]["down_proj"]["kernel"]) == (2, 64 // 2, 32 // 4)
+    assert local(block["attention_norm"]["scale"]) == (2, 32)
+    held = sum(np.prod(local(x)) for x in jax.tree.leaves(params))
+    whole = sum(x.size for x in jax.tree.leaves(params))
+    assert held < 1.1 * whole / 8
+    # Where they are made does not change what they are.
+    alone = jax.jit(init)(jax.random.key(0))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), params, alone)
 
 
-def test_heads_and_positions_must_divide():
-    with pytest.raises(UserError, match=r"num_heads=4.*mesh.tensor=8"):
-        check_mesh_fits(CONFIG, make_mesh(MeshConfig(fsdp=1, tensor=8)), T)
-    with pytest.raises(UserError, match=r"sequence_length=30.*mesh.sequence=4"):
-        check_mesh_fits(CONFIG, make_mesh(MeshConfig(fsdp=2, sequence=4)), 30)
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("layout", ["sequence 8", "fsdp 2, sequence 2, tensor 2", "fsdp 2, tensor 4"])
+def test_attention_shard_by_shard_is_attention(layout, segments):
+    mesh = make_mesh(LAYOUTS[layout])
+    rng = np.random.default_rng(2)
+    q, k, v = (jnp.asarray(rng.standard_normal((4, 32, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    ids = jnp.asarray(make_batch(UNTIED, 4, 32)["segments"]) if segments else None
+    arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "scale": 0.3, "softcap": 2.0, "window": 7}
+    arguments |= {"slopes_H": jnp.asarray(alibi_slopes(4))}
+    sharded = jax.jit(partial(sharded_attention(xla_attention, mesh), q_offset=0, **arguments))
+    np.testing.assert_allclose(sharded(q, k, v), xla_attention(q, k, v, q_offset=0, **arguments), atol=1e-5)
+
+    arguments |= {"q_segments_BT": None if ids is None else ids[:, 20:21]}  # a decoding step, at an offset
+    step = jax.jit(
+        lambda q, k, v, offset: sharded_attention(xla_attention, mesh)(q, k, v, q_offset=offset, **arguments)
+    )
+    expected = xla_attention(q[:, :1], k, v, q_offset=20, **arguments)
+    np.testing.assert_allclose(step(q[:, :1], k, v, 20), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 150])
+def test_splash_over_the_sequence_axis_is_attention(window, monkeypatch):
+    """The kernel's block mask is cut along the queries; in Pallas's interpreter."""
+    monkeypatch.setattr(attention_tpu, "splash_kernel", partial(splash_kernel, interpret=True))
+    monkeypatch.setattr(attention_tpu, "xla_attention", None)  # no way out
+    mesh = make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2))
+    rng = np.random.default_rng(3)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 512, heads, 64)), jnp.float32) for heads in (4, 2, 2))
+    ids = jnp.asarray(make_batch(UNTIED, 2, 512)["segments"])
+    arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "q_offset": 0, "scale": 0.125}
+    arguments |= {"softcap": None, "window": window, "slopes_H": None}
+    probe = jnp.asarray(rng.standard_normal(q.shape), jnp.float32)
+
+    def run(attention):
+        def loss(q, k, v):
+            out = attention(q, k, v, **arguments)
+            return jnp.sum(out * probe), out
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+
+    (gradients, out), (expected_gradients, expected) = (
+        run(sharded_attention(splash_attention, mesh)),
+        run(xla_attention),
+    )
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, other, atol=1e-4)
