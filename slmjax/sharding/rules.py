@@ -14,13 +14,13 @@ from slmjax.sharding.mesh import WEIGHTS
 
 # First match wins. Specs are those of one layer; stacked layers get a leading unsharded axis.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"embedder/embedding$", P("tensor", WEIGHTS)),
+    (r"embedder/embedding$", P("tensor", WEIGHTS)),  # of positions too
     (r"(q|k|v|gate|up)_proj/kernel$", P(WEIGHTS, "tensor")),
     (r"(q|k|v|gate|up)_proj/bias$", P("tensor")),
     (r"(o|down)_proj/kernel$", P("tensor", WEIGHTS)),
     (r"lm_head/kernel$", P(WEIGHTS, "tensor")),
     (r"lm_head/bias$", P("tensor")),
-    (r"(position_embedder/embedding|embed_(in|out)_proj/kernel)$", P(None, WEIGHTS)),
+    (r"embed_(in|out)_proj/kernel$", P(None, WEIGHTS)),
 )
 
 

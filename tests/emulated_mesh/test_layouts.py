@@ -20,6 +20,8 @@ from slmjax.sharding.activations import make_constrain, sharded_attention
 from slmjax.sharding.mesh import MeshConfig, batch_spec, make_mesh
 from slmjax.sharding.rules import tree_shardings
 
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 B, T, V = 8, 16, 96
 # Windows, grouped heads, an untied head with bias and a soft cap: what a layout could get wrong.
 UNTIED = ModelConfig(
@@ -85,7 +87,7 @@ def value_and_grad(config, batch, mesh=None):
         spec = batch_spec() if len(batch["inputs"]) % 8 == 0 else jax.sharding.PartitionSpec()
         batch = jax.device_put(batch, NamedSharding(mesh, spec))
     objective = next_token(Transformer(config, execution), z_loss=1e-2, mesh=mesh, logits_bytes=1)
-    step = jax.jit(
+    step = quick_jit(
         jax.value_and_grad(objective, has_aux=True), out_shardings=None if mesh is None else (None, shardings)
     )
     return step(params, batch, None)
@@ -135,7 +137,7 @@ def test_parameters_are_made_where_the_rules_put_them():
     mesh = make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2))
     init = lambda key: Transformer(UNTIED).init(key, jnp.zeros((1, 4), jnp.int32))["params"]  # noqa: E731
     shardings = tree_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-    params = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+    params = quick_jit(init, out_shardings=shardings)(jax.random.key(0))
     block = params["segment_0"]["block_0"]
     local = lambda x: x.addressable_shards[0].data.shape  # noqa: E731
     assert local(params["embedder"]["embedding"]) == (V // 2, 32 // 4)
@@ -149,7 +151,7 @@ def test_parameters_are_made_where_the_rules_put_them():
     whole = sum(x.size for x in jax.tree.leaves(params))
     assert held < 1.1 * whole / 8
     # Where they are made does not change what they are.
-    alone = jax.jit(init)(jax.random.key(0))
+    alone = quick_jit(init)(jax.random.key(0))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), params, alone)
 
 
@@ -162,11 +164,11 @@ def test_attention_shard_by_shard_is_attention(layout, segments):
     ids = jnp.asarray(make_batch(UNTIED, 4, 32)["segments"]) if segments else None
     arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "scale": 0.3, "softcap": 2.0, "window": 7}
     arguments |= {"slopes_H": jnp.asarray(alibi_slopes(4))}
-    sharded = jax.jit(partial(sharded_attention(xla_attention, mesh), q_offset=0, **arguments))
+    sharded = quick_jit(partial(sharded_attention(xla_attention, mesh), q_offset=0, **arguments))
     np.testing.assert_allclose(sharded(q, k, v), xla_attention(q, k, v, q_offset=0, **arguments), atol=1e-5)
 
     arguments |= {"q_segments_BT": None if ids is None else ids[:, 20:21]}  # a decoding step, at an offset
-    step = jax.jit(
+    step = quick_jit(
         lambda q, k, v, offset: sharded_attention(xla_attention, mesh)(q, k, v, q_offset=offset, **arguments)
     )
     expected = xla_attention(q[:, :1], k, v, q_offset=20, **arguments)
@@ -191,7 +193,7 @@ def test_splash_over_the_sequence_axis_is_attention(window, monkeypatch):
             out = attention(q, k, v, **arguments)
             return jnp.sum(out * probe), out
 
-        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+        return quick_jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
 
     (gradients, out), (expected_gradients, expected) = (
         run(sharded_attention(splash_attention, mesh)),

@@ -24,8 +24,8 @@ def matmul_flops(jaxpr) -> int:
             depth = int(np.prod([equation.invars[0].aval.shape[i] for i in contracted]))
             total += 2 * depth * int(np.prod(equation.outvars[0].aval.shape))
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            total += repeats * matmul_flops(inner)
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns")):
+            total += repeats * matmul_flops(value) if hasattr(value, "eqns") else 0
     return total
 
 
