@@ -61,7 +61,7 @@ def _miniatures() -> dict[str, ModelConfig]:
     return {name: config for config, name in found.items()}
 
 
-# These hold every switch at least once; tests that compile for each miniature are slow for the others.
+# Between them these hold the switches that change what attends to what; tests that compile are slow for the others.
 CORE = {"gpt2", "opt-350m", "bloom-560m", "falcon-rw-1b", "falcon-7b", "pythia-14m"}
 CORE |= {"mistral-7b-v0.1", "mobilellm-125m-layer-share", "smollm3-3b", "gemma-2-2b", "gemma-3-270m", "olmo-2-1b"}
 CORE |= {"openelm-270m"}

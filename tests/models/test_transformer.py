@@ -80,6 +80,9 @@ EXECUTIONS = {
 }
 
 
+QUICK_EXECUTIONS = {"loop", "flat tokens", "remat context"}
+
+
 @pytest.fixture(scope="module")
 def gradients_under(random_params, quick_jit):
     """(name, execution) -> loss and gradients of a small model, computed once for each."""
@@ -102,7 +105,8 @@ def gradients_under(random_params, quick_jit):
 
 @pytest.mark.parametrize(
     ("name", "execution"),
-    [("pythia-14m", e) for e in EXECUTIONS] + [("gemma-2-2b", e) for e in ("loop", "remat full")],
+    [pytest.param("pythia-14m", e, marks=[] if e in QUICK_EXECUTIONS else [pytest.mark.slow]) for e in EXECUTIONS]
+    + [("gemma-2-2b", "loop"), ("gemma-2-2b", "remat full")],
 )
 def test_execution_changes_neither_loss_nor_gradients(gradients_under, name, execution):
     loss, gradients = gradients_under(name, Execution())
