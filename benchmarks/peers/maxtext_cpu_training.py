@@ -61,7 +61,13 @@ def run_once(python: str, steps: int, batch: int, length: int, extra: list[str])
     tail: list[str] = []
     with tempfile.TemporaryDirectory() as out:
         command = [python, "-m", "maxtext.trainers.pre_train.train", f"{package}/configs/base.yml", *RUN, *MODEL]
-        command += [f"base_output_directory={out}", f"steps={steps}", f"per_device_batch_size={batch}"]
+        # An empty compilation cache each time: MaxText's own, ~/jax_cache, would let the second run start faster.
+        command += [
+            f"base_output_directory={out}",
+            f"jax_cache_dir={out}/cache",
+            f"steps={steps}",
+            f"per_device_batch_size={batch}",
+        ]
         command += [f"max_target_length={length}", *extra]
         begin = time.perf_counter()
         with subprocess.Popen(

@@ -51,7 +51,12 @@ def compile_once(python: str, topology: str, batch: int, length: int, tiling: in
         command = [python, "-m", "maxtext.trainers.pre_train.train_compile", f"{package}/configs/base.yml"]
         command += [f"compile_topology={topology}", "compile_topology_num_slices=1", *MODEL]
         command += [f"per_device_batch_size={batch}", f"max_target_length={length}", f"num_vocab_tiling={tiling}"]
-        command += ["run_name=peer", f"base_output_directory={out}", "enable_checkpointing=False"]
+        command += [
+            "run_name=peer",
+            f"base_output_directory={out}",
+            f"jax_cache_dir={out}/cache",
+            "enable_checkpointing=False",
+        ]
         command += ["dataset_type=synthetic", *extra]
         begin = time.perf_counter()
         done = subprocess.run(

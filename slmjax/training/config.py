@@ -61,6 +61,9 @@ class TrainingConfig:
         for name in ("batch_size", "accumulation", "log_every", "max_skipped", given[0]):
             if getattr(self, name) <= 0:
                 raise UserError(f"training.{name}={getattr(self, name)} must be above 0.")
+        for name in ("clip_norm", "z_loss", "spike_factor", "eval_every", "eval_batches"):
+            if not getattr(self, name) >= 0:  # NaN too: a negative clip_norm would climb instead of descend
+                raise UserError(f"training.{name}={getattr(self, name)} must be 0 (off) or above.")
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"training.batch_size={self.batch_size} is not a multiple of training.accumulation={self.accumulation}."
@@ -162,7 +165,9 @@ def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
             raise UserError(f"The config has an unknown section {name!r}; {nearest(name, list(SECTIONS))}")
     built = {}
     for name, cls in SECTIONS.items():
-        section = dict(values.get(name) or {})
+        section = values.get(name) or {}
+        if not isinstance(section, Mapping):
+            raise UserError(f"The config's section {name!r} is {section!r}: it must be a table of keys and values.")
         known = [f.name for f in dataclasses.fields(cls)]
         for key in section:
             if key not in known:

@@ -231,6 +231,11 @@ def _branch(program: Program) -> Restored | None:
     step = source.latest_step() if t.branch_step < 0 else t.branch_step
     if step is None:
         raise UserError(f"training.branch_from={t.branch_from} has no checkpoint to start from.")
+    if step >= program.config.total_steps:
+        raise UserError(
+            f"training.branch_from={t.branch_from} starts at step {step}, but this run ends at step "
+            f"{program.config.total_steps}: raise its budget or choose an earlier training.branch_step."
+        )
     return source.restore(step, program.state)
 
 

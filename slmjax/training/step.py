@@ -72,7 +72,7 @@ def make_train_step(
         # Sharded as the parameters, so that the sum over devices is a reduce-scatter.
         grads = jax.lax.with_sharding_constraint(grads, tree_shardings(grads, mesh))
         inverse = 1.0 / jnp.maximum(weight_sum, 1.0)
-        norm = optax.global_norm(grads) * inverse
+        norm = optax.tree.norm(grads) * inverse
         accepted = state.step - state.skipped
         mean_norm = state.gradient_norm
         good = jnp.isfinite(loss_sum) & jnp.isfinite(norm)
