@@ -23,3 +23,7 @@ def __getattr__(name: str) -> _Any:
     # `slmjax.generate` the function, also after the submodule of that name was imported.
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

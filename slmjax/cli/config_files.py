@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import runpy
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} fails: {type(error).__name__}: {error}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        where = f", line {lines[-1]}," if lines else ""
+        raise UserError(f"{path}{where} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() must return a ConfigDict (start from default_config), not {config!r}.")
     for override in overrides:
         apply_override(config, override)
     return config
@@ -46,9 +51,12 @@ def apply_override(config: ConfigDict, override: str) -> None:
             raise UserError(f"--config.{key}: {place} has no key {section!r}; {nearest(section, known)}")
         if depth == len(sections):
             break
-        if section not in node:  # a new source: --config.data.sources.NAME.path=...
-            node[section] = ConfigDict({"path": "", "weight": 1.0, "format": "auto", "text_field": "text"})
+        if place == "data.sources":  # a source may be new, and a config file names only the fields that it sets
+            defaults = {"path": "", "weight": 1.0, "format": "auto", "text_field": "text"}
+            node[section] = ConfigDict(defaults | (node[section].to_dict() if section in node else {}))
         node = node[section]
+    if sections == ["data", "sources"]:
+        raise UserError(f"--config.{key} names a source: set its path, as in --config.{key}.path={text}.")
     if isinstance(node.get(name), ConfigDict):
         raise UserError(f"--config.{key} is a section: set one of its keys, {', '.join(node[name].keys())}.")
     value = _parse(text, node[name], key)
@@ -63,7 +71,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
 def _parse(text: str, old: Any, key: str) -> Any:
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     if isinstance(old, str):
         return text

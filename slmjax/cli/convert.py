@@ -11,9 +11,9 @@ EXAMPLE = "slmjax convert runs/quickstart my-model --dtype bfloat16"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("source", help="a run's workdir, a checkpoint, or a saved model")
-    parser.add_argument("destination", help="a new directory")
-    parser.add_argument("--format", choices=["slmjax"], default="slmjax")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("destination", help="a new directory, or a saved model to replace")
+    parser.add_argument("--format", choices=["slmjax"], default="slmjax", help="of the destination")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slmjax.cli.text_sources import add_format_arguments, source_of
+
+if TYPE_CHECKING:
+    from slmjax.data.config import DataConfig
 
 HELP = "tokenize text into a corpus, or look at one"
 EXAMPLE = "slmjax data prepare --source books.jsonl.gz --tokenizer train:8192 --output corpus"
@@ -13,52 +19,87 @@ EXAMPLE = "slmjax data prepare --source books.jsonl.gz --tokenizer train:8192 --
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="prepare|inspect")
-    prepare = actions.add_parser("prepare", help="tokenize text into OUTPUT/corpus", epilog=f"Example: {EXAMPLE}")
+    prepare = actions.add_parser(
+        "prepare", help="tokenize text into OUTPUT/corpus", epilog=f"Example: {EXAMPLE}", allow_abbrev=False
+    )
     prepare.add_argument("--config", help="take the data section of this config file")
     prepare.add_argument("--source", action="append", default=[], help="file, directory, glob, tfds:..., python:stdlib")
     prepare.add_argument("--tokenizer", default="", help="a tokenizer's path, or train:SIZE")
-    prepare.add_argument("--validation-fraction", type=float, default=0.01)
+    prepare.add_argument("--validation-fraction", type=float, default=0.01, help="default: %(default)s")
     prepare.add_argument("--store-format", choices=["memmap", "array_record"], default="memmap")
-    prepare.add_argument("--output", required=True, help="directory; use its corpus/ as data.cache_dir")
+    add_format_arguments(prepare)
+    prepare.add_argument("--output", required=True, help="directory; train on it with data.cache_dir=OUTPUT/corpus")
     inspect = actions.add_parser(
-        "inspect", help="describe a corpus", epilog="Example: slmjax data inspect corpus/corpus"
+        "inspect", help="describe a corpus", epilog="Example: slmjax data inspect corpus/corpus", allow_abbrev=False
     )
     inspect.add_argument("directory")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare or describe."""
-    if args.action == "inspect":
-        from slmjax.data.describe import describe
+    return _inspect(args) if args.action == "inspect" else _prepare(args)
 
-        print(json.dumps(describe(args.directory), indent=1, ensure_ascii=False))
-        return 0
-    from slmjax.data.config import DataConfig
+
+def _prepare(args: argparse.Namespace) -> int:
     from slmjax.data.prepare import prepare, tokenizer_for
     from slmjax.errors import UserError
 
     if bool(args.config) == bool(args.source):
-        raise UserError("data prepare needs either --config FILE or --source PATH with --tokenizer.")
-    if args.config:
-        from slmjax.cli.config_files import load_config
-        from slmjax.training.config import run_config
-
-        data = run_config(load_config(args.config, args.overrides)).data
-    else:
-        names = {
-            f"{i:02}-{Path(s).name.split('.')[0] or 'source'}".replace(":", "-"): s for i, s in enumerate(args.source)
-        }
-        data = DataConfig(
-            sources={_safe(name): {"path": path} for name, path in names.items()},  # type: ignore[misc]
-            tokenizer=args.tokenizer,
-            validation_fraction=args.validation_fraction,
-            store_format=args.store_format,
-        )
-    output = Path(args.output)
+        raise UserError("data prepare needs either --config FILE, or --source PATH with --tokenizer.")
+    data = _data_config(args)
+    output = Path(args.output).expanduser()
     tokenizer = tokenizer_for(data, output / "tokenizer")
     print(prepare(data, tokenizer, output / "corpus"))
     return 0
 
 
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "_.-" else "-" for c in name)
+def _data_config(args: argparse.Namespace) -> DataConfig:
+    from slmjax.data.config import DataConfig
+
+    if args.config:
+        from slmjax.cli.config_files import load_config
+        from slmjax.training.config import run_config
+
+        return run_config(load_config(args.config, args.overrides)).data
+    # A source's name becomes a directory, and numbers keep equal names apart.
+    names = [Path(path.partition("?")[0].partition(":")[2] or path).name.split(".")[0] for path in args.source]
+    safe = ["".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in name) for name in names]
+    return DataConfig(
+        sources={f"{i:02}-{n or 'text'}": source_of(s, args) for i, (n, s) in enumerate(zip(safe, args.source))},  # noqa: B905
+        tokenizer=args.tokenizer,
+        validation_fraction=args.validation_fraction,
+        store_format=args.store_format,
+    )
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from slmjax.cli.table import print_table
+    from slmjax.data.describe import describe
+
+    facts = describe(args.directory)
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return 0
+    stores = {"": facts} if "documents" in facts else _by_path(facts)
+    for path, store in stores.items():
+        if path:
+            print(path)
+        lengths = store["document_tokens"]
+        print_table(
+            {
+                "  documents": store["documents"],
+                "  tokens": store["tokens"],
+                "  bytes": store["bytes"],
+                "  bytes a token": store["bytes_per_token"],
+                "  vocabulary": store["vocab_size"],
+                "  tokens a document": ", ".join(f"{length:,} ({p}%)" for p, length in lengths.items()),
+            }
+        )
+        for sample in store["samples"]:
+            print(f"  | {' '.join(sample.split())[:110]}")
+    return 0
+
+
+def _by_path(corpus: dict[str, Any]) -> dict[str, Any]:
+    return {f"{split}/{name}": store for split, stores in corpus.items() for name, store in stores.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 HELP = "continue one or more prompts with a model"
 EXAMPLE = "slmjax generate --model runs/quickstart --prompt 'def main(' --temperature 0.7"
@@ -14,11 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--model", required=True, help="a run's workdir, one of its checkpoints, or a saved model")
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token (default)")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k most likely tokens (0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most likely tokens of this total")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object a prompt")
 
 
@@ -29,12 +28,15 @@ def run(args: argparse.Namespace) -> int:
 
     lm = load(args.model)
     streaming = len(args.prompt) == 1 and not args.json
+    begun = False
 
     def show(piece: str) -> None:
+        nonlocal begun
+        if not begun:  # only now: a refused prompt prints nothing
+            print(args.prompt[0], end="")
+            begun = True
         print(piece, end="", flush=True)
 
-    if streaming:
-        show(args.prompt[0])
     texts = generate(
         lm,
         args.prompt,
@@ -46,9 +48,8 @@ def run(args: argparse.Namespace) -> int:
         stream=show if streaming else None,
     )
     if streaming:
-        print()
+        print("" if begun else args.prompt[0])
         return 0
     for prompt, text in zip(args.prompt, texts, strict=True):
         print(json.dumps({"prompt": prompt, "text": text}) if args.json else f"{prompt}{text}\n")
-    sys.stdout.flush()
     return 0

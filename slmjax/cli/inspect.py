@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slmjax.inference.language_model import Location
+    from slmjax.models.config import ModelConfig
 
 HELP = "say what a run, checkpoint, saved model or named model is and what it costs"
 EXAMPLE = "slmjax inspect runs/quickstart"
@@ -13,58 +18,110 @@ EXAMPLE = "slmjax inspect runs/quickstart"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("path", help="a run's workdir, a checkpoint, a saved model, or a name such as smollm2-135m")
+    parser.add_argument("--batch-size", type=int, default=1, help="rows of the key/value cache (default: %(default)s)")
+    parser.add_argument("--context", type=int, default=0, help="its tokens a row (default: the model's context)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print architecture, parameters and costs."""
+    from slmjax.cli.table import print_table
     from slmjax.errors import UserError
-    from slmjax.inference.language_model import _read_json, model_config_from
-    from slmjax.models.counting import count_parameters, flops_per_token, kv_cache_bytes
     from slmjax.models.families import model_config
 
-    path = Path(args.path)
-    facts: dict[str, object] = {}
-    if not path.exists():
-        config = model_config(args.path)
-        facts["kind"] = "named model"
+    if args.batch_size < 1 or args.context < 0:
+        raise UserError("--batch-size must be at least 1, and --context at least 0 (the model's own).")
+    facts: dict[str, Any]
+    if Path(args.path).expanduser().exists() or "/" in args.path:
+        from slmjax.inference.language_model import locate
+
+        place = locate(args.path)
+        config, facts = place.config, _provenance(place)
     else:
-        inside = path / "config.json" if path.is_dir() else path
-        if path.name.isdecimal() and (path.parent.parent / "config.json").is_file():
-            inside = path.parent.parent / "config.json"
-        if not inside.is_file():
-            raise UserError(f"{path} is no slmjax run, checkpoint or model (it has no config.json).")
-        values = _read_json(inside)
-        if "model" not in values:
-            raise UserError(f"{inside} describes no slmjax model.")
-        config = model_config_from(values["model"], str(inside))
-        facts["kind"] = "run" if "training" in values else "saved model"
-        steps = [int(p.name) for p in (inside.parent / "checkpoints").glob("*") if p.name.isdecimal()]
-        if steps:
-            facts["checkpoints"] = ", ".join(map(str, sorted(steps)))
-    count = count_parameters(config)
-    T = config.context_length
-    facts |= {
-        "parameters": count.total,
-        "  embedding": count.embedding,
-        "  attention": count.attention,
-        "  feed-forward": count.feedforward,
-        "  norms": count.norms,
-        "  head": count.head,
+        config, facts = model_config(args.path), {"kind": "named model"}
+    facts |= _architecture(config) | _costs(config, args.batch_size, args.context or config.context_length)
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        print_table({name.replace("_", " "): _human(name, value) for name, value in facts.items()})
+    return 0
+
+
+def _provenance(place: Location) -> dict[str, Any]:
+    """Where it stands and what it carries."""
+    from slmjax.errors import UserError
+    from slmjax.inference.language_model import tokenizer_directory
+    from slmjax.inference.saved_model import saved_dtypes
+    from slmjax.tokenization.tokenizer import load_tokenizer
+
+    facts: dict[str, Any] = {"kind": place.kind}
+    if place.kind == "saved model":
+        facts["dtype"] = ", ".join(saved_dtypes(place.directory))
+    else:
+        from slmjax.training.config import run_config
+
+        steps = sorted(int(p.name) for p in (place.directory / "checkpoints").glob("*") if p.name.isdecimal())
+        facts["step"] = place.step if place.step is not None else (steps[-1] if steps else None)
+        facts["total_steps"] = run_config(place.run).total_steps
+        facts["checkpoints"] = steps
+        facts["dtype"] = "float32"
+    try:
+        tokenizer = load_tokenizer(tokenizer_directory(place))
+        facts["tokenizer"] = f"{tokenizer.vocab_size:,} tokens ({tokenizer.fingerprint})"
+    except UserError:
+        facts["tokenizer"] = "not found"
+    return facts
+
+
+def _architecture(config: ModelConfig) -> dict[str, Any]:
+    return {
         "layers": config.num_layers,
         "width": config.embed_dim,
-        "heads": f"{config.num_heads} query, {config.num_kv_heads} key/value of {config.head_dim}",
-        "feed-forward width": str(config.ffn_dim),
+        "heads": config.num_heads,
+        "key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "feedforward_width": config.ffn_dim,
+        "activation": f"{'gated ' if config.gated else ''}{config.activation}",
+        "norm": f"{config.norm}, {config.norm_placement}",
+        "position": config.position,
+        "window": config.window,
         "vocabulary": config.vocab_size,
-        "context": T,
-        "training GFLOPs a token": round(flops_per_token(config, T) / 1e9, 3),
-        "KV cache MiB at context (bf16)": round(kv_cache_bytes(config, T) / 2**20, 2),
-        "weights MiB (float32)": round(count.total * 4 / 2**20, 1),
-        "training state MiB (AdamW, float32)": round(count.total * 16 / 2**20, 1),
+        "context": config.context_length,
+        "tied_embeddings": config.tie_embeddings,
     }
-    if args.json:
-        print(json.dumps({name.strip(): value for name, value in facts.items()}))
-        return 0
-    for name, value in facts.items():
-        print(f"{name:<38}{value:>20,}" if isinstance(value, int | float) else f"{name:<38}{value!s:>20}")
-    return 0
+
+
+def _costs(config: ModelConfig, batch_size: int, context: int) -> dict[str, Any]:
+    from slmjax.models.counting import count_parameters, flops_per_token, kv_cache_bytes
+
+    count = count_parameters(config)
+    return {
+        "parameters": count.total,
+        "parameters_embedding": count.embedding,
+        "parameters_attention": count.attention,
+        "parameters_feedforward": count.feedforward,
+        "parameters_norms": count.norms,
+        "parameters_head": count.head,
+        "training_flops_per_token": flops_per_token(config, context),
+        "inference_flops_per_token": flops_per_token(config, context, training=False),
+        "weights_bytes_float32": 4 * count.total,
+        "weights_bytes_bfloat16": 2 * count.total,
+        "training_bytes_adamw": 16 * count.total,  # float32 weights, gradients and two moments
+        "cache_batch_size": batch_size,
+        "cache_context": context,
+        "cache_bytes_bfloat16": kv_cache_bytes(config, context, batch_size=batch_size),
+    }
+
+
+def _human(name: str, value: Any) -> Any:
+    from slmjax.cli.table import size
+
+    if "_bytes" in name:
+        return size(value)
+    if "flops" in name:
+        return f"{value / 1e9:,.4g} G"
+    if isinstance(value, list | tuple):
+        if len(value) <= 6:
+            return ", ".join(map(str, value)) or "none"
+        return f"{value[0]} ... {value[-1]} ({len(value)})"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from importlib import import_module
 
 # Each command is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit status.
 COMMANDS = ("quickstart", "train", "generate", "evaluate", "inspect", "convert", "data", "tokenizer")
+OVERRIDE = "--config."
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        if "invalid choice" in message:
+        if message.startswith("argument COMMAND: invalid choice"):
             wrong = message.split("'")[1]
             close = difflib.get_close_matches(wrong, COMMANDS, n=1)
-            message = f"there is no command {wrong!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-        print(f"slmjax: error: {message} (see {self.prog} --help)", file=sys.stderr)
+            near = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}."
+            message = f"there is no command {wrong!r}; {near}"
+        _say(f"{message} (see {self.prog} --help)")
         raise SystemExit(2)
 
 
@@ -29,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="slmjax",
         description="The small-language-model laboratory in JAX.",
         epilog="Example: slmjax quickstart",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"slmjax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -48,26 +52,76 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
-    args, rest = _parser().parse_known_args(argv)
-    args.overrides = [a for a in rest if a.startswith("--config.")]
-    unknown = [a for a in rest if not a.startswith("--config.")]
-    if unknown or (args.overrides and not hasattr(args, "config")):
-        print(f"slmjax: error: {args.command} does not know {' '.join(unknown or args.overrides)}", file=sys.stderr)
+    argv, overrides = _take_overrides(list(sys.argv[1:] if argv is None else argv))
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as done:  # --help, --version, or a mistake that has been told
+        return int(done.code or 0)
+    args.overrides = overrides
+    if overrides and not getattr(args, "config", None):
+        _say(f"{args.command} takes no {overrides[0].partition('=')[0]} here: it overrides a key of --config FILE.")
         return 2
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from slmjax.errors import UserError
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except UserError as error:
-        print(f"slmjax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of our output has gone; nothing is to be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"{error.filename or 'the disk'}: {error.strerror or error}.")
+        return 2
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        _say(f"{args.command} ran out of memory: give it less at once, or a machine with more ({_first_line(error)}).")
+        return 2
+
+
+def _take_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The rest of the arguments, and `--config.key=value` taken out of them, also where a space stands for the =."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    while argv:
+        argument = argv.pop(0)
+        if argument == "--":
+            return [*rest, argument, *argv], overrides
+        if not argument.startswith(OVERRIDE):
+            rest.append(argument)
+        elif "=" not in argument and argv and not argv[0].startswith("--"):
+            overrides.append(f"{argument}={argv.pop(0)}")
+        else:
+            overrides.append(argument)
+    return rest, overrides
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Told by name and text, so that jax need not be imported to ask."""
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
+def _say(message: str) -> None:
+    print(f"slmjax: error: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
+
+from slmjax.cli.text_sources import add_format_arguments, texts_of
 
 HELP = "train a byte-level BPE tokenizer, or look at one"
 EXAMPLE = "slmjax tokenizer train --source books.jsonl.gz --vocab-size 8192 --output my-tokenizer"
@@ -11,36 +15,60 @@ EXAMPLE = "slmjax tokenizer train --source books.jsonl.gz --vocab-size 8192 --ou
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="train|inspect")
-    train = actions.add_parser("train", help="train one on text", epilog=f"Example: {EXAMPLE}")
-    train.add_argument("--source", required=True, action="append")
-    train.add_argument("--vocab-size", type=int, required=True)
-    train.add_argument("--output", required=True)
+    train = actions.add_parser("train", help="train one on text", epilog=f"Example: {EXAMPLE}", allow_abbrev=False)
+    train.add_argument("--source", required=True, action="append", help="text; may be given several times")
+    train.add_argument("--vocab-size", type=int, required=True, help="at least 257")
+    add_format_arguments(train)
+    train.add_argument("--output", required=True, help="a new or empty directory")
     inspect = actions.add_parser(
-        "inspect", help="describe one", epilog="Example: slmjax tokenizer inspect my-tokenizer"
+        "inspect",
+        help="describe one",
+        epilog="Example: slmjax tokenizer inspect my-tokenizer --text 'Once upon a time'",
+        allow_abbrev=False,
     )
-    inspect.add_argument("path")
+    inspect.add_argument("path", help="tokenizer.json, SentencePiece .model, or a directory that holds one")
     inspect.add_argument("--text", help="show how this is cut")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train or describe."""
-    from slmjax.tokenization.tokenizer import load_tokenizer, train_bpe
+    return _inspect(args) if args.action == "inspect" else _train(args)
 
-    if args.action == "train":
-        from slmjax.data.config import SourceConfig
-        from slmjax.data.sources import read_documents
 
-        texts = (text for path in args.source for text in read_documents(SourceConfig(path)))
-        tokenizer = train_bpe(texts, args.vocab_size)
-        tokenizer.save(args.output)
-        print(f"{args.output}: {tokenizer.vocab_size} tokens")
+def _train(args: argparse.Namespace) -> int:
+    from slmjax.data.placement import place_directory
+    from slmjax.errors import UserError
+    from slmjax.tokenization.tokenizer import train_bpe
+
+    output = Path(args.output).expanduser().resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is there already: give a new or empty directory.")
+    tokenizer = train_bpe(texts_of(args.source, args), args.vocab_size)
+    with place_directory(output, lambda: False) as partial:
+        tokenizer.save(partial)
+    print(f"{output}: {tokenizer.vocab_size:,} tokens")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from slmjax.cli.table import print_table
+    from slmjax.tokenization.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(args.path).expanduser())
+    facts: dict[str, object] = {"tokens": tokenizer.vocab_size}
+    for role in ("bos", "eos", "pad"):
+        id = getattr(tokenizer, f"{role}_id")
+        facts[role] = None if id is None else f"{id} {tokenizer.id_to_token(id)}"
+    facts["fingerprint"] = tokenizer.fingerprint
+    ids = [] if args.text is None else tokenizer.encode(args.text)
+    if args.json:
+        print(json.dumps(facts | ({} if args.text is None else {"ids": ids}), ensure_ascii=False))
         return 0
-    tokenizer = load_tokenizer(args.path)
-    print(f"tokens        {tokenizer.vocab_size:>10,}")
-    for name in ("bos_id", "eos_id", "pad_id"):
-        print(f"{name:<14}{getattr(tokenizer, name)!s:>10}")
-    print(f"fingerprint   {tokenizer.fingerprint[:16]}")
+    print_table(facts)
     if args.text is not None:
-        ids = tokenizer.encode(args.text)
-        print(f"{len(ids)} tokens: " + " ".join(f"{i}:{tokenizer.decode([i])!r}" for i in ids))
+        num_bytes = len(args.text.encode())
+        print(f"\n{len(ids)} tokens for {num_bytes} bytes:")
+        for id in ids:
+            print(f"  {id:>8}  {tokenizer.decode([id])!r}")
     return 0

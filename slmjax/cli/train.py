@@ -13,13 +13,13 @@ EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --con
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    parser.add_argument("--config", required=True, help="a Python file with get_config(); --config.KEY=VALUE overrides")
     parser.add_argument("--workdir", required=True, help="where the run lives; an existing run is continued")
     parser.add_argument("--json", action="store_true", help="print the final metrics as one JSON object")
     parser.add_argument("--distributed", action="store_true", help="several processes (TPU pods need no more)")
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, where jax cannot find it by itself")
-    parser.add_argument("--num-processes", type=int)
-    parser.add_argument("--process-id", type=int)
+    parser.add_argument("--num-processes", type=int, help="how many there are")
+    parser.add_argument("--process-id", type=int, help="which of them this is, from 0")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,17 +28,36 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.training.config import run_config
 
     config = run_config(load_config(args.config, args.overrides))
-    if args.distributed:
-        import jax
-
-        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    _initialize(args)
     from slmjax.training.loop import train
 
-    result = train(config, args.workdir)
+    result = train(config, Path(args.workdir).expanduser())
     if args.json:
         print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics}))
     else:
         names = ("loss", "validation_loss", "validation_bits_per_byte", "tokens_per_second", "mfu")
         numbers = ", ".join(f"{n} {result.metrics[n]:.4g}" for n in names if n in result.metrics)
-        print(f"Step {result.step} of {result.total_steps}: {numbers}. Everything is in {Path(args.workdir)}.")
+        print(f"Step {result.step:,} of {result.total_steps:,}{': ' if numbers else ''}{numbers}. See {args.workdir}.")
     return 130 if result.stopped_by == signal.SIGINT else 0
+
+
+def _initialize(args: argparse.Namespace) -> None:
+    """Join the other processes, before jax looks for devices."""
+    from slmjax.errors import UserError
+
+    given = (args.coordinator, args.num_processes, args.process_id)
+    if not args.distributed:
+        if any(value is not None for value in given):
+            raise UserError("--coordinator, --num-processes and --process-id need --distributed.")
+        return
+    if any(value is not None for value in given) and any(value is None for value in given):
+        raise UserError("--coordinator HOST:PORT, --num-processes N and --process-id I are given all or not at all.")
+    if args.num_processes is not None and not 0 <= args.process_id < args.num_processes:
+        raise UserError(f"--process-id {args.process_id} must lie in 0 to {args.num_processes - 1}.")
+    import jax
+
+    try:
+        jax.distributed.initialize(*given)
+    except (ValueError, RuntimeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(f"The processes could not be joined ({first}): give --coordinator HOST:PORT.") from error

@@ -1,101 +1,98 @@
-"""Bits per byte of held-out text, by a model and by the baselines that make the number mean something."""
+"""Bits per byte of held-out text under a model. `baselines.py` has what makes the number mean something."""
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
+from slmjax.data.packing import PackedRows, empty_row, stack_rows
+from slmjax.errors import UserError
+from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
 from slmjax.inference.language_model import LanguageModel
-from slmjax.models.transformer import head_weights
-from slmjax.objectives.cross_entropy import linear_cross_entropy
-from slmjax.tokenization.tokenizer import Tokenizer
+from slmjax.inference.text import starts_with_bos
+from slmjax.models.transformer import Transformer, head_weights
+from slmjax.objectives.cross_entropy import LOGITS_BYTES, linear_cross_entropy
+
+ROWS = 8  # of a batch
+_CPU_LOGITS_BYTES = 2**24  # of a chunk's logits on a CPU: they then stay in cache
+
+__all__ = ["evaluate_text", "gzip_bits_per_byte", "ngram_bits_per_byte", "unigram_bits_per_byte"]
 
 
-def evaluate_text(lm: LanguageModel, texts: Sequence[str], *, sequence_length: int = 0) -> dict[str, float]:
-    """nll_per_token (nats), bits_per_byte, tokens, bytes of texts, each read from its start in windows of the context.
+def evaluate_text(
+    lm: LanguageModel, texts: Sequence[str], *, sequence_length: int = 0, progress: bool = True
+) -> dict[str, float]:
+    """`nll_per_token` (nats), `bits_per_byte`, `tokens` and `bytes` (UTF-8) of texts, every token counted once.
 
-    A window starts where the one before it ended, so tokens at its start have less context: a slight over-estimate.
-    Each text begins after the tokenizer's end-of-text token (or beginning), which is how training saw documents.
+    Each text is read from its start in windows of `sequence_length` (0: the model's context, at most 1024; never more
+    than the longest text needs), which are packed into rows. A window starts where the one before it ended, so the
+    tokens at its start have less context: an over-estimate that a longer window lessens.
+
+    A text's first token is predicted from the tokenizer's bos token where the model was trained with one. Elsewhere
+    the model has no prediction for it, and it is charged log2 V bits, as under a uniform distribution: never to the
+    model's advantage.
     """
-    T = sequence_length or min(lm.config.context_length, 1024)
-    start = lm.tokenizer.bos_id if lm.tokenizer.bos_id is not None else lm.tokenizer.eos_id
-    windows = []
-    for ids in lm.tokenizer.encode_batch(list(texts)):
-        ids = ([] if start is None else [start]) + list(ids)
-        windows += [ids[i : i + T + 1] for i in range(0, len(ids) - 1, T)]
+    if not any(texts):
+        raise UserError("There is no text to evaluate: every text is empty.")
+    context = lm.config.context_length
+    if not 0 <= sequence_length <= context:
+        raise UserError(f"sequence_length={sequence_length} must be at most the model's context, {context}.")
+    bos = lm.tokenizer.bos_id
+    start = [bos] if bos is not None and starts_with_bos(lm.tokenizer) else []
+    documents = _Documents([[*start, *ids] for ids in lm.tokenizer.encode_batch(list(texts)) if ids])
+    largest = documents.max_token
+    if largest >= lm.config.vocab_size:
+        raise UserError(f"The tokenizer gives token id {largest}, the model's vocabulary is {lm.config.vocab_size}.")
+    longest = -(-int(documents.lengths.max()) // 64) * 64
+    T = min(sequence_length or min(context, 1024), longest)
+    rows = PackedRows(documents, T, "best_fit", seed=None)  # type: ignore[arg-type]  # all that it asks of a store
 
-    @jax.jit
-    def nll(params, inputs, targets, weights):
-        hidden = lm.model.apply({"params": params}, inputs, hidden=True)
-        kernel, bias = head_weights(lm.config, params)
-        return linear_cross_entropy(lm.config, 0.0, None, 2**26, hidden, kernel, bias, targets, weights).nll
-
-    from tqdm import tqdm
-
-    total, count, B = 0.0, 0, 8
-    for i in tqdm(range(0, len(windows), B), unit="batch", desc="evaluate"):
-        inputs, targets = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
-        weights = np.zeros((B, T), np.float32)
-        for row, window in enumerate(windows[i : i + B]):
-            n = len(window) - 1
-            inputs[row, :n], targets[row, :n], weights[row, :n] = window[:-1], window[1:], 1.0
-        total += float(nll(lm.params, inputs, targets, weights))
-        count += int(weights.sum())
+    nats, tokens = 0.0, 0.0
+    with tqdm(total=rows.num_transitions, desc="evaluate", unit="tok", unit_scale=True, disable=not progress) as bar:
+        for first in range(0, len(rows), ROWS):
+            batch = stack_rows(rows[i] if i < len(rows) else empty_row(T) for i in range(first, first + ROWS))
+            nats += float(_nll(lm.model, lm.params, batch))
+            count = float(batch["loss_weights"].sum())
+            tokens += count
+            bar.update(int(count))
+    if not start:
+        nats += len(documents.lengths) * math.log(lm.config.vocab_size)
+        tokens += len(documents.lengths)
     num_bytes = sum(len(text.encode()) for text in texts)
     return {
-        "nll_per_token": total / max(count, 1),
-        "bits_per_byte": total / math.log(2) / max(num_bytes, 1),
-        "tokens": count,
+        "nll_per_token": nats / tokens,
+        "bits_per_byte": nats / math.log(2) / num_bytes,
+        "tokens": int(tokens),
         "bytes": num_bytes,
     }
 
 
-def gzip_bits_per_byte(text: bytes, level: int = 9) -> float:
-    """8 x compressed size / size: what `gzip -9` needs."""
-    return 8 * len(gzip.compress(text, level)) / max(len(text), 1)
+@partial(jax.jit, static_argnums=0)
+def _nll(model: Transformer, params, batch) -> jax.Array:
+    """Summed negative log-likelihood of a batch's targets, in nats."""
+    on_cpu = jax.default_backend() == "cpu"
+    hidden = model.apply({"params": params}, batch["inputs"], batch["positions"], batch["segments"], hidden=True)
+    kernel, bias = head_weights(model.config, params)
+    logits_bytes = _CPU_LOGITS_BYTES if on_cpu else LOGITS_BYTES
+    targets, weights = batch["targets"], batch["loss_weights"]
+    return linear_cross_entropy(model.config, 0.0, None, logits_bytes, hidden, kernel, bias, targets, weights).nll
 
 
-def unigram_bits_per_byte(tokenizer: Tokenizer, train: bytes, heldout: bytes) -> float:
-    """Token frequencies of the training text with one added to each, over the same tokenizer."""
-    counts = np.ones(tokenizer.vocab_size)
-    np.add.at(counts, tokenizer.encode(train.decode(errors="replace")), 1)
-    bits = -np.log2(counts / counts.sum())
-    return float(bits[tokenizer.encode(heldout.decode(errors="replace"))].sum() / max(len(heldout), 1))
+class _Documents:
+    """Token ids in memory, as much of a `TokenStore` as packing asks for."""
 
+    def __init__(self, documents: Sequence[Sequence[int]]):
+        self.lengths = np.asarray([len(document) for document in documents], np.int64)
+        self._begins = np.cumsum(self.lengths) - self.lengths
+        self._tokens = np.fromiter((t for document in documents for t in document), np.int32, int(self.lengths.sum()))
+        self.max_token = int(self._tokens.max())
 
-def ngram_bits_per_byte(train: bytes, heldout: bytes, order: int = 5, limit: int = 2_000_000) -> float:
-    """A byte n-gram model with Witten-Bell interpolation (Witten and Bell 1991), trained on at most `limit` bytes.
-
-    p_n(b | c) = (count(c b) + types(c) p_{n-1}(b | c')) / (count(c) + types(c)), down to the uniform 1/256.
-    """
-    data = np.frombuffer(train[:limit], np.uint8).astype(np.int64)
-    test = np.frombuffer(heldout[: limit // 4], np.uint8).astype(np.int64)
-    probabilities = np.full(len(test), 1 / 256)
-    for n in range(order):  # n bytes of context; an n-gram is a number in base 256
-        grams, counts = np.unique(_windows(data, n + 1), return_counts=True)
-        contexts, first = np.unique(grams >> 8, return_index=True)
-        totals, types = np.add.reduceat(counts, first), np.diff(np.append(first, len(grams)))
-        wanted = _windows(test, n + 1)
-        gram_count = _find(grams, counts, wanted)
-        context_count, context_types = _find(contexts, totals, wanted >> 8), _find(contexts, types, wanted >> 8)
-        lower = probabilities[n:]
-        seen = context_count > 0
-        mixed = (gram_count + context_types * lower) / np.maximum(context_count + context_types, 1)
-        probabilities[n:] = np.where(seen, mixed, lower)
-    return float(-np.log2(probabilities).mean())
-
-
-def _windows(data: np.ndarray, n: int) -> np.ndarray:
-    codes = np.zeros(len(data) - n + 1, np.int64)
-    for i in range(n):
-        codes = codes << 8 | data[i : len(data) - n + 1 + i]
-    return codes
-
-
-def _find(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, values[place], 0)
+    def pieces(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """int32 [sum(lengths)]: the pieces document[start : start + length], one after another."""
+        begins = self._begins[documents] + starts
+        return np.concatenate([self._tokens[b : b + n] for b, n in zip(begins, lengths, strict=True)])

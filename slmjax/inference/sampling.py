@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -19,7 +20,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
+        if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature={self.temperature} must be 0 (greedy) or a number above it.")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k} must be 0 (off) or more.")
@@ -30,20 +31,31 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """One token a row, int32 [B], from float32 logits; each row has its own key and depends on no other."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
-    V = logits_BV.shape[-1]
-    if 0 < sampling.top_k < V:
+def filtered_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+    """The logits that are drawn from, float32 [B, V]: divided by the temperature, -inf where a token is left out.
+
+    top_k keeps what is at least as likely as the k-th (so ties stay, as in transformers). top_p keeps the smallest set
+    of most likely tokens whose total reaches p (Holtzman et al. 2020, arXiv:1904.09751), at least one; of equally
+    likely tokens at its edge the lower ids stay. The temperature must be above 0.
+    """
+    logits_BV = logits_BV.astype(jnp.float32)
+    # Less the maximum first: a tiny temperature then gives -inf for the others and not inf for the best.
+    logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / sampling.temperature
+    if 0 < sampling.top_k < logits_BV.shape[-1]:
         kth_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
         logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
     if sampling.top_p < 1:
-        sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
-        probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        # The smallest set whose probability reaches top_p: a token stays while those before it have not reached it.
-        before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-        last_B1 = jnp.min(jnp.where(before_BV < sampling.top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV < last_B1, -jnp.inf, logits_BV)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+        order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)
+        probs_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1), axis=-1)
+        # A token stays while those before it have not reached p; before the first there is nothing, so it stays.
+        kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < sampling.top_p
+        kept_BV = jnp.take_along_axis(kept_BV, jnp.argsort(order_BV, axis=-1), axis=-1)
+        logits_BV = jnp.where(kept_BV, logits_BV, -jnp.inf)
+    return logits_BV
+
+
+def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
+    """One token a row, int32 [B], from logits [B, V]; each row has its own key and depends on no other."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys_B, filtered_logits(logits_BV, sampling)).astype(jnp.int32)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from slmjax.data.placement import place_directory
 from slmjax.errors import UserError
 from slmjax.models.counting import count_parameters, flops_per_token
 from slmjax.training.checkpoints import Checkpointer, Restored
@@ -55,7 +56,8 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
     corpus = open_corpus(config.data, workdir / "data", progress=jax.process_index() == 0)
     check_vocabulary(corpus, config.model.vocab_size)
     if jax.process_index() == 0:
-        corpus.tokenizer.save(workdir / "tokenizer")  # the model must be usable when the corpus is gone
+        with place_directory(workdir / "tokenizer", lambda: False) as partial:
+            corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
     program = build(config, token_bytes=corpus.tokenizer.token_bytes())
     rows = local_rows(program.batch_sharding, config.training.batch_size)
     batches = corpus.batches(config, rows)

@@ -1,17 +1,26 @@
 """The command line, end to end on a tiny run; a user's mistake is one sentence and status 2."""
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
+import jax
 import numpy as np
 import pytest
 
 import slmjax
+from slmjax.cli.config_files import load_config
 from slmjax.cli.main import main
-from slmjax.inference.generate import generate_ids
-from slmjax.inference.sampling import Sampling
+from slmjax.errors import UserError
+from slmjax.sharding.mesh import make_mesh
+from slmjax.tokenization.tokenizer import load_tokenizer
+from slmjax.training.config import run_config
+from slmjax.training.program import out_of_memory_is_the_users
 
 CONFIG = """
 from slmjax.models.config import ModelConfig
@@ -68,41 +77,109 @@ def test_a_run_leaves_what_it_promises(run):
     assert lines[-1]["validation_bits_per_byte"] > 0
 
 
-def test_generate_inspect_convert_evaluate(run, place, capsys):
-    assert main(["generate", "--model", str(run), "--prompt", "the old", "--max-new-tokens", "5"]) == 0
-    assert capsys.readouterr().out.startswith("the old")
-    assert main(["inspect", str(run), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["vocabulary"] == 300
-    assert main(["convert", str(run), str(place / "saved")]) == 0
+def printed(capsys, *argv):
+    """What a command that succeeds prints on stdout."""
     capsys.readouterr()
-    assert main(["evaluate", "--model", str(place / "saved"), "--text", str(place / "text.txt"), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert 0 < result["bits_per_byte"] < 8 and result["bytes"] == (place / "text.txt").stat().st_size
+    assert main([str(a) for a in argv]) == 0
+    return capsys.readouterr().out
 
 
-def test_a_saved_model_is_the_run_bit_for_bit(run, tmp_path):
+def test_generate_streams_one_prompt_and_lists_several(run, capsys):
+    options = ("--model", run, "--max-new-tokens", 5)
+    streamed = printed(capsys, "generate", *options, "--prompt", "the old")
+    both = printed(capsys, "generate", *options, "--prompt", "the old", "--prompt", "", "--json")
+    first, second = map(json.loads, both.splitlines())
+    assert streamed == first["prompt"] + first["text"] + "\n"
+    assert second["prompt"] == ""
+
+
+def test_inspect_says_what_it_is(run, tmp_path, capsys):
+    slmjax.save(slmjax.load(run), tmp_path / "saved", dtype="bfloat16")
+    facts = {
+        path: json.loads(printed(capsys, "inspect", path, "--json"))
+        for path in (run, run / "checkpoints" / "4", tmp_path / "saved", "gpt2")
+    }
+    assert [f["kind"] for f in facts.values()] == ["run", "checkpoint", "saved model", "named model"]
+    assert [f.get("dtype") for f in facts.values()] == ["float32", "float32", "bfloat16", None]
+    assert facts[run]["step"] == facts[run]["total_steps"] == 4 and facts["gpt2"]["parameters"] == 124_439_808
+    table = printed(capsys, "inspect", run).splitlines()
+    assert len({len(line) for line in table}) == 1  # it lines up
+
+
+def test_inspect_counts_the_cache_of_a_batch(capsys):
+    small, large = (
+        json.loads(printed(capsys, "inspect", "gpt2", "--json", "--context", 128, "--batch-size", b)) for b in (1, 3)
+    )
+    assert large["cache_bytes_bfloat16"] == 3 * small["cache_bytes_bfloat16"] == 3 * 2 * 12 * 768 * 128 * 2
+
+
+def test_convert_and_evaluate(run, place, tmp_path, capsys):
+    assert printed(capsys, "convert", run, tmp_path / "saved").strip() == str((tmp_path / "saved").resolve())
+    text, output = place / "text.txt", tmp_path / "result.json"
+    shown = printed(
+        capsys, "evaluate", "--model", tmp_path / "saved", "--text", text, "--baseline-text", text, "--output", output,
+        "--json",
+    )  # fmt: skip
+    result = json.loads(shown)
+    assert result == json.loads(output.read_text())
+    assert result["bytes"] == text.stat().st_size
+    for name in ("bits_per_byte", "gzip_bits_per_byte", "unigram_bits_per_byte", "ngram_bits_per_byte"):
+        assert 0 < result[name] < 8
+
+
+def test_every_kind_of_path_loads_the_same_model(run, tmp_path):
     lm = slmjax.load(run)
-    again = slmjax.load(slmjax.save(lm, tmp_path / "model"))
     tokens = np.arange(20)[None]
-    np.testing.assert_array_equal(lm.apply(lm.params, tokens), again.apply(again.params, tokens))
+    for path in (run / "checkpoints" / "4", slmjax.save(lm, tmp_path / "model")):
+        again = slmjax.load(path)
+        np.testing.assert_array_equal(lm.apply(lm.params, tokens), again.apply(again.params, tokens))
     with pytest.raises(slmjax.UserError, match="not a saved slmjax model"):
         slmjax.save(lm, run)
 
 
-def test_rows_of_a_batch_do_not_know_each_other(run):
-    lm = slmjax.load(run)
-    prompts = [[5, 6, 7], [9], list(range(40, 120))]
-    for sampling in (Sampling(), Sampling(temperature=1.0, top_k=20, top_p=0.9)):
-        together = generate_ids(lm, prompts, max_new_tokens=6, sampling=sampling, seed=3)
-        assert together[0] == generate_ids(lm, prompts[:1], max_new_tokens=6, sampling=sampling, seed=3)[0]
+def test_a_run_with_an_average_loads_the_average(place, tmp_path):
+    options = ("--config.training.ema_decay=0.5", "--config.data.add_bos=True", "--config.data.cache_dir=")
+    workdir = tmp_path / "ema"
+    assert main(["train", "--config", str(place / "config.py"), "--workdir", str(workdir), *options]) == 0
+    lm = slmjax.load(workdir)
+    assert lm.tokenizer.settings["add_bos_token"] is True
+    config = json.loads((workdir / "config.json").read_text())
+    config["training"]["ema_decay"] = 0.0
+    (workdir / "config.json").write_text(json.dumps(config))
+    plain = slmjax.load(workdir)
+    assert not np.array_equal(lm.params["embedder"]["embedding"], plain.params["embedder"]["embedding"])
 
 
-def test_greedy_decoding_is_the_argmax_of_the_full_forward(run):
-    lm = slmjax.load(run)
-    tokens = [5, 6, 7, 8]
-    for token in generate_ids(lm, [tokens], max_new_tokens=8)[0]:
-        assert token == int(np.argmax(lm.apply(lm.params, np.asarray([tokens]))[0, -1]))
-        tokens = [*tokens, token]
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(place, tmp_path, capsys):
+    workdir = tmp_path / "two"
+    argv = ["train", "--config", str(place / "config.py"), "--workdir", str(workdir), "--config.checkpoint.every=2"]
+    assert main(argv) == 0
+    expected = slmjax.load(workdir / "checkpoints" / "2").params["embedder"]["embedding"]
+    damage(workdir / "checkpoints" / "4")
+    np.testing.assert_array_equal(slmjax.load(workdir).params["embedder"]["embedding"], expected)
+    assert "damaged" in capsys.readouterr().err
+    assert "damaged" in refused(capsys, "generate", "--model", workdir / "checkpoints" / "4", "--prompt", "x")
+
+
+def test_a_tokenizer_is_trained_a_corpus_prepared_and_both_described(place, tmp_path, capsys):
+    text = place / "text.txt"
+    printed(capsys, "tokenizer", "train", "--source", text, "--vocab-size", 280, "--output", tmp_path / "tok")
+    facts = json.loads(printed(capsys, "tokenizer", "inspect", tmp_path / "tok", "--text", "the old", "--json"))
+    assert facts["tokens"] == 280 and load_tokenizer(tmp_path / "tok").decode(facts["ids"]) == "the old"
+    assert "'" in printed(capsys, "tokenizer", "inspect", tmp_path / "tok", "--text", "the old")
+    assert "new or empty" in refused(
+        capsys, "tokenizer", "train", "--source", text, "--vocab-size", 280, "--output", tmp_path / "tok"
+    )
+    (tmp_path / "same name").mkdir()
+    shutil.copy(text, tmp_path / "same name" / "text.txt")
+    sources = ("--source", text, "--source", tmp_path / "same name" / "text.txt", "--format", "text")
+    corpus = printed(capsys, "data", "prepare", *sources, "--tokenizer", tmp_path / "tok", "--output", tmp_path / "d")
+    described = json.loads(printed(capsys, "data", "inspect", corpus.strip(), "--json"))
+    assert sum(store["bytes"] for split in described.values() for store in split.values()) == pytest.approx(
+        2 * text.stat().st_size, rel=0.01
+    )
+    assert "tokens a document" in printed(capsys, "data", "inspect", corpus.strip())
+    assert "either --config" in refused(capsys, "data", "prepare", "--output", tmp_path / "e")
 
 
 @pytest.mark.parametrize(
@@ -128,15 +205,31 @@ def test_another_runs_workdir_is_refused_with_the_keys(run, place, capsys):
     assert "schedule.peak (0.003 -> 0.5)" in sentence
 
 
-def test_a_run_whose_checkpoints_are_all_damaged(run, place, tmp_path, capsys):
-    import shutil
-
-    shutil.copytree(run, tmp_path / "run")
-    for file in (tmp_path / "run" / "checkpoints").rglob("*"):
+def damage(folder):
+    """Cut every file of some size in half."""
+    for file in folder.rglob("*"):
         if file.is_file() and file.stat().st_size > 100:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_run_whose_checkpoints_are_all_damaged(run, place, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints")
     sentence = refused(capsys, "train", "--config", place / "config.py", "--workdir", tmp_path / "run")
     assert "can be read" in sentence
+    assert "can be read" in refused(capsys, "generate", "--model", tmp_path / "run", "--prompt", "x")
+
+
+def test_out_of_memory_says_what_to_turn(place):
+    config = run_config(load_config(str(place / "config.py"), ["--config.mesh.data=1"]))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    message = "RESOURCE_EXHAUSTED: Out of memory allocating 68.7GiB of 15.75G"
+    with pytest.raises(UserError) as caught, out_of_memory_is_the_users(config, mesh):
+        raise jax.errors.JaxRuntimeError(message)
+    for said in ("68.7GiB", "training.accumulation=2", "training.remat=full", "batch_size (now 8)", "mesh.fsdp"):
+        assert said in str(caught.value)
+    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory_is_the_users(config, mesh):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_other_mistakes(run, place, tmp_path, capsys):
@@ -152,8 +245,34 @@ def test_other_mistakes(run, place, tmp_path, capsys):
     assert "--wrong" in refused(capsys, "inspect", "smollm2-135m", "--wrong")
 
 
-def test_the_command_in_a_shell():
-    done = subprocess.run([sys.executable, "-m", "slmjax.cli.main", "trian"], capture_output=True, text=True)
-    assert done.returncode == 2 and "did you mean 'train'" in done.stderr
-    done = subprocess.run([sys.executable, "-c", "import slmjax, sys; sys.exit('jax' in sys.modules)"])
-    assert done.returncode == 0  # importing slmjax does not import jax
+def test_distributed_options_belong_together(place, tmp_path, capsys):
+    train = ("train", "--config", place / "config.py", "--workdir", tmp_path / "z")
+    assert "need --distributed" in refused(capsys, *train, "--num-processes", 2)
+    assert "all or not at all" in refused(capsys, *train, "--distributed", "--num-processes", 2)
+    everything = ("--coordinator", "localhost:1", "--num-processes", 2, "--process-id", 2)
+    assert "0 to 1" in refused(capsys, *train, "--distributed", *everything)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stopped_run_saves_and_goes_on(place, tmp_path, number, status):
+    argv = [sys.executable, "-m", "slmjax.cli.main", "train", "--config", str(place / "config.py")]
+    argv += ["--workdir", str(tmp_path / "run"), "--config.training.steps=100000", "--config.mesh.data=1"]
+    argv += ["--config.training.log_every=1"]
+    env = {**os.environ, "XLA_FLAGS": ""}
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(600):
+            if (tmp_path / "run" / "metrics.jsonl").is_file() or process.poll() is not None:
+                break
+            time.sleep(0.2)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == status and "saved step" in err and "Traceback" not in err
+    assert slmjax.load(tmp_path / "run").config.num_layers == 2
+
+
+def test_the_command_in_a_shell(tmp_path):
+    argv = [sys.executable, "-m", "slmjax.cli.main", "generate", "--model", str(tmp_path / "none"), "--prompt", "x"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"slmjax: error: There is no model at {tmp_path / 'none'}.\n"

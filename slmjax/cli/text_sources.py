@@ -1,0 +1,33 @@
+"""What the commands that read text share: where it is, and how it lies in its files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slmjax.data.config import SourceConfig
+
+FORMATS = ("auto", "text", "jsonl", "parquet", "array_record")
+
+
+def add_format_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--format` and `--text-field`."""
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="of the files (default: by their names)")
+    parser.add_argument("--text-field", default="text", help="of JSONL and Parquet records (default: %(default)s)")
+
+
+def source_of(path: str, args: argparse.Namespace) -> SourceConfig:
+    """A path of the command line as a source."""
+    from slmjax.data.config import SourceConfig
+
+    return SourceConfig(path, format=args.format, text_field=args.text_field)
+
+
+def texts_of(paths: list[str], args: argparse.Namespace) -> Iterator[str]:
+    """The documents of the paths, in order."""
+    from slmjax.data.sources import read_documents
+
+    for path in paths:
+        yield from read_documents(source_of(path, args))

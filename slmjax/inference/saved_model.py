@@ -1,0 +1,159 @@
+"""A model's own directory: config.json, params.safetensors, the tokenizer. Read with suspicion, written atomically."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slmjax.data.placement import place_directory
+from slmjax.errors import UserError
+from slmjax.models.config import ModelConfig
+from slmjax.models.transformer import Transformer
+from slmjax.sharding.rules import path_string
+from slmjax.tokenization.tokenizer import Tokenizer
+
+FORMAT = "slmjax"
+VERSION = 1
+CONFIG = "config.json"
+WEIGHTS = "params.safetensors"
+DTYPES = ("float32", "bfloat16")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+_FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_MAX_CONFIG_BYTES = 1 << 24
+_MAX_SIZE = 1 << 24  # of any whole number in a model's config: a bound on what a hostile file makes us count to
+_MAX_LAYERS = 1 << 12
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; UserError when it is none."""
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise UserError(f"{path} is larger than a config can be.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable as JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return values
+
+
+def model_config_from(values: Any, where: Path) -> ModelConfig:
+    """A ModelConfig from the JSON values in `where`; UserError naming what does not fit."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} describes no model.")
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise UserError(f"{where} describes a model with {unknown[0]!r}, which this version does not know.")
+    for name, value in values.items():
+        limit = _MAX_LAYERS if name in ("num_layers", "block_repeats") else _MAX_SIZE
+        if any(isinstance(v, int) and abs(v) > limit for v in (value if isinstance(value, list) else [value])):
+            raise UserError(f"{where}: model.{name} is beyond any model's ({limit:,} at most).")
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    try:
+        return ModelConfig(**fields)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"{where} describes no model of this version: {error}.") from error
+
+
+def abstract_params(config: ModelConfig) -> Any:
+    """Shapes and dtypes of a config's parameters, as nested dicts of jax.ShapeDtypeStruct."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)["params"]
+
+
+def read_saved_config(directory: Path) -> ModelConfig:
+    """The config of a directory that `write_saved` made."""
+    values = read_json(directory / CONFIG)
+    if values.get("format") != FORMAT:
+        raise UserError(f"{directory / CONFIG} is of format {values.get('format')!r}, not {FORMAT!r}.")
+    if values.get("version") != VERSION:
+        raise UserError(f"{directory} is of version {values.get('version')!r}; this slmjax reads version {VERSION}.")
+    return model_config_from(values.get("model"), directory / CONFIG)
+
+
+def read_saved_params(directory: Path, config: ModelConfig) -> dict[str, Any]:
+    """The parameters as nested dicts of jax.Array, in the dtype of the file; every name and shape must be the config's.
+
+    The header is checked against the config before any array is read, so nothing larger than the model is allocated.
+    """
+    path = directory / WEIGHTS
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    wanted = {path_string(key): tuple(leaf.shape) for key, leaf in leaves}
+    params: dict[str, Any] = {}
+    with _open(path) as file:
+        stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - the file is no dict
+        wrong = [f"{name} is missing" for name in sorted(set(wanted) - set(stored))]
+        wrong += [f"{name} is not expected" for name in sorted(set(stored) - set(wanted))]
+        for name in sorted(set(wanted) & set(stored)):
+            shape, dtype = tuple(stored[name].get_shape()), stored[name].get_dtype()
+            if shape != wanted[name]:
+                wrong.append(f"{name} has shape {list(shape)}, not {list(wanted[name])}")
+            elif dtype not in _FLOATS:
+                wrong.append(f"{name} is of dtype {dtype}, not one of {', '.join(_FLOATS)}")
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(f"{path} does not fit its config: {'; '.join(wrong[:3])}{more}.")
+        for name in wanted:
+            *rooms, last = name.split("/")
+            node = params
+            for room in rooms:
+                node = node.setdefault(room, {})
+            node[last] = file.get_tensor(name)
+    return params
+
+
+def saved_dtypes(directory: Path) -> list[str]:
+    """The dtypes of a saved model's weights, from the file's header alone."""
+    with _open(directory / WEIGHTS) as file:
+        names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return sorted(_FLOATS.get(name, name) for name in names)
+
+
+def write_saved(config: ModelConfig, params: Any, tokenizer: Tokenizer, directory: Path, dtype: str) -> Path:
+    """Write the directory, whole or not at all; what it replaces must be a model that this function wrote."""
+    from safetensors.numpy import save_file
+
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; choose {' or '.join(DTYPES)}.")
+    directory = directory.resolve()
+    _require_ours(directory)
+    flat = {
+        path_string(path): np.ascontiguousarray(np.asarray(leaf).astype(jnp.dtype(dtype)))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    with place_directory(directory, lambda: False) as partial:
+        tokenizer.save(partial)
+        save_file(flat, partial / WEIGHTS)
+        description = {"format": FORMAT, "version": VERSION, "model": config.to_dict()}
+        (partial / CONFIG).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    return directory
+
+
+def _open(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"{path.parent} is incomplete: {path.name} is missing.")
+    try:
+        return safe_open(path, framework="flax")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({error}).") from error
+
+
+def _require_ours(directory: Path) -> None:
+    """UserError where something lies that is not a saved model and nothing but that."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file: give a new directory for the model.")
+    names = {path.name for path in directory.iterdir()}
+    ours = CONFIG in names and read_json(directory / CONFIG).get("format") == FORMAT
+    if names and (not ours or names - {CONFIG, WEIGHTS, *_TOKENIZER_FILES}):
+        raise UserError(f"{directory} holds something that is not a saved slmjax model: choose another directory.")

@@ -1,0 +1,100 @@
+"""Config files and overrides: types are those that stand there, and a mistake names its place."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from slmjax.cli.config_files import apply_override, load_config
+from slmjax.errors import UserError
+from slmjax.models.families import model_config
+from slmjax.training.config import default_config, run_config
+
+
+@pytest.fixture
+def config():
+    return default_config(model_config("smollm2-135m"))
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("training.tokens=2e9", 2_000_000_000),
+        ("training.z_loss=0", 0.0),
+        ("training.dtype=float32", "float32"),
+        ("model.tie_embeddings=false", False),
+        ("model.layer_pattern=('local', 'global')", ("local", "global")),
+        ("data.tokenizer=1234", "1234"),
+    ],
+)
+def test_values_take_the_type_of_what_they_replace(config, override, value):
+    apply_override(config, f"--config.{override}")
+    section, key = override.partition("=")[0].split(".")
+    assert config[section][key] == value and type(config[section][key]) is type(value)
+
+
+def test_one_budget_replaces_another_and_a_source_may_be_new(config):
+    apply_override(config, "--config.training.steps=7")
+    apply_override(config, "--config.data.sources.mine.path=a.txt")
+    built = run_config(config)
+    assert built.total_steps == 7 and built.data.sources["mine"].path == "a.txt"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.stepz=1", "'steps'"),
+        ("trainin.steps=1", "'training'"),
+        ("training=1", "is a section"),
+        ("training.steps", "has no value"),
+        ("training.steps=1.5", "whole number"),
+        ("training.steps=True", "whole number"),
+        ("training.z_loss=much", "a number"),
+        ("model.tie_embeddings=3", "True or False"),
+        ("training.steps={[]: 1}", "whole number"),
+    ],
+)
+def test_overrides_that_are_wrong(config, override, said):
+    with pytest.raises(UserError, match=said):
+        apply_override(config, f"--config.{override}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\n", "no function get_config"),
+        ("def get_config(\n", "SyntaxError"),
+        ("def get_config():\n    x = 1\n    return 1 / 0\n", "line 3, fails: ZeroDivisionError"),
+        ("def get_config():\n    return 3\n", "must return a ConfigDict"),
+    ],
+)
+def test_config_files_that_are_wrong(tmp_path, text, said):
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_config(str(tmp_path / "config.py"), [])
+
+
+def test_a_config_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="no config file"):
+        load_config(str(tmp_path / "none.py"), [])
+
+
+def test_a_config_file_is_run_and_overridden(tmp_path):
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'a': {'b': 1}})\n"
+    )
+    config = load_config(str(tmp_path / "config.py"), ["--config.a.b=5"])
+    assert isinstance(config, ConfigDict) and config.a.b == 5
+
+
+def test_any_field_of_a_source_can_be_set_though_the_file_names_only_its_path(config):
+    config.data.sources.books = {"path": "books.txt"}
+    apply_override(config, "--config.data.sources.books.weight=4")
+    apply_override(config, "--config.data.sources.more.path=more.txt")
+    assert config.data.sources.books.to_dict() == {
+        "path": "books.txt",
+        "weight": 4.0,
+        "format": "auto",
+        "text_field": "text",
+    }
+    assert config.data.sources.more.path == "more.txt"
+    with pytest.raises(UserError, match=r"sources\.other names a source.*other\.path=x"):
+        apply_override(config, "--config.data.sources.other=x")

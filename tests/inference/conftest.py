@@ -1,0 +1,24 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from slmjax.inference.language_model import LanguageModel
+from slmjax.models.config import ModelConfig
+from slmjax.models.transformer import Transformer
+from slmjax.tokenization.tokenizer import train_bpe
+
+SIZES = {"num_layers": 2, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 48, "context_length": 256}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    texts = ["the old river walks under the light of a stone", "über die alte Brücke 日本"] * 4
+    return train_bpe(texts, 280, progress=False)
+
+
+@pytest.fixture(scope="session")
+def lm(tokenizer):
+    """Random weights, large enough that the most likely token differs from place to place."""
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, init_std=0.3, init_scale_residual=False, **SIZES)
+    params = Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return LanguageModel(config, params, tokenizer)

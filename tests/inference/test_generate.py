@@ -1,0 +1,134 @@
+"""Generation: the cache changes nothing, neither does a neighbour, the seed decides everything."""
+
+import jax
+import numpy as np
+import pytest
+
+from slmjax.errors import UserError
+from slmjax.inference import generate as module
+from slmjax.inference.generate import generate, generate_ids
+from slmjax.inference.sampling import GREEDY, Sampling
+
+OPTIONS = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
+DRAW = Sampling(**OPTIONS)
+PROMPTS = [[5, 6, 7], list(range(40, 120)), [9], list(range(10, 74))]  # 64 fills a bucket exactly
+# Most calls below have the same shapes and settings, so that few programs are compiled.
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_greedy_decoding_is_the_argmax_of_the_full_forward(lm):
+    apply = jax.jit(lm.apply)
+    for prompt, new in zip(PROMPTS, generate_ids(lm, PROMPTS, max_new_tokens=12), strict=True):
+        row = np.asarray([prompt + new])
+        logits_TV = apply(lm.params, row)[0]
+        assert new == np.argmax(logits_TV[len(prompt) - 1 : -1], axis=-1).tolist()
+        assert len(set(new)) > 1  # else any cache would do
+
+
+def test_a_batch_is_its_prompts_one_at_a_time_when_greedy(lm):
+    together = generate_ids(lm, PROMPTS, max_new_tokens=10)
+    assert together == [generate_ids(lm, [prompt], max_new_tokens=10)[0] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_what_a_row_draws_does_not_depend_on_its_neighbours(lm, row):
+    together = generate_ids(lm, PROMPTS, max_new_tokens=10, sampling=DRAW, seed=3)
+    others = [PROMPTS[row] if i == row else [1, 2] for i in range(len(PROMPTS))]
+    assert generate_ids(lm, others, max_new_tokens=10, sampling=DRAW, seed=3)[row] == together[row]
+
+
+def test_the_seed_decides_what_is_drawn(lm):
+    first, again, other = (
+        generate_ids(lm, [[5]] * 4, max_new_tokens=16, sampling=DRAW, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again and first != other
+    assert first[0] != first[1]  # rows have keys of their own
+
+
+def test_a_longer_generation_begins_with_the_shorter(lm):
+    short = generate_ids(lm, PROMPTS, max_new_tokens=9, sampling=DRAW, seed=4)
+    long = generate_ids(lm, PROMPTS, max_new_tokens=70, sampling=DRAW, seed=4)  # of another size of cache
+    assert [row[:9] for row in long] == short
+
+
+def test_a_stop_token_ends_its_row_alone_and_is_not_in_it(lm):
+    free = generate_ids(lm, PROMPTS, max_new_tokens=10, sampling=DRAW, seed=5)
+    stop = free[0][4]
+    at = free[0].index(stop)
+    rows = generate_ids(lm, PROMPTS, max_new_tokens=10, sampling=DRAW, seed=5, stop_ids=[stop])
+    assert rows[0] == free[0][:at]
+    assert rows == [row[: row.index(stop) if stop in row else None] for row in free]
+    assert any(stop not in row for row in free)
+
+
+def test_streamed_tokens_are_the_result(lm):
+    seen = [[] for _ in PROMPTS]
+    rows = generate_ids(lm, PROMPTS, max_new_tokens=9, sampling=DRAW, seed=6, stream=lambda r, t: seen[r].append(t))
+    assert seen == rows == generate_ids(lm, PROMPTS, max_new_tokens=9, sampling=DRAW, seed=6)
+
+
+def test_lengths_of_one_bucket_share_their_programs(lm):
+    generate_ids(lm, [[1] * 3], max_new_tokens=5, sampling=GREEDY)
+    sizes = module._prefill._cache_size(), module._decode._cache_size()
+    for n, new in ((1, 1), (20, 64), (64, 30)):
+        generate_ids(lm, [[2] * n], max_new_tokens=new, sampling=GREEDY, stop_ids=[3], seed=n)
+    assert (module._prefill._cache_size(), module._decode._cache_size()) == sizes
+
+
+def test_streamed_text_joined_is_the_text(lm):
+    pieces = []
+    texts = generate(lm, ["the old", "", "a", "b"], max_new_tokens=40, **OPTIONS, stream=pieces.append)
+    assert "".join(pieces) == texts[0] != "" and len(pieces) > 1
+
+
+def test_texts_and_their_ids_are_one_prompt(lm):
+    ids = lm.tokenizer.encode("the river")
+    assert generate(lm, ["the river"], max_new_tokens=8) == generate(lm, [ids], max_new_tokens=8)
+
+
+def test_the_end_of_text_token_stops_unless_told_not_to(lm):
+    eos = lm.tokenizer.eos_id
+    head = np.array(lm.params["embedder"]["embedding"])
+    head[eos] = head[7] * 1.5  # now likely, now not
+    params = {**lm.params, "embedder": {"embedding": head}}
+    changed = type(lm)(lm.config, params, lm.tokenizer)
+    rows = [[7]] * 4
+    kept = generate_ids(changed, rows, max_new_tokens=40, sampling=DRAW)
+    assert any(eos in row[:-1] for row in kept)
+    cut = [lm.tokenizer.decode(row[: row.index(eos) if eos in row else None]) for row in kept]
+    assert generate(changed, rows, max_new_tokens=40, **OPTIONS) == cut
+    whole = [lm.tokenizer.decode(row) for row in kept]
+    assert generate(changed, rows, max_new_tokens=40, **OPTIONS, stop_at_eos=False) == whole != cut
+
+
+def test_a_model_trained_with_bos_is_prompted_with_it(lm, monkeypatch):
+    plain = generate(lm, ["the"], max_new_tokens=8)
+    monkeypatch.setitem(lm.tokenizer.settings, "add_bos_token", True)
+    with_bos = [lm.tokenizer.bos_id, *lm.tokenizer.encode("the")]
+    assert generate(lm, ["the"], max_new_tokens=8) == generate(lm, [with_bos], max_new_tokens=8) != plain
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "said"),
+    [
+        ([[1] * 250], {}, "context is 256"),
+        ([[]], {}, "empty prompt"),
+        ([[1, 9999]], {}, "9999"),
+        ([[-1]], {}, "-1"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
+        ("text", {}, "list of texts"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(lm, prompts, options, said):
+    with pytest.raises(UserError, match=said):
+        generate(lm, prompts, **options)
+
+
+def test_no_prompts_no_texts(lm):
+    assert generate(lm, []) == []
