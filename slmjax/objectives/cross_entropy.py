@@ -194,7 +194,9 @@ def linear_cross_entropy(
 
 def _forward(config, z_loss, mesh, limit_bytes, x, kernel, bias, targets, weights):
     sums, gradients = _compute(config, z_loss, mesh, limit_bytes, True, x, kernel, bias, targets, weights)
-    return sums, gradients
+    # The head's gradient is summed over the devices before the layers' backward pass begins: the scheduler would put
+    # that off to the end, and keep the whole [E, V] in float32 alive on every device until then.
+    return sums, jax.lax.optimization_barrier(gradients)
 
 
 def _backward(config, z_loss, mesh, limit_bytes, gradients: Any, cotangent: LossSums):
