@@ -1,7 +1,7 @@
-"""A 25M-parameter Llama shape on the books of ../shared/data/text/ (English, ~60 MB raw, ~14M tokens here).
+"""A 24.8M-parameter Llama shape on the books of ../shared/data/text/ (English, ~60 MB raw, 14M tokens here).
 
-Cost: Chinchilla's 20 tokens a parameter are 0.5B tokens (36 epochs of the books), 1e17 FLOPs: about 2 minutes on one
-H100 at 40% MFU (calculated), about 6 days on 2 CPU cores (calculated from 200 GFLOP/s). Try it with few steps first.
+Cost: Chinchilla's 20 tokens a parameter are 0.5B tokens (35 epochs of the books), 8.0e16 FLOPs: 3.4 minutes on one
+H100 at 40% MFU, 4.6 days on 2 CPU cores at 200 GFLOP/s (both calculated). Try it with few steps first.
 Run: slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=100
      --config.data.sources.books.path=/where/the/books/are.jsonl.gz
 """
@@ -14,7 +14,7 @@ def get_config():
     config = default_config(
         ModelConfig(
             vocab_size=8192,
-            num_layers=10,
+            num_layers=9,
             embed_dim=448,
             num_heads=7,
             num_kv_heads=7,

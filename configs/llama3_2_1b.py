@@ -1,6 +1,6 @@
 """Llama-3.2-1B's shape (1.24B parameters, tied, llama3-scaled RoPE), from scratch.
 
-Cost: Chinchilla's 20 tokens a parameter are 25B tokens, 2.1e20 FLOPs at T=2048: about 6 days on one H100 or 2 days on a
+Cost: Chinchilla's 20 tokens a parameter are 25B tokens, 1.9e20 FLOPs at T=2048: about 6 days on one H100 or 2 days on a
 v5e-16, both at 40% MFU (calculated). The vocabulary is the released tokenizer's: set data.tokenizer to it.
 Run: slmjax train --config configs/llama3_2_1b.py --workdir gs-or-disk/run --config.data.cache_dir=/corpus/corpus
 """

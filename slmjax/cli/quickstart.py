@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     _say("Text: the documentation topics, docstrings and sources of this Python installation. No network is used.")
     result = train(run_config(config), workdir)
     if result.stopped_by is not None:
-        return 0
+        return 130 if result.stopped_by == signal.SIGINT else 0
 
     from slmjax.evaluation.bits_per_byte import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
     from slmjax.inference.generate import generate

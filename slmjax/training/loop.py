@@ -87,6 +87,8 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
         pending: Any = None  # metrics of the step that is still running
         latest: dict[str, float] = {}
         step = start
+        if start >= total and corpus.validation:  # nothing is left to do but to say where the run ended
+            latest = evaluate(program, state, corpus, rows)
         while step < total:
             if step == config.training.profile_at:
                 jax.profiler.start_trace(str(workdir / "profile"))
@@ -134,6 +136,8 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
             meter.restart(step)
             if stopping:
                 break
+        if start <= config.training.profile_at < step < config.training.profile_at + PROFILED_STEPS:
+            jax.profiler.stop_trace()  # the run ended within the profiled steps
         checkpointer.wait()
         if primary and step > start:
             from slmjax.training.plots import plot_loss
@@ -148,10 +152,10 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
 def evaluate(program: Program, state: TrainState, corpus: Corpus, rows: list[int]) -> dict[str, float]:
     """Loss (nats a token), bits per byte and accuracy on the validation split, of the averaged weights if there are."""
     params = state.params if state.ema is None else state.ema
-    sums: dict[str, float] = {}
+    sums = dict.fromkeys(("nll", "correct", "tokens", "bytes"), 0.0)
     for batch in corpus.validation_batches(program.config, rows):
         for name, value in jax.device_get(program.eval_step(params, to_devices(batch, program))).items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+            sums[name] += float(value)
     tokens = max(sums["tokens"], 1.0)
     return {
         "validation_loss": sums["nll"] / tokens,

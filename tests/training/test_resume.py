@@ -174,3 +174,18 @@ def test_a_branch_starts_from_the_other_runs_state(text, tmp_path, uninterrupted
     result = loop.train(branch, tmp_path / "b")
     assert result.step == 7
     assert final_state(first, tmp_path / "a")[0] == 6  # the run that was branched from is as it was
+
+
+def test_a_finished_run_says_where_it_ended_and_changes_nothing(text, tmp_path):
+    config = make_config(text)
+    first = loop.train(config, tmp_path / "run")
+    before = final_state(config, tmp_path / "run")
+    again = loop.train(config, tmp_path / "run")
+    assert again.step == 6
+    assert again.metrics["validation_loss"] == pytest.approx(first.metrics["validation_loss"], rel=1e-6)
+    assert_bitwise_equal(before, final_state(config, tmp_path / "run"))
+
+
+def test_a_run_that_ends_within_the_profiled_steps_still_leaves_its_trace(text, tmp_path):
+    loop.train(make_config(text, steps=2, profile_at=1), tmp_path / "run")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
