@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare text, train a tokenizer and a model, evaluate against baselines, generate, save."""
     start = time.perf_counter()
+    from slmjax.errors import UserError
     from slmjax.training.config import run_config, set_budget
     from slmjax.training.loop import train
     from slmjax.training.quickstart_config import get_config
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     result = train(run_config(config), workdir)
     if result.stopped_by is not None:
         return 130 if result.stopped_by == signal.SIGINT else 0
+    if "validation_bits_per_byte" not in result.metrics:
+        raise UserError(f"The finished run in {workdir} has lost its metrics.jsonl: choose another --workdir.")
 
     from slmjax.evaluation.bits_per_byte import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
     from slmjax.inference.generate import generate

@@ -19,16 +19,18 @@ from slmjax.training.checkpoints import Checkpointer, Restored
 from slmjax.training.config import RunConfig
 from slmjax.training.corpus import Corpus, check_vocabulary, open_corpus
 from slmjax.training.interrupts import StopRequest
+from slmjax.training.metrics import FILE_NAME as METRICS
 from slmjax.training.metrics import (
     MetricsWriter,
     chinchilla_report,
     device_memory_bytes,
     model_flops_utilization,
     peak_flops,
+    read_metrics,
 )
 from slmjax.training.program import Program, build, local_rows, out_of_memory_is_the_users, to_devices
 from slmjax.training.progress import Progress
-from slmjax.training.run_directory import claim
+from slmjax.training.run_directory import claim, refuse_another
 from slmjax.training.state import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -52,13 +54,14 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
     process of a multi-process run calls this with the same config.
     """
     workdir = Path(workdir)
-    claim(workdir, config)
+    refuse_another(workdir, config)
     corpus = open_corpus(config.data, workdir / "data", progress=jax.process_index() == 0)
     check_vocabulary(corpus, config.model.vocab_size)
     if jax.process_index() == 0:
         with place_directory(workdir / "tokenizer", lambda: False) as partial:
             corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
     program = build(config, token_bytes=corpus.tokenizer.token_bytes())
+    claim(workdir, config)  # only now, so that a mistyped path or mesh can be corrected in the same workdir
     rows = local_rows(program.batch_sharding, config.training.batch_size)
     batches = corpus.batches(config, rows)
 
@@ -86,12 +89,13 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
         meter = _Meter(program)
         pending: Any = None  # metrics of the step that is still running
         latest: dict[str, float] = {}
-        step = start
-        if start >= total and corpus.validation:  # nothing is left to do but to say where the run ended
-            latest = evaluate(program, state, corpus, rows)
+        step, profiling = start, False
+        if start >= total:  # nothing is left to do but to say where the run ended
+            latest = _last_evaluation(workdir)
         while step < total:
             if step == config.training.profile_at:
                 jax.profiler.start_trace(str(workdir / "profile"))
+                profiling = True
             waiting = time.perf_counter()
             batch = to_devices(next(batches), program)
             meter.waited(time.perf_counter() - waiting)
@@ -105,9 +109,10 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
             if pending is not None:
                 latest = _finish(step, pending, meter, writer, progress, config, checkpointer)
             pending, step = metrics, step + 1
-            if step == config.training.profile_at + PROFILED_STEPS and config.training.profile_at >= 0:
+            if profiling and step == config.training.profile_at + PROFILED_STEPS:
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
+                profiling = False
                 say(f"The profiler's trace of {PROFILED_STEPS} steps is in {workdir / 'profile'}.")
 
             stopping = stop.wanted(step)
@@ -136,13 +141,13 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
             meter.restart(step)
             if stopping:
                 break
-        if start <= config.training.profile_at < step < config.training.profile_at + PROFILED_STEPS:
+        if profiling:
             jax.profiler.stop_trace()  # the run ended within the profiled steps
         checkpointer.wait()
         if primary and step > start:
             from slmjax.training.plots import plot_loss
 
-            plot_loss(workdir / "metrics.jsonl", workdir / "loss.png", title=workdir.name)
+            plot_loss(workdir / METRICS, workdir / "loss.png", title=workdir.name)
         if stop.signal is not None and step < total:
             name = signal.Signals(stop.signal).name
             say(f"{name}: saved step {step} of {total} in {workdir}; the same command goes on from there.")
@@ -226,6 +231,13 @@ def _finish(step, pending, meter, writer, progress, config, checkpointer) -> dic
             + f": lower schedule.peak (now {config.schedule.peak:g}), lengthen the warmup, or look at the data there."
         )
     return values
+
+
+def _last_evaluation(workdir: Path) -> dict[str, float]:
+    """What a finished run wrote down of its last evaluation; empty where its metrics are gone."""
+    path = workdir / METRICS
+    lines = [line for line in read_metrics(path) if line.get("split") == "validation"] if path.is_file() else []
+    return {k: v for k, v in lines[-1].items() if k.startswith("validation_")} if lines else {}
 
 
 def _branch(program: Program) -> Restored | None:

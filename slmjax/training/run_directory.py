@@ -53,8 +53,8 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key} ({a.get(key)!r} -> {b.get(key)!r})" for key in keys]
 
 
-def claim(workdir: Path, config: RunConfig) -> None:
-    """Write the config into a new workdir, or make sure that the workdir's run is this one. UserError otherwise."""
+def refuse_another(workdir: Path, config: RunConfig) -> None:
+    """UserError where the workdir holds another config's run; nothing is written."""
     path = workdir / CONFIG_FILE
     if path.is_file():
         try:
@@ -68,8 +68,13 @@ def claim(workdir: Path, config: RunConfig) -> None:
                 f"{f' and {len(different) - 8} more' if len(different) > 8 else ''}: choose another --workdir, or to "
                 f"start from its weights set training.branch_from={workdir}."
             )
-        return
-    if jax.process_index() != 0:
+
+
+def claim(workdir: Path, config: RunConfig) -> None:
+    """Write the config into a new workdir, or make sure that the workdir's run is this one. UserError otherwise."""
+    refuse_another(workdir, config)
+    path = workdir / CONFIG_FILE
+    if path.is_file() or jax.process_index() != 0:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)

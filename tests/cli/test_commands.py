@@ -276,3 +276,9 @@ def test_the_command_in_a_shell(tmp_path):
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == f"slmjax: error: There is no model at {tmp_path / 'none'}.\n"
+
+
+def test_a_mistyped_path_is_corrected_in_the_same_workdir(place, tmp_path, capsys):
+    train = ("train", "--config", str(place / "config.py"), "--workdir", str(tmp_path / "run"))
+    assert "/no/such" in refused(capsys, *train, "--config.data.sources.text.path=/no/such/file.txt")
+    assert main([*train, "--config.training.steps=1"]) == 0

@@ -189,3 +189,16 @@ def test_a_finished_run_says_where_it_ended_and_changes_nothing(text, tmp_path):
 def test_a_run_that_ends_within_the_profiled_steps_still_leaves_its_trace(text, tmp_path):
     loop.train(make_config(text, steps=2, profile_at=1), tmp_path / "run")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_run_continued_behind_the_profiled_step_traces_nothing(text, tmp_path, monkeypatch):
+    config = make_config(text, profile_at=0)
+
+    def wanted(self, step):
+        self.signal = 15 if step == 1 else None
+        return self.signal is not None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "wanted", wanted)
+        assert loop.train(config, tmp_path / "run").step == 1
+    assert loop.train(config, tmp_path / "run").step == 6
