@@ -1,0 +1,193 @@
+"""Between our parameter tree and somebody else's named tensors, both ways, a tensor at a time.
+
+A family's map is a list of `Entry`: one tensor of the file, and the leaves of our tree that it holds. What the file
+stacks or fuses is undone by views (transposes, slices), so that a memory-mapped file is read only where it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.models.config import ModelConfig
+from slmjax.models.transformer import Transformer
+from slmjax.sharding.rules import path_string
+
+Arrays = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of ours before layers are stacked: its path ("segment_0/block_0/attention/q_proj/kernel") and the
+    index of its layer in the stack, None for what belongs to no layer."""
+
+    path: str
+    repeat: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file and the leaves that are cut from it.
+
+    `split` gives one array a leaf, in our shapes, as views of the tensor where that is possible; `join` is its inverse.
+    """
+
+    name: str
+    leaves: tuple[Leaf, ...]
+    split: Callable[[np.ndarray], Arrays]
+    join: Callable[[Arrays], np.ndarray]
+
+
+def layer_leaf(config: ModelConfig, layer: int, rest: str) -> Leaf:
+    """Where layer number `layer` keeps `rest` ("attention/q_proj/kernel")."""
+    for s, segment in enumerate(config.segments):
+        size = len(segment.period) * segment.repeats
+        if layer < size:
+            repeat, block = divmod(layer, len(segment.period))
+            return Leaf(f"segment_{s}/block_{block}/{rest}", repeat)
+        layer -= size
+    raise IndexError(layer)
+
+
+def as_is(name: str, leaf: Leaf) -> Entry:
+    """A tensor that is ours already: gains, biases, tables, kernels of [in, out] (GPT-2's Conv1D)."""
+    return Entry(name, (leaf,), lambda x: [x], lambda xs: xs[0])
+
+
+def transposed(name: str, leaf: Leaf) -> Entry:
+    """A torch Linear's weight, [out, in]."""
+    return Entry(name, (leaf,), lambda x: [x.T], lambda xs: xs[0].T)
+
+
+def concatenated(name: str, leaves: Sequence[Leaf], sizes: Sequence[int], *, transpose: bool) -> Entry:
+    """Outputs of several products one after the other along the tensor's first axis (last with transpose=False)."""
+    axis = 0 if transpose else -1
+    cuts = np.cumsum(sizes)[:-1].tolist()
+
+    def split(x: np.ndarray) -> Arrays:
+        if x.shape[axis] != sum(sizes):
+            raise UserError(f"the tensor {name} has shape {list(x.shape)}: its axis {axis} must be {sum(sizes)}.")
+        parts = np.split(x, cuts, axis=axis)
+        return [part.T for part in parts] if transpose else list(parts)
+
+    def join(xs: Arrays) -> np.ndarray:
+        return np.concatenate([x.T for x in xs] if transpose else xs, axis=axis)
+
+    return Entry(name, tuple(leaves), split, join)
+
+
+def abstract_leaves(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape and dtype of every array of a config's parameters, layers stacked."""
+    tokens = jax.ShapeDtypeStruct((1, 1), np.int32)
+    tree = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)["params"]
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *rooms, last = path.split("/")
+        node = tree
+        for room in rooms:
+            node = node.setdefault(room, {})
+        node[last] = value
+    return tree
+
+
+class TensorFile(Protocol):
+    """Named tensors that are read one at a time."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor and its shape, from the header alone."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, float; a view of the mapped file where its bytes allow."""
+        ...
+
+
+def check_tensors(config: ModelConfig, entries: Sequence[Entry], file: TensorFile, where: str) -> None:
+    """UserError naming what is missing, unexpected or misshapen; nothing is read and nothing allocated."""
+    shapes, wanted = file.shapes(), abstract_leaves(config)
+    names = {entry.name for entry in entries}
+    wrong = [f"{name} is missing" for name in sorted(names - set(shapes))]
+    wrong += [f"{name} is not expected" for name in sorted(set(shapes) - names)]
+    for entry in entries:
+        if entry.name not in shapes:
+            continue
+        shape = shapes[entry.name]
+        try:
+            parts = entry.split(np.broadcast_to(np.float32(0), shape))
+            fits = all(
+                part.shape == _one_layer(wanted[leaf.path].shape, leaf)
+                for part, leaf in zip(parts, entry.leaves, strict=True)
+            )
+        except (ValueError, IndexError, UserError):
+            fits = False
+        if not fits:
+            ours = " and ".join(str(list(_one_layer(wanted[leaf.path].shape, leaf))) for leaf in entry.leaves)
+            wrong.append(f"{entry.name} has shape {list(shape)}, which does not give our {ours}")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{where} does not fit its config: {'; '.join(wrong[:3])}{more}.")
+
+
+def read_params(
+    config: ModelConfig,
+    entries: Sequence[Entry],
+    file: TensorFile,
+    *,
+    dtype: Any = None,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> dict[str, Any]:
+    """Our nested parameters from a checked file, leaf by leaf, each device getting (and reading) only its own part.
+
+    dtype: of the result; None keeps the file's. shardings: of each leaf's path; None puts all on the first device.
+    """
+    sources: dict[str, dict[int, tuple[Entry, int]]] = {}
+    for entry in entries:
+        for part, leaf in enumerate(entry.leaves):
+            sources.setdefault(leaf.path, {})[leaf.repeat or 0] = (entry, part)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    flat = {}
+    for path, leaf in abstract_leaves(config).items():
+        stacked = path.startswith("segment_")
+
+        def piece(index, path=path, shape=leaf.shape, stacked=stacked):
+            layers = range(*index[0].indices(shape[0])) if stacked else (0,)
+            rest = index[1:] if stacked else index
+            out: np.ndarray | None = None
+            for n, layer in enumerate(layers):
+                entry, part = sources[path][layer]
+                x = entry.split(file.read(entry.name))[part][rest]
+                if out is None:
+                    out = np.empty((len(layers), *x.shape), dtype or x.dtype)
+                out[n] = x
+            assert out is not None
+            return out if stacked else out[0]
+
+        sharding = here if shardings is None else shardings[path]
+        flat[path] = jax.make_array_from_callback(leaf.shape, sharding, piece)
+    return nested(flat)
+
+
+def write_tensors(params: Any, entries: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
+    """The file's tensors from our parameters, one at a time, in the dtype that they have."""
+    flat = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def get(leaf: Leaf) -> np.ndarray:
+        array = flat[leaf.path]
+        return np.asarray(array if leaf.repeat is None else array[leaf.repeat])
+
+    for entry in entries:
+        yield entry.name, np.ascontiguousarray(entry.join([get(leaf) for leaf in entry.leaves]))
+
+
+def _one_layer(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:
+    return shape if leaf.repeat is None else shape[1:]
