@@ -132,7 +132,6 @@ def _gemma3_to(config: ModelConfig) -> Values:
         "rope_parameters": ropes,
         "rope_local_base_freq": local,
         "sliding_window_pattern": pattern,
-        "_sliding_window_pattern": pattern,
     }
 
 

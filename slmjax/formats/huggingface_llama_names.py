@@ -10,7 +10,7 @@ IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rota
 
 
 def llama_entries(config: ModelConfig, *, fused: bool = False) -> list[Entry]:
-    """LLaMA's names, which its heirs kept. fused: Phi-3's one product for queries, keys and values, one for the gate."""
+    """Every tensor of a network of LLaMA's kind. fused: Phi-3's one product for q, k and v, and one for gate and up."""
     entries = [as_is("model.embed_tokens.weight", Leaf("embedder/embedding"))]
     for i in range(config.num_layers):
         entries += _layer(config, i, fused)
