@@ -160,25 +160,42 @@ def read_params(
             sources.setdefault(leaf.path, {})[leaf.repeat or 0] = (entry, part)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     flat = {}
-    for path, leaf in abstract_leaves(config).items():
-        stacked = path.startswith("segment_")
-
-        def piece(index, path=path, shape=leaf.shape, stacked=stacked):
-            layers = range(*index[0].indices(shape[0])) if stacked else (0,)
-            rest = index[1:] if stacked else index
-            out: np.ndarray | None = None
-            for n, layer in enumerate(layers):
-                entry, part = sources[path][layer]
-                x = entry.split(file.read(entry.name))[part][rest]
-                if out is None:
-                    out = np.empty((len(layers), *x.shape), dtype or x.dtype)
-                out[n] = x
-            assert out is not None
-            return out if stacked else out[0]
-
+    for path, array in abstract_leaves(config).items():
         sharding = here if shardings is None else shardings[path]
-        flat[path] = jax.make_array_from_callback(leaf.shape, sharding, piece)
+        read = _part_reader(path.startswith("segment_"), array.shape, sources[path], file, dtype)
+        flat[path] = jax.make_array_from_callback(array.shape, sharding, read)
     return nested(flat)
+
+
+def _part_reader(
+    stacked: bool, shape: tuple[int, ...], layers: dict[int, tuple[Entry, int]], file: TensorFile, dtype: Any
+) -> Callable[[Any], np.ndarray]:
+    """From an index of a whole leaf to that part of it, read when it is asked for.
+
+    Devices that hold the same part share one reading of it. What is returned is a copy: the file's pages go back.
+    """
+    known: dict[Any, np.ndarray] = {}
+
+    def view(layer: int, rest: tuple[slice, ...]) -> np.ndarray:
+        entry, part = layers[layer]
+        return entry.split(file.read(entry.name))[part][rest]
+
+    def stack(numbers: range, rest: tuple[slice, ...]) -> np.ndarray:
+        first = view(numbers[0], rest)
+        out = np.empty((len(numbers), *first.shape), dtype or first.dtype)
+        for n, layer in enumerate(numbers):
+            out[n] = view(layer, rest)
+        return out
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(one.indices(size) for one, size in zip(index, shape, strict=True))
+        if bounds not in known and stacked:
+            known[bounds] = stack(range(*bounds[0]), index[1:])
+        elif bounds not in known:
+            known[bounds] = np.array(view(0, index), dtype, order="C")
+        return known[bounds]
+
+    return read
 
 
 def write_tensors(params: Any, entries: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
