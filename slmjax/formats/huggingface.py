@@ -61,7 +61,10 @@ class HuggingFaceDirectory:
 
 def is_huggingface(directory: Path) -> bool:
     """Whether a directory's config.json is transformers'."""
-    return (directory / CONFIG).is_file() and "model_type" in read_json(directory / CONFIG)
+    if not (directory / CONFIG).is_file():
+        return False
+    values = read_json(inside(directory, CONFIG))
+    return "format" not in values and bool({"model_type", "architectures"} & values.keys())
 
 
 def open_huggingface(directory: str | Path) -> HuggingFaceDirectory:
