@@ -6,6 +6,7 @@ stacks or fuses is undone by views (transposes, slices), so that a memory-mapped
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -182,7 +183,7 @@ def _part_reader(
 
     def stack(numbers: range, rest: tuple[slice, ...]) -> np.ndarray:
         first = view(numbers[0], rest)
-        out = np.empty((len(numbers), *first.shape), dtype or first.dtype)
+        out = _aligned((len(numbers), *first.shape), np.dtype(dtype or first.dtype))
         for n, layer in enumerate(numbers):
             out[n] = view(layer, rest)
         return out
@@ -192,10 +193,20 @@ def _part_reader(
         if bounds not in known and stacked:
             known[bounds] = stack(range(*bounds[0]), index[1:])
         elif bounds not in known:
-            known[bounds] = np.array(view(0, index), dtype, order="C")
+            x = view(0, index)
+            known[bounds] = _aligned(x.shape, np.dtype(dtype or x.dtype))
+            known[bounds][...] = x
         return known[bounds]
 
     return read
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, whose memory jax takes over on a CPU instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def write_tensors(params: Any, entries: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
