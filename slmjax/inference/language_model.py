@@ -19,6 +19,7 @@ from slmjax.inference.saved_model import (
     read_json,
     read_saved_config,
     read_saved_params,
+    read_saved_stop_ids,
     write_saved,
 )
 from slmjax.models.attention_kernels import attention_for
@@ -101,7 +102,8 @@ def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str 
     place = locate(path)
     if place.kind == "saved model":
         params = _placed(read_saved_params(place.directory, place.config), mesh, dtype)
-        return LanguageModel(place.config, params, load_tokenizer(place.directory))
+        tokenizer, stop_ids = load_tokenizer(place.directory), read_saved_stop_ids(place.directory)
+        return LanguageModel(place.config, params, tokenizer, stop_ids)
     from slmjax.training.checkpoints import Checkpointer
 
     tokenizer = load_tokenizer(tokenizer_directory(place))
@@ -119,7 +121,7 @@ def save(lm: LanguageModel, directory: str | Path, *, dtype: str = "float32") ->
 
     dtype: float32 or bfloat16. Written whole or not at all; an existing saved model is replaced, anything else refused.
     """
-    return write_saved(lm.config, lm.params, lm.tokenizer, Path(directory).expanduser(), dtype)
+    return write_saved(lm.config, lm.params, lm.tokenizer, Path(directory).expanduser(), dtype, lm.stop_ids)
 
 
 def tokenizer_directory(place: Location) -> Path:

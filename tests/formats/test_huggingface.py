@@ -1,5 +1,6 @@
 """Directories of Hugging Face: in and out bit for bit, both dialects, little memory, and none that lies."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from slmjax.errors import UserError
-from slmjax.formats.huggingface import load_huggingface, open_huggingface, read_weights
+from slmjax.formats.huggingface import load_huggingface, open_huggingface
 from slmjax.formats.huggingface_export import family_for, save_huggingface
 from slmjax.formats.huggingface_families import FAMILIES
 from slmjax.formats.weight_map import read_params
@@ -56,9 +57,7 @@ def test_shards_are_loaded_bit_for_bit(lm, tmp_path):
 def test_dtypes_round_once(lm, saved, tmp_path, dtype):
     for params in (
         load_huggingface(saved, dtype=dtype).params,
-        load_huggingface(
-            save_huggingface(lm.config, lm.params, lm.tokenizer, tmp_path / "small", dtype=dtype)
-        ).params,
+        load_huggingface(save_huggingface(lm.config, lm.params, lm.tokenizer, tmp_path / "small", dtype=dtype)).params,
     ):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype)), params, lm.params)
     with pytest.raises(UserError, match="float8"):
@@ -70,7 +69,9 @@ def test_both_dialects_and_all_stops_are_written(saved):
     assert config["dtype"] == config["torch_dtype"] == "float32"
     assert config["rope_parameters"]["rope_theta"] == config["rope_theta"] == 10_000
     assert config["architectures"] == ["Qwen3ForCausalLM"] and config["model_type"] == "qwen3"
-    assert json.loads((saved / "generation_config.json").read_text())["eos_token_id"] == config["eos_token_id"] == [0, 7]
+    assert (
+        json.loads((saved / "generation_config.json").read_text())["eos_token_id"] == config["eos_token_id"] == [0, 7]
+    )
     settings = json.loads((saved / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert settings["chat_template"] == (saved / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
@@ -81,7 +82,13 @@ def test_the_card_says_what_is_known(lm, tmp_path):
         save_huggingface(lm.config, lm.params, lm.tokenizer, tmp_path / name, **known) / "README.md"
     ).read_text()
     known = save("a", license="apache-2.0", base_model="org/base")
-    for said in ('license: "apache-2.0"', 'base_model: "org/base"', "library_name", "text-generation", "| layers | 3 |"):
+    for said in (
+        'license: "apache-2.0"',
+        'base_model: "org/base"',
+        "library_name",
+        "text-generation",
+        "| layers | 3 |",
+    ):
         assert said in known
     assert "license" not in save("b") and "base_model" not in save("c")
 
@@ -179,7 +186,7 @@ def _random(config):
     ("changes", "said"),
     [
         ({"model_type": "qwen3x"}, "did you mean qwen3"),
-        ({"model_type": "mamba"}, "not one that can be read; there are .*llama"),
+        ({"model_type": "zzzz"}, "not one that can be read; there are .*llama"),
         ({"model_type": None}, "model_type 'None'"),
         ({"model_type": ["qwen3"]}, "not one that can be read"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
@@ -265,7 +272,14 @@ def test_a_head_beside_tied_embeddings_counts_where_it_differs(lm, saved):
 
 
 PUBLISHED = {
-    "llama": ["llama-2-7b", "llama-3.2-1b", "tinyllama-1.1b", "smollm2-135m", "h2o-danube3-500m", "deepseek-coder-1.3b"],
+    "llama": [
+        "llama-2-7b",
+        "llama-3.2-1b",
+        "tinyllama-1.1b",
+        "smollm2-135m",
+        "h2o-danube3-500m",
+        "deepseek-coder-1.3b",
+    ],
     "mistral": ["mistral-7b-v0.1", "h2o-danube-1.8b"],
     "qwen2": ["qwen1.5-0.5b", "qwen2.5-0.5b"],
     "qwen3": ["qwen3-0.6b"],
@@ -304,9 +318,8 @@ def test_what_no_family_can_say_is_named(lm):
 
 
 def test_every_family_survives_an_empty_and_a_nonsense_config():
+    refused = (UserError, TypeError, ValueError, ArithmeticError, AttributeError)  # open_huggingface makes them one
     for family in FAMILIES.values():
-        for values in ({}, {"hidden_size": None}, {"num_hidden_layers": []}, {"rope_parameters": 3}, {"text_config": 1}):
-            try:
+        for values in ({}, {"hidden_size": None}, {"num_hidden_layers": []}, {"rope_parameters": 3}):
+            with contextlib.suppress(*refused):
                 family.config_from(values)
-            except (UserError, TypeError, ValueError, ArithmeticError, AttributeError):
-                pass  # what open_huggingface turns into a UserError

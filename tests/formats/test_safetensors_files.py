@@ -181,13 +181,13 @@ def test_a_tensor_in_two_shards_is_named(tmp_path):
 def test_an_index_that_is_wrong_about_a_tensor_is_refused(tmp_path):
     directory = write(tmp_path / "m", most=24)
     reindex(directory, lambda index: index["weight_map"].update(z="model-00001-of-00002.safetensors"))
-    with pytest.raises(UserError, match="z is in .* where it is not"):
+    with pytest.raises(UserError, match=r"z is in .* where it is not"):
         SafetensorsDirectory(directory)
 
 
 def test_a_pickle_is_refused_with_the_way_out(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
-    with pytest.raises(UserError, match="pickle.*save_pretrained"):
+    with pytest.raises(UserError, match=r"pickle.*save_pretrained"):
         SafetensorsDirectory(tmp_path)
     with pytest.raises(UserError, match="holds no weights"):
         SafetensorsDirectory(tmp_path.parent)
