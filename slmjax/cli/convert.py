@@ -16,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=formats, default="slmjax", help="of the destination (default: %(default)s)")
     parser.add_argument(
         "--dtype",
+        choices=["float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
+        metavar="DTYPE",
         help="float32 or bfloat16; huggingface also float16; gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
         "(default: float32, the source's for huggingface, float16 for gguf)",
     )
