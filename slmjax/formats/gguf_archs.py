@@ -29,6 +29,7 @@ class Arch:
     fused_qkv: bool = False
     fused_gate: bool = False  # ffn_up holds the gate, then up
     own_head_dim: bool = False  # attention.key_length may differ from embed_dim / num_heads
+    per_layer: bool = False  # heads and feed-forward widths may differ from layer to layer
     scales: tuple[str, ...] = ()  # fields of ModelConfig with a key of their own (see gguf_models)
     local_period: int = 0  # with a window, layers repeat (period - 1) local, 1 global; 1: all local; 0: no window
     rope_scalings: tuple[str, ...] = ("linear", "yarn")  # what is written; whatever a file has is read
@@ -58,7 +59,7 @@ ARCHS: tuple[Arch, ...] = (
     Arch(
         "olmo2", {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}, head="required"
     ),
-    Arch("openelm", {"qk_norm": "head"}, head="never", fused_qkv=True, own_head_dim=True, rope_scalings=()),
+    Arch("openelm", {"qk_norm": "head"}, head="never", fused_qkv=True, own_head_dim=True, per_layer=True, rope_scalings=()),
     Arch(
         "smollm3",
         {"rope_pattern": (True, True, True, False)},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
@@ -15,8 +14,9 @@ from slmjax.errors import UserError
 from slmjax.formats import gguf_rope
 from slmjax.formats.gguf_archs import ARCHS, BY_NAME, Arch
 from slmjax.formats.gguf_keys import Keys
+from slmjax.formats.gguf_meaning import differences
 from slmjax.formats.gguf_tensors import entries
-from slmjax.formats.weight_map import Entry, abstract_leaves
+from slmjax.formats.weight_map import Entry
 from slmjax.models.config import ModelConfig
 
 _MAX_LAYERS = 512
@@ -34,8 +34,6 @@ _SCALE_KEYS = {
     "logit_softcap": "final_logit_softcapping",
     "clip_qkv": "attention.clamp_kqv",
 }
-# Do not change the function that the network computes: how it was initialized, and where it rounds.
-_UNSTORED = {"init_std", "init_scale_residual", "norm_scale_float32"}
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,10 @@ def config_to(config: ModelConfig) -> GgufModel:
     """
     shortest: list[str] = []
     nearest = ""
-    for arch in ARCHS:
+    layered = any(isinstance(n, tuple) for n in (config.num_heads, config.num_kv_heads, config.ffn_dim))
+    for arch in (a for a in ARCHS if a.per_layer or not layered):
         try:
-            model = _written_as(config, arch)
+            model = written_as(config, arch)
             wrong = differences(config, read_back(config, model))
         except (UserError, KeyError):  # the architecture has no place for the network at all
             continue
@@ -124,12 +123,6 @@ def entries_of(config: ModelConfig, metadata: Mapping[str, Any], shapes: Mapping
     return entries(config, _arch_of(metadata, where), fused_qkv="blk.0.attn_qkv.weight" in shapes)
 
 
-def differences(a: ModelConfig, b: ModelConfig) -> list[str]:
-    """Names of the fields in which two configs compute different functions, float32's precision aside."""
-    left, right = _meaning(a), _meaning(b)
-    return [name for name in left if not _close(left[name], right[name])]
-
-
 def read_back(config: ModelConfig, model: GgufModel) -> ModelConfig:
     """The config that reading `model` would give."""
     shapes = dict.fromkeys((entry.name for entry in model.entries), ())
@@ -137,7 +130,7 @@ def read_back(config: ModelConfig, model: GgufModel) -> ModelConfig:
     return config_from(model.metadata, shapes, model.constants.get, "the network")
 
 
-def _written_as(config: ModelConfig, arch: Arch) -> GgufModel:
+def written_as(config: ModelConfig, arch: Arch) -> GgufModel:
     c, a = config, arch.name
     rope_keys, constants = gguf_rope.scaling_to(c, a, arch.rope_scalings)
     metadata: dict[str, Any] = {
@@ -256,42 +249,3 @@ def _rope(keys: Keys, arch: Arch, values: Mapping[str, Any], read: gguf_rope.Rea
 
 def _whole(value: int | tuple[int, ...]) -> int | np.ndarray:
     return np.array(value, np.int32) if isinstance(value, tuple) else value
-
-
-def _meaning(config: ModelConfig) -> dict[str, Any]:
-    """A config's fields with defaults filled in, layer by layer where layers may differ."""
-    c = config
-    meaning = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if f.name not in _UNSTORED}
-    layers = c.layers
-    for name in ("num_heads", "num_kv_heads", "ffn_dim", "window"):
-        meaning[name] = tuple(getattr(spec, name) for spec in layers)
-    tables = [None if s is None else dataclasses.astuple(s) for _, s in c.ropes]
-    turned = [spec.rope for spec in layers]
-    meaning["rope_theta"] = tuple(None if r is None else c.ropes[r][0] for r in turned)
-    meaning["rope_scaling"] = tuple(None if r is None else tables[r] for r in turned)
-    meaning["attention_scale"] = c.attention_scale or c.head_dim**-0.5
-    meaning["rope_fraction"] = c.rotary_dim if c.position == "rope" else 0
-    for name in ("layer_pattern", "rope_pattern", "rope_theta_local"):  # said by the layers already
-        del meaning[name]
-    if c.position != "learned":
-        del meaning["position_offset"]
-    return meaning
-
-
-def _close(a: Any, b: Any) -> bool:
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_close, a, b))
-    if isinstance(a, float) and isinstance(b, float | int) and not isinstance(b, bool):
-        return math.isclose(a, b, rel_tol=1e-6)
-    return a == b
-
-
-def abstract_shapes(config: ModelConfig, found: list[Entry]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor that `found` writes, one layer's memory at a time."""
-    leaves = abstract_leaves(config)
-
-    def zeros(entry: Entry) -> list[np.ndarray]:
-        stacked = [leaves[leaf.path].shape[leaf.repeat is not None :] for leaf in entry.leaves]
-        return [np.zeros(shape, np.uint8) for shape in stacked]
-
-    return {entry.name: entry.join(zeros(entry)).shape for entry in found}
