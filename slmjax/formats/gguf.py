@@ -76,7 +76,7 @@ def read_config(file: GgufFile) -> ModelConfig:
 def save_gguf(
     config: ModelConfig, params: Any, tokenizer: Tokenizer, path: str | Path, dtype: str = "f16", *, name: str = ""
 ) -> Path:
-    """Write a model for llama.cpp and its kin, whole or not at all; an existing GGUF file is replaced. Returns the path.
+    """Write a model for llama.cpp, whole or not at all; an existing GGUF file is replaced. Returns the path.
 
     dtype: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1, of every matrix. Vectors and norms are float32; the embedding
     and the head of a quantized file are q8_0, and what no row of 32 fits is f16. name: general.name, else the file's.
@@ -121,7 +121,7 @@ def _without_constants(file: GgufFile) -> GgufFile:
         return name not in gguf_rope.TENSORS and not name.endswith(".attn_rot_embd")
 
     tensors: dict[str, TensorInfo] = {name: info for name, info in file.tensors.items() if is_weight(name)}
-    return GgufFile(file.path, file.metadata, tensors, file.data)
+    return GgufFile(file.path, file.metadata, tensors, file.map)
 
 
 def _shapes(config: ModelConfig, found: list[Entry]) -> Iterator[tuple[int, ...]]:

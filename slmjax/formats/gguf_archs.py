@@ -26,6 +26,7 @@ class Arch:
     optional_biases: tuple[str, ...] = ()  # there where their tensors are
     head: str = "optional"  # output.weight: "required", "optional" (absent: tied), or "never"
     interleaved: bool = False  # rotates pairs (2i, 2i + 1): rows of q and k are permuted
+    partial_rope: bool = False  # may rotate a part of each head
     fused_qkv: bool = False
     fused_gate: bool = False  # ffn_up holds the gate, then up
     own_head_dim: bool = False  # attention.key_length may differ from embed_dim / num_heads
@@ -56,16 +57,15 @@ ARCHS: tuple[Arch, ...] = (
         local_period=6,
         rope_scalings=("linear",),
     ),
+    Arch("olmo2", {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}, head="required"),
     Arch(
-        "olmo2", {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}, head="required"
-    ),
-    Arch("openelm", {"qk_norm": "head"}, head="never", fused_qkv=True, own_head_dim=True, per_layer=True, rope_scalings=()),
-    Arch(
-        "smollm3",
-        {"rope_pattern": (True, True, True, False)},
-        LLAMA_BIASES,
-        interleaved=True,
+        "openelm",
+        {"qk_norm": "head"},
+        head="never",
+        fused_qkv=True,
         own_head_dim=True,
+        per_layer=True,
+        rope_scalings=(),
     ),
     Arch(
         "llama",
@@ -76,6 +76,14 @@ ARCHS: tuple[Arch, ...] = (
         local_period=1,
         rope_scalings=("linear", "llama3", "yarn"),
     ),
+    Arch(
+        "smollm3",
+        {"rope_pattern": (True, True, True, False)},
+        LLAMA_BIASES,
+        interleaved=True,
+        own_head_dim=True,
+    ),
+    Arch("phi3", {}, fused_qkv=True, fused_gate=True, local_period=1, rope_scalings=("longrope",), partial_rope=True),
     Arch(
         "minicpm",
         {},
@@ -93,9 +101,6 @@ ARCHS: tuple[Arch, ...] = (
         own_head_dim=True,
         scales=("embedding_multiplier", "residual_multiplier", "logit_divisor", "attention_scale"),
     ),
-    Arch(
-        "phi3", {}, fused_qkv=True, fused_gate=True, local_period=1, rope_scalings=("longrope",)
-    ),
     Arch("gpt2", {**PLAIN, "position": "learned", "activation": "gelu_tanh"}, fused_qkv=True),
     Arch(
         "bloom",
@@ -103,21 +108,23 @@ ARCHS: tuple[Arch, ...] = (
         fused_qkv=True,
     ),
     Arch("falcon", {**LAYER_NORM, "gated": False, "activation": "gelu", "parallel_residual": True}, fused_qkv=True),
-    Arch("gptneox", {**PLAIN, "activation": "gelu"}, head="required", fused_qkv=True),
+    Arch("gptneox", {**PLAIN, "activation": "gelu"}, head="required", fused_qkv=True, partial_rope=True),
     Arch(
         "phi2",
         {**PLAIN, "activation": "gelu_tanh", "parallel_residual": True, "shared_norm": True, "head_bias": True},
         head="required",
         fused_qkv=True,
+        partial_rope=True,
     ),
     Arch("olmo", {"norm": "layer", "norm_scale": False}, interleaved=True, scales=("clip_qkv",)),
-    Arch("stablelm", LAYER_NORM, ("qkv_bias",), head="required"),
+    Arch("stablelm", LAYER_NORM, ("qkv_bias",), head="required", partial_rope=True),
     Arch(
         "nemotron",
         {**LAYER_NORM, "norm_unit_offset": True, "activation": "relu2", "gated": False},
         LLAMA_BIASES,
         head="required",
         own_head_dim=True,
+        partial_rope=True,
     ),
 )
 BY_NAME = {arch.name: arch for arch in ARCHS}

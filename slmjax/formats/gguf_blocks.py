@@ -36,7 +36,7 @@ def nbytes(kind: BlockType, count: int) -> int:
 
 
 def dequantize(data: np.ndarray, kind: BlockType) -> np.ndarray:
-    """float32 [count] of the raw bytes (uint8 [n]) of a tensor; a view of them for F32 on a little-endian machine."""
+    """float32 [count] of the raw bytes (uint8 [n]) of a tensor; a view of them for F32 (on a little-endian machine)."""
     blocks = np.frombuffer(data, kind.dtype)
     if kind.name == "F32":
         return blocks.astype(np.float32, copy=False)

@@ -7,6 +7,7 @@ is made of it. Source: ggml's docs/gguf.md.
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 import warnings
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from slmjax.formats.gguf_blocks import BLOCK_TYPES, BlockType, dequantize, nbyte
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # where general.alignment says nothing
 STRING, ARRAY = 8, 9  # numbers of the types of values that are no plain scalar
-SCALARS = {  # number of a value's type -> how its bytes read
+SCALARS: dict[int, np.dtype] = {  # number of a value's type -> how its bytes read
     0: np.dtype("u1"),
     1: np.dtype("i1"),
     2: np.dtype("<u2"),
@@ -70,7 +71,7 @@ class GgufFile:
     path: Path
     metadata: Mapping[str, Any]  # bool, int, float, str, list[str], or a numpy array
     tensors: Mapping[str, TensorInfo]
-    data: np.ndarray  # uint8, the whole file, mapped
+    map: mmap.mmap  # the whole file
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, from the header alone."""
@@ -79,10 +80,15 @@ class GgufFile:
     def read(self, name: str) -> np.ndarray:
         """One tensor as float32, a view of the file where it is that already; warns of NaN and infinite weights."""
         info = self.tensors[name]
-        values = dequantize(self.data[info.start : info.start + info.size], info.kind)
+        values = dequantize(np.frombuffer(self.map, np.uint8, info.size, info.start), info.kind)
         # A sum is not finite where a value is not, and costs no second array; large values may overflow it.
         if not math.isfinite(float(values.sum(dtype=np.float32))) and not np.isfinite(values).all():
             warnings.warn(f"{self.path}: the tensor {name} holds NaN or infinite weights.", stacklevel=2)
+        if info.kind.name != "F32" and hasattr(self.map, "madvise"):  # a copy: the file's pages may go
+            first = -(-info.start // mmap.PAGESIZE) * mmap.PAGESIZE
+            size = info.start + info.size - first
+            if size > 0:
+                self.map.madvise(mmap.MADV_DONTNEED, first, size)
         return values.reshape(info.shape)
 
 
@@ -104,8 +110,10 @@ class _Header:
 
     def __init__(self, path: Path):
         self.path = path
-        self.data = np.memmap(path, np.uint8, "r").view(np.ndarray)
-        self.bytes = memoryview(self.data)
+        with open(path, "rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bytes = memoryview(self.map)
+        self.data = np.frombuffer(self.map, np.uint8)
         self.at = 0
         self.strings_left = _MAX_STRINGS
 
@@ -137,7 +145,7 @@ class _Header:
                 raise self.error(f"has the tensor {name!r} twice")
             offsets[name] = self.tensor(name, alignment)
         start = -(-self.at // alignment) * alignment
-        return GgufFile(self.path, metadata, self.placed(offsets, start), self.data)
+        return GgufFile(self.path, metadata, self.placed(offsets, start), self.map)
 
     def tensor(self, name: str, alignment: int) -> tuple[tuple[int, ...], BlockType, int]:
         """Shape, type and offset of the next tensor."""

@@ -33,8 +33,7 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
     meaning["rope_fraction"] = c.rotary_dim if c.position == "rope" else 0
     for name in ("layer_pattern", "rope_pattern", "rope_theta_local"):  # said by the layers already
         del meaning[name]
-    if c.position != "learned":
-        del meaning["position_offset"]
+    meaning["position_offset"] = c.position_offset if c.position == "learned" else 0
     return meaning
 
 

@@ -105,7 +105,7 @@ def config_to(config: ModelConfig) -> GgufModel:
         try:
             model = written_as(config, arch)
             wrong = differences(config, read_back(config, model))
-        except (UserError, KeyError):  # the architecture has no place for the network at all
+        except UserError:  # the architecture has no place for the network at all
             continue
         if not wrong:
             return model
@@ -131,6 +131,7 @@ def read_back(config: ModelConfig, model: GgufModel) -> ModelConfig:
 
 
 def written_as(config: ModelConfig, arch: Arch) -> GgufModel:
+    """The network under one architecture's keys and names, which may not express all of it."""
     c, a = config, arch.name
     rope_keys, constants = gguf_rope.scaling_to(c, a, arch.rope_scalings)
     metadata: dict[str, Any] = {
@@ -158,7 +159,7 @@ def written_as(config: ModelConfig, arch: Arch) -> GgufModel:
         metadata[f"{a}.use_parallel_residual"] = c.parallel_residual
     if arch.local_period and "local" in c.layer_pattern:
         metadata[f"{a}.attention.sliding_window"] = c.window
-        if len(c.layer_pattern) != arch.local_period:
+        if a == "gemma3" and len(c.layer_pattern) != arch.local_period:
             metadata[f"{a}.attention.sliding_window_pattern"] = len(c.layer_pattern)
     return GgufModel(metadata, entries(c, arch, fused_qkv=arch.fused_qkv), constants)
 
@@ -228,7 +229,9 @@ def _windows(keys: Keys, arch: Arch) -> dict[str, Any]:
         return {}
     if not arch.local_period:
         raise keys.error("attention.sliding_window", "is set, which is not supported for this architecture")
-    period = keys.integer("attention.sliding_window_pattern", arch.local_period, least=1)
+    period = arch.local_period
+    if arch.name == "gemma3":  # of the others llama.cpp does not read it
+        period = keys.integer("attention.sliding_window_pattern", period, least=1)
     if period > _MAX_LAYERS:
         raise keys.error("attention.sliding_window_pattern", f"is {period}, more layers than any model has")
     return {"window": window, "layer_pattern": ("local",) * max(period - 1, 1) + ("global",) * (period > 1)}
@@ -237,7 +240,7 @@ def _windows(keys: Keys, arch: Arch) -> dict[str, Any]:
 def _rope(keys: Keys, arch: Arch, values: Mapping[str, Any], read: gguf_rope.ReadTensor) -> dict[str, Any]:
     head_dim = values["head_dim"]
     dim = keys.integer("rope.dimension_count", head_dim, least=2)
-    if dim > head_dim or dim % 2 or (arch.interleaved and dim != head_dim):
+    if dim > head_dim or dim % 2 or (dim != head_dim and not arch.partial_rope):
         raise keys.error("rope.dimension_count", f"is {dim}, which does not fit heads of {head_dim} dimensions")
     theta = keys.number("rope.freq_base", 10_000.0)
     scaling = gguf_rope.scaling_from(keys, values["context_length"], theta, dim, read)

@@ -45,7 +45,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "qwen2": PreTokenizer((_QWEN2,), nfc=True),
     "deepseek-r1-qwen": PreTokenizer((_QWEN2,)),
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
-    "bloom": PreTokenizer((r" ?[^(\s|.,!?…。，、।۔،)]+",)),
+    "bloom": PreTokenizer((" ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+",)),
     "deepseek-coder": PreTokenizer(_DEEPSEEK_CODER),
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
@@ -63,7 +63,7 @@ PRE_TOKENIZERS |= {alias: PRE_TOKENIZERS[name] for name, aliases in _ALIASES.ite
 _PROBES = (
     "Hello  world, it's 12345 o'clock\r\n\r\n  and I'LL go!!! They'Ve 3.14159",
     " $x+=1; //~`|^<a>  \t\t\n\n foo_bar(baz) 1 22 333 4444 55555",
-    "Ünïcödé ３３３ ½ 你好，世界。 नमस्ते। ۔،… 한국어 🦙🦙 e\u0301 ﷺ\u00a0\u3000x",
+    "Ünïcödé \uff13\uff13\uff13 ½ 你好\uff0c世界。 नमस्ते। \u06d4\u060c… 한국어 🦙🦙 e\u0301 ﷺ\u00a0\u3000x",
     "don't DON'T 'tis we'd\n \n\n  \ta  b\x0b c'",
 )
 

@@ -12,7 +12,7 @@ from slmjax.models.config import LayerSpec, ModelConfig
 
 
 def entries(config: ModelConfig, arch: Arch, *, fused_qkv: bool) -> list[Entry]:
-    """Every tensor of the network. fused_qkv: q, k and v lie in one tensor (files of some architectures have either)."""
+    """Every tensor of the network. fused_qkv: q, k and v lie in one tensor (some architectures have either)."""
     c = config
     out = [as_is("token_embd.weight", Leaf("embedder/embedding"))]
     if c.position == "learned":
@@ -80,7 +80,7 @@ def _norm_names(c: ModelConfig, arch: Arch) -> dict[str, str]:
         return {"attn_norm_2": "attention_norm", "attn_norm": "ffn_norm"}
     before = {"attn_norm": "attention_norm", "ffn_norm": "ffn_norm"}
     after = {"post_attention_norm": "post_attention_norm", "post_ffw_norm": "post_ffn_norm"}
-    return {"pre": before, "output": after, "sandwich": before | after}[c.norm_placement]
+    return {"output": after, "sandwich": before | after}.get(c.norm_placement, before)
 
 
 def _norm(c: ModelConfig, name: str, leaf) -> list[Entry]:

@@ -110,9 +110,7 @@ def _numbers(keys: Keys, key: str, count: int, default: float) -> np.ndarray:
     return values
 
 
-def _byte_level(
-    metadata: Mapping[str, Any], keys: Keys, tokens: list[str], types: list[int]
-) -> tokenizers.Tokenizer:
+def _byte_level(metadata: Mapping[str, Any], keys: Keys, tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
     """Byte-level byte-pair encoding: GPT-2 and its heirs."""
     name = keys.text("pre", "default")
     if name not in PRE_TOKENIZERS:

@@ -36,7 +36,9 @@ def test_decoding_is_bit_equal_to_the_reference(name, seed, count):
     gguf = pytest.importorskip("gguf")
     raw = random_blocks(name, seed, count)
     theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name])
-    np.testing.assert_array_equal(dequantize(raw, BLOCK_TYPES[name]).view(np.uint32), theirs.reshape(-1).view(np.uint32))
+    np.testing.assert_array_equal(
+        dequantize(raw, BLOCK_TYPES[name]).view(np.uint32), theirs.reshape(-1).view(np.uint32)
+    )
 
 
 @pytest.mark.parametrize("name", WRITABLE)
