@@ -88,7 +88,7 @@ def config_from(
         values |= _rope(keys, arch, values, read)
     try:
         return ModelConfig(**values)
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (UserError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where} describes no network of this version: {error}") from error
 
 

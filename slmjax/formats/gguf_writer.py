@@ -77,7 +77,7 @@ def _write(file: BinaryIO, metadata: Mapping[str, Any], plans: list[TensorPlan],
         data = quantize(tensor, plan.kind)
         if plan.kind.name != "F32":
             _refuse_overflow(name, tensor, data, plan.kind)
-        file.write(memoryview(data))
+        file.write(data.data)
         _pad(file)
 
 
