@@ -5,6 +5,7 @@ Source: ggml's docs/gguf.md; conventions of llama.cpp's converter from Hugging F
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def save_gguf(
         raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(FILE_TYPES)}.")
     path = Path(path).expanduser()
     model = config_to(config)
+    _warn_of_windows(config, model.metadata["general.architecture"])
     plans = [
         TensorPlan(entry.name, shape, _kind(entry.name, shape, dtype))
         for entry, shape in zip(model.entries, _shapes(config, model.entries), strict=True)
@@ -112,6 +114,16 @@ def save_gguf(
 
     write_gguf(path, metadata, constants + plans, tensors())
     return path
+
+
+def _warn_of_windows(config: ModelConfig, arch: str) -> None:
+    """The window is in the file, for us and others, but llama.cpp lets these architectures attend to everything."""
+    if arch in ("llama", "phi3") and any(s.window and s.window < config.context_length for s in config.layers):
+        warnings.warn(
+            f"llama.cpp ignores the attention window of architecture {arch}: beyond {config.window} tokens it will "
+            "compute something else.",
+            stacklevel=3,
+        )
 
 
 def _without_constants(file: GgufFile) -> GgufFile:

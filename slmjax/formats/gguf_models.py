@@ -84,11 +84,13 @@ def config_from(
     for name in arch.optional_biases:
         values[name] = any(f"blk.0.{tensor}" in shapes for tensor in _BIAS_OF[name])
     values |= _scales(keys, arch, dim, layers) | _parallel(keys, arch, shapes) | _windows(keys, arch)
-    if arch.switches.get("position", "rope") == "rope":
-        values |= _rope(keys, arch, values, read)
     try:
+        if arch.switches.get("position", "rope") == "rope":
+            values |= _rope(keys, arch, values, read)
         return ModelConfig(**values)
     except (UserError, TypeError, ValueError, ArithmeticError) as error:
+        if where in str(error):
+            raise
         raise UserError(f"{where} describes no network of this version: {error}") from error
 
 

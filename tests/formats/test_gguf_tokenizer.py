@@ -81,7 +81,6 @@ def test_the_embedded_tokenizer_of_a_real_file_equals_its_original(assets):
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=60))
 def test_a_tokenizer_of_ours_survives_on_any_text(text):
-    global _TRAINED
     ours, theirs = _TRAINED
     assert theirs.encode(text) == ours.encode(text)
     assert theirs.decode(ours.encode(text)) == text
