@@ -247,3 +247,37 @@ def test_a_mutated_file_is_read_or_refused(small, data, tmp_path_factory):
         load_gguf(path)
     except UserError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("alignment", [8, 32, 128])
+def test_files_of_the_gguf_package_are_read(alignment, tmp_path):
+    """Every type that the package can quantize to, K-quants from raw blocks, and any alignment."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", "llama")
+    writer.add_custom_alignment(alignment)
+    writer.add_array("some.numbers", [1, 2, 3])
+    writer.add_array("some.words", ["a", "é"])
+    writer.add_float32("a.number", 1.5)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 512)).astype(np.float32)
+    expected = {}
+    for name, kind in BLOCK_TYPES.items():
+        number = gguf.GGMLQuantizationType[name]
+        if kind.encode:
+            raw = gguf.quants.quantize(x, number)
+        else:
+            blocks = rng.integers(0, 256, 6 * kind.dtype.itemsize, np.uint8).view(kind.dtype)
+            for field in {"d", "dmin"} & set(kind.dtype.names or ()):
+                blocks[field] = rng.normal(size=6)
+            raw = blocks.view(np.uint8).reshape(3, -1)
+        writer.add_tensor(name, raw, raw_dtype=number)
+        expected[name] = gguf.quants.dequantize(raw, number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = open_gguf(tmp_path / "theirs.gguf")
+    assert list(file.metadata["some.numbers"]) == [1, 2, 3] and file.metadata["some.words"] == ["a", "é"]
+    assert file.metadata["a.number"] == 1.5 and file.metadata["general.architecture"] == "llama"
+    for name, values in expected.items():
+        np.testing.assert_array_equal(file.read(name), values)
