@@ -75,12 +75,20 @@ def read_config(file: GgufFile) -> ModelConfig:
 
 
 def save_gguf(
-    config: ModelConfig, params: Any, tokenizer: Tokenizer, path: str | Path, dtype: str = "f16", *, name: str = ""
+    config: ModelConfig,
+    params: Any,
+    tokenizer: Tokenizer,
+    path: str | Path,
+    dtype: str = "f16",
+    *,
+    name: str = "",
+    license: str = "",
 ) -> Path:
     """Write a model for llama.cpp, whole or not at all; an existing GGUF file is replaced. Returns the path.
 
     dtype: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1, of every matrix. Vectors and norms are float32; the embedding
     and the head of a quantized file are q8_0, and what no row of 32 fits is f16. name: general.name, else the file's.
+    license: general.license, an SPDX identifier in lower case.
 
     Raises:
         UserError: no architecture of GGUF expresses the network, or its tokenizer has no name there.
@@ -104,9 +112,8 @@ def save_gguf(
         "general.quantization_version": _QUANTIZATION_VERSION,
         **tokenizer_to(tokenizer, config.vocab_size),
     }
-    license_name = tokenizer.settings.get("license")
-    if isinstance(license_name, str):
-        metadata["general.license"] = license_name
+    if license:
+        metadata["general.license"] = license
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         yield from model.constants.items()

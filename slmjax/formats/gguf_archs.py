@@ -1,7 +1,8 @@
 """GGUF's architectures as data: what each fixes of a network, and how llama.cpp lays its tensors out.
 
-What a file says itself (sizes, scales, which biases are there) is read by `gguf_models`. Source: llama.cpp's loader and
-its converter from Hugging Face.
+What a file says itself (sizes, scales, which biases are there) is read by `gguf_models`. Activations are those of the
+released models: where they are an exact GELU (falcon, gptneox), llama.cpp takes the approximation by tanh. Source:
+llama.cpp's loader and its converter from Hugging Face.
 """
 
 from __future__ import annotations
@@ -53,7 +54,6 @@ ARCHS: tuple[Arch, ...] = (
         "gemma3",
         {**GEMMA, "norm_placement": "sandwich", "qk_norm": "head"},
         own_head_dim=True,
-        scales=("logit_softcap",),
         local_period=6,
         rope_scalings=("linear",),
     ),

@@ -66,6 +66,7 @@ def config_from(
         raise UserError(f"{where} has no token_embd.weight of two dimensions: it holds no language model.")
     dim = keys.required("embedding_length")
     heads = keys.per_layer("attention.head_count", None, layers)
+    first_heads = heads if isinstance(heads, int) else heads[0]
     values: dict[str, Any] = {
         **arch.switches,
         "vocab_size": table[0],
@@ -73,7 +74,7 @@ def config_from(
         "embed_dim": dim,
         "num_heads": heads,
         "num_kv_heads": keys.per_layer("attention.head_count_kv", heads, layers),
-        "head_dim": keys.integer("attention.key_length", _head_dim(keys, dim, heads), least=1),
+        "head_dim": keys.integer("attention.key_length", max(dim // first_heads, 1), least=1),
         "ffn_dim": keys.per_layer("feed_forward_length", 4 * dim, layers),
         "context_length": keys.integer("context_length", 2048, least=1),
         "norm_eps": keys.number(_eps_key(arch), 1e-5),
@@ -127,8 +128,8 @@ def entries_of(config: ModelConfig, metadata: Mapping[str, Any], shapes: Mapping
 
 def read_back(config: ModelConfig, model: GgufModel) -> ModelConfig:
     """The config that reading `model` would give."""
-    shapes = dict.fromkeys((entry.name for entry in model.entries), ())
-    shapes["token_embd.weight"] = (config.vocab_size, config.embed_dim)  # type: ignore[assignment]
+    shapes: dict[str, tuple[int, ...]] = {entry.name: () for entry in model.entries}
+    shapes["token_embd.weight"] = (config.vocab_size, config.embed_dim)
     return config_from(model.metadata, shapes, model.constants.get, "the network")
 
 
@@ -182,13 +183,6 @@ def _arch_of(metadata: Mapping[str, Any], where: str) -> Arch:
 def _eps_key(arch: Arch) -> str:
     rms = arch.switches.get("norm", "rms") == "rms"
     return "attention.layer_norm_rms_epsilon" if rms else "attention.layer_norm_epsilon"
-
-
-def _head_dim(keys: Keys, dim: int, heads: int | tuple[int, ...]) -> int:
-    first = heads if isinstance(heads, int) else heads[0]
-    if dim % first and "attention.key_length" not in keys.metadata:
-        return max(dim // first, 1)  # wrong, and seen in the shapes, unless attention.key_length says better
-    return dim // first or 1
 
 
 def _scales(keys: Keys, arch: Arch, dim: int, layers: int) -> dict[str, Any]:

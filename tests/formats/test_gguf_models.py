@@ -244,6 +244,14 @@ def test_llama3_scaling_is_recovered_from_its_divisors(original, factor, head_di
     assert differences(config, read_back(config, config_to(config))) == []
 
 
+def test_general_keys_say_what_the_file_is(tmp_path):
+    config, params = miniature("qwen2")
+    path = save_gguf(config, params, small_tokenizer(), tmp_path / "model.gguf", "q8_0", name="Tiny", license="mit")
+    keys = {key.removeprefix("general."): value for key, value in open_gguf(path).metadata.items()}
+    assert (keys["name"], keys["license"], keys["type"], keys["size_label"]) == ("Tiny", "mit", "model", "111K")
+    assert (keys["file_type"], keys["quantization_version"]) == (7, 2)
+
+
 def test_a_window_that_llama_cpp_ignores_is_warned_of(tmp_path):
     config, params = miniature("mistral")
     with pytest.warns(UserWarning, match="beyond 16 tokens"):
@@ -307,6 +315,7 @@ ASSUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASSUMED)
 def test_transformers_computes_the_same_logits_from_our_file(name, tmp_path, monkeypatch):
     pytest.importorskip("gguf")
