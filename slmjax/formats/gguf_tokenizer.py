@@ -120,7 +120,10 @@ def _byte_level(metadata: Mapping[str, Any], keys: Keys, tokens: list[str], type
     if not isinstance(merges, list):
         raise keys.error("merges", "is missing")
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    vocabulary = {token: id for id, token in enumerate(tokens)}
+    vocabulary = {token: id for id, token in enumerate(tokens) if token}
+    for left, right in pairs:  # the library panics, beyond any except, on some of these
+        if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+            raise keys.error("merges", f"joins {left[:40]!r} and {right[:40]!r}, which are not tokens or give none")
     model = tokenizers.models.BPE(vocabulary, pairs, ignore_merges=pre.ignore_merges)
     tokenizer = tokenizers.Tokenizer(model)
     if pre.nfc:

@@ -154,8 +154,10 @@ BASE = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "ab"
     [
         ({"tokenizer.ggml.tokens": []}, "no tokenizer"),
         ({"tokenizer.ggml.tokens": 7}, "no tokenizer"),
-        ({"tokenizer.ggml.merges": ["a c"]}, "cannot be used"),
-        ({"tokenizer.ggml.merges": ["ab"]}, "cannot be used"),
+        ({"tokenizer.ggml.merges": ["a c"]}, "not tokens"),
+        ({"tokenizer.ggml.merges": ["ab"]}, "not tokens"),
+        ({"tokenizer.ggml.merges": ["b a"]}, "give none"),
+        ({"tokenizer.ggml.tokens": ["a", "", "\u2581"], "tokenizer.ggml.merges": ["", "\u2581 a"]}, "not tokens"),
         ({"tokenizer.ggml.merges": None}, "merges"),
         ({"tokenizer.ggml.model": "rwkv"}, "gpt2, llama and t5"),
         ({"tokenizer.ggml.pre": "gpt-9"}, "gpt-2"),
