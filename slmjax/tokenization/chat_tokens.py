@@ -17,22 +17,25 @@ from slmjax.tokenization.tokenizer import Tokenizer
 _MARK = "\ue010"  # put into a special token's string that stands in a message: then it is no longer one
 
 
-def encode_prompt(
+def encode_messages(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: Sequence[Message],
     *,
+    add_generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Token ids of a conversation up to where the assistant's answer begins.
+    """Token ids of a conversation; with `add_generation_prompt`, up to where the assistant's answer begins.
 
     Raises:
         UserError: as `ChatTemplate.render`.
     """
     special = tokenizer.special_tokens()
     marked, marked_tools = _with_marks(list(messages), special), _with_marks(tools, special)
-    text = template.render(marked, add_generation_prompt=True, tools=marked_tools, variables=variables)
+    text = template.render(
+        marked, add_generation_prompt=add_generation_prompt, tools=marked_tools, variables=variables
+    )
     return _encode(tokenizer, text, special)[0]
 
 
@@ -111,4 +114,4 @@ def _with_marks(value: Any, special: dict[str, int]) -> Any:
 
 def _pattern(special: dict[str, int]) -> re.Pattern[str]:
     longest_first = sorted(filter(None, special), key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")  # compiled once: re keeps it
+    return re.compile(f"((?:{'|'.join(map(re.escape, longest_first))})(?!{_MARK}))")  # compiled once: re keeps it
