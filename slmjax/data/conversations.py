@@ -132,7 +132,9 @@ def _sharegpt(values: Any) -> list[dict[str, Any]]:
             continue
         speaker, text = value.get("from"), value.get("value")
         if speaker not in _SHAREGPT:
-            raise UserError(f"turn {number} is from the unknown {str(speaker)[:60]!r}: known are {', '.join(_SHAREGPT)}")
+            raise UserError(
+                f"turn {number} is from the unknown {str(speaker)[:60]!r}: known are {', '.join(_SHAREGPT)}"
+            )
         message: dict[str, Any] = {"role": _SHAREGPT[speaker], "content": text}
         if speaker == "function_call":
             calls = _json(text, (dict, list), f"the function call of turn {number}")
@@ -164,7 +166,9 @@ def _alpaca(values: dict[str, Any]) -> list[dict[str, Any]]:
     asked = _filled(values["instruction"], "the instruction")
     if values.get("input"):
         asked += "\n\n" + _filled(values["input"], "the input")
-    return _messages([*messages, {"role": "user", "content": asked}, {"role": "assistant", "content": values["output"]}])
+    return _messages(
+        [*messages, {"role": "user", "content": asked}, {"role": "assistant", "content": values["output"]}]
+    )
 
 
 def _with_system(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:

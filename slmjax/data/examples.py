@@ -84,7 +84,9 @@ class Report:
             lines.append(f"{self.truncated:,} were too long and lost {self.tokens_cut:,} tokens at their end")
         if self.open_ended:
             lines.append(f"{self.open_ended:,} end without a special token: they do not teach the model to stop")
-        lines += [f"{count:,} skipped ({reason}); the first: {self.first[reason]}" for reason, count in self.skipped.items()]
+        lines += [
+            f"{count:,} skipped ({reason}); the first: {self.first[reason]}" for reason, count in self.skipped.items()
+        ]
         return "\n".join(lines)
 
     def skip(self, reason: str, sentence: str) -> None:
@@ -112,8 +114,10 @@ def load_examples(config: SftConfig, tokenizer: Tokenizer, *, progress: bool = T
     """
     if not config.sources:
         raise UserError("there is nothing to fine-tune on: name at least one source")
+    if tokenizer.eos_id is None:
+        raise UserError("the tokenizer names no token that ends a text: set eos_token in its tokenizer_config.json")
     report = Report()
-    encoder = _Encoder(config, tokenizer, report)
+    encoder = _Encoder(config, tokenizer, report, sft_template(config, tokenizer))
     keyed = {name: list(encoder.source(name, source, progress)) for name, source in config.sources.items()}
     own = {name: list(encoder.source(name, source, progress)) for name, source in config.validation.items()}
     if progress:
@@ -152,14 +156,17 @@ class _Encoder:
     config: SftConfig
     tokenizer: Tokenizer
     report: Report
-    _template: ChatTemplate | None = None
+    template: ChatTemplate | None
 
     def source(self, name: str, source: ConversationSource, progress: bool) -> Iterator[_Keyed]:
         """The examples of one source, in its order."""
-        for where, record in tqdm(read_records(source.files), desc=f"read {name}", unit=" records", disable=not progress):
+        special = set(self.tokenizer.special_tokens().values())
+        for where, record in tqdm(
+            read_records(source.files), desc=f"read {name}", unit=" records", disable=not progress
+        ):
             try:
                 item = parse_record(record, source.fields, self.config.system)
-                ids, learned = self.encode(item)
+                ids, learned = self._passage(item) if isinstance(item, Passage) else self._conversation(item)
                 if not learned[1:].any():
                     raise UserError("nothing of it is learned")
             except UserError as error:
@@ -168,15 +175,20 @@ class _Encoder:
                     raise UserError(f"{sentence} (or set on_invalid to skip such records)") from error
                 self.report.skip("cannot be learned from", sentence)
                 continue
+            if self.config.loss != "all":
+                self.report.open_ended += int(ids[np.flatnonzero(learned)[-1]]) not in special
             if (fitting := self._fitting(ids, learned, where)) is not None:
                 self._count(*fitting)
                 yield _key(item, self.config.seed), *fitting
 
-    def encode(self, item: Conversation | Passage) -> tuple[np.ndarray, np.ndarray]:
+    def _conversation(self, item: Conversation) -> tuple[np.ndarray, np.ndarray]:
         """int32 token ids and bool [tokens]."""
-        if isinstance(item, Passage):
-            return self._passage(item)
         template = self.template
+        if template is None:
+            raise UserError(
+                'it is a conversation, and the tokenizer has no chat template: set chat_template to "plain" or to a '
+                "file of Jinja, or give records of prompt and completion"
+            )
         if self.config.loss == "all":
             ids = encode_messages(self.tokenizer, template, item.messages, tools=item.tools)
             return np.asarray(ids, np.int32), np.ones(len(ids), bool)
@@ -188,10 +200,10 @@ class _Encoder:
 
     def _passage(self, item: Passage) -> tuple[np.ndarray, np.ndarray]:
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
-        if eos is None:
-            raise UserError("the tokenizer names no token that ends a text: set eos_token in its tokenizer_config.json")
         if item.prompt is None and self.config.loss != "all":
-            raise UserError(f'it is a text without turns, of which no {self.config.loss} can be learned: set loss to "all"')
+            raise UserError(
+                f'it is a text without turns, of which no {self.config.loss} can be learned: set loss to "all"'
+            )
         prompt = item.prompt or ""
         text = prompt + item.completion
         ids, offsets = self.tokenizer.encode_with_offsets(text)
@@ -199,13 +211,6 @@ class _Encoder:
         before = [bos] if self.config.add_bos and bos is not None else []
         ids = [*before, *ids, eos]
         return np.asarray(ids, np.int32), np.concatenate([np.zeros(len(before), bool), learned, [True]])
-
-    @property
-    def template(self) -> ChatTemplate:
-        """The one that the config names; made when the first conversation needs it."""
-        if self._template is None:
-            self._template = sft_template(self.config, self.tokenizer)
-        return self._template
 
     def _fitting(self, ids: np.ndarray, learned: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray] | None:
         """The example, shortened if need be and allowed; None where it is left out."""
@@ -230,21 +235,13 @@ class _Encoder:
         report.examples += 1
         report.tokens += len(ids)
         report.learned += int(learned[1:].sum())
-        ends = ids[np.flatnonzero(learned)[-1]]
-        report.open_ended += int(ends) not in self._special_ids
-
-    @property
-    def _special_ids(self) -> set[int]:
-        if not hasattr(self, "_ids"):
-            self._ids = set(self.tokenizer.special_tokens().values())
-        return self._ids
 
 
-def sft_template(config: SftConfig, tokenizer: Tokenizer) -> ChatTemplate:
-    """The chat template of a run: the config's, or else the tokenizer's.
+def sft_template(config: SftConfig, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a run: the config's, or else the tokenizer's, if any.
 
     Raises:
-        UserError: there is none, or it does not compile.
+        UserError: it cannot be read, or does not compile.
     """
     if config.chat_template == "plain":
         return ChatTemplate(PLAIN_TEMPLATE, template_tokens(tokenizer))
@@ -254,12 +251,7 @@ def sft_template(config: SftConfig, tokenizer: Tokenizer) -> ChatTemplate:
             return ChatTemplate(path.read_text(encoding="utf-8"), template_tokens(tokenizer))
         except (OSError, ValueError) as error:
             raise UserError(f"the chat template {path} cannot be read ({error})") from error
-    if not tokenizer.settings.get("chat_template"):
-        raise UserError(
-            'the tokenizer has no chat template: set chat_template to "plain" or to a file of Jinja, '
-            "or give records of prompt and completion"
-        )
-    return ChatTemplate.of(tokenizer)
+    return ChatTemplate.of(tokenizer) if tokenizer.settings.get("chat_template") else None
 
 
 def _key(item: Conversation | Passage, seed: int) -> int:

@@ -112,9 +112,7 @@ def _require_enough(
 ) -> None:
     for (store, _), source in zip(stores, sources, strict=True):
         if len(source) == 0:
-            raise UserError(
-                f"{store.name} holds no text to train on: give its source some, or leave the source out"
-            )
+            raise UserError(f"{store.name} holds no text to train on: give its source some, or leave the source out")
     num_rows = sum(map(len, sources))
     if num_rows < batch_size:
         tokens = sum(source.num_transitions for source in sources)

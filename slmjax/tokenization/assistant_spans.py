@@ -4,6 +4,7 @@ A template is a black box, so each turn is found by rendering the conversation i
 checked against the whole text: a span is either certain or an error, since a wrong one would teach a model in silence.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ def find_spans(messages: list[dict[str, Any]], render: Render) -> tuple[str, lis
         prefix = "refuses the conversation: " if whole["raised"] else "cannot render the conversation: "
         raise UserError("the chat template " + prefix + " ".join(whole["error"].split())[:300])
     text: str = whole["text"]
-    spans = []
+    spans: list[Span] = []
     for number, i in enumerate(turns):
         prompt, past, probe, after = (part.get("text") for part in parts[4 * number : 4 * number + 4])
         span = _by_prefix(text, prompt, past, probe, after) or _by_replacement(text, messages, i, render)
@@ -97,12 +98,21 @@ def _by_replacement(text: str, messages: list[dict[str, Any]], i: int, render: R
     if replaced.count(_PROBE) != 1 or last.count(_PROBE) != 1:
         return None
     before, after = replaced.split(_PROBE)
-    tail = last.split(_PROBE)[1]
-    tail = tail[: len(tail) - len(_blank_end(tail))]
     content_end = len(text) - len(after)
     if not (len(before) <= content_end and text.startswith(before) and text.endswith(after)):
         return None
-    return (len(before), content_end + len(tail)) if after.startswith(tail) else None
+    tail = last.split(_PROBE)[1]
+    ending = tail[: len(tail) - len(_blank_end(tail))]
+    if not after.startswith(ending):
+        # The last turn ends with more than the others (Phi-3 closes the text): up to the white space before it differs.
+        common = next(
+            (i for i, (a, b) in enumerate(zip(tail, after, strict=False)) if a != b), min(len(tail), len(after))
+        )
+        shared = re.fullmatch(r"(.*\S)\s+\S*", tail[:common], re.DOTALL)
+        if shared is None:
+            return None
+        ending = shared[1]
+    return len(before), content_end + len(ending)
 
 
 def _blank_end(tail: str) -> str:

@@ -92,8 +92,8 @@ class ChatTemplate:
     ) -> tuple[str, list[Span]]:
         """The text of a conversation, and the characters [begin, end) that the assistant wrote.
 
-        A span holds what a model must produce: the answer, calls of tools, and what ends the turn; not the header before
-        it, which the generation prompt supplies, nor white space after the end of the turn. The template's
+        A span holds what a model must produce: the answer, calls of tools, and what ends the turn; not the header
+        before it, which the generation prompt supplies, nor white space after the end of the turn. The template's
         `{% generation %}` blocks are the spans where it has any; else they are found (`find_spans`), one a turn.
 
         Raises:

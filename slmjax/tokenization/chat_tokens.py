@@ -4,6 +4,7 @@ Special tokens are what the template writes. A special token's string inside a m
 message: it can neither end a turn nor begin one.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,9 +34,7 @@ def encode_messages(
     """
     special = tokenizer.special_tokens()
     marked, marked_tools = _with_marks(list(messages), special), _with_marks(tools, special)
-    text = template.render(
-        marked, add_generation_prompt=add_generation_prompt, tools=marked_tools, variables=variables
-    )
+    text = template.render(marked, add_generation_prompt=add_generation_prompt, tools=marked_tools, variables=variables)
     return _encode(tokenizer, text, special)[0]
 
 
@@ -88,7 +87,7 @@ def _encode(tokenizer: Tokenizer, text: str, special: dict[str, int]) -> tuple[l
     ids: list[int] = []
     offsets: list[Span] = []
     begin = 0
-    for part in _pattern(special).split(text):
+    for part in _pattern(tuple(special)).split(text):
         if part in special:
             part_ids, places = [special[part]], [(0, len(part))]
         else:
@@ -104,7 +103,9 @@ def _with_marks(value: Any, special: dict[str, int]) -> Any:
     """`value` with a mark inside each special token's string of its texts."""
     if isinstance(value, str):
         value = value.replace(_MARK, "")
-        return _pattern(special).sub(lambda found: found[0][0] + _MARK + found[0][1:], value) if special else value
+        return (
+            _pattern(tuple(special)).sub(lambda found: found[0][0] + _MARK + found[0][1:], value) if special else value
+        )
     if isinstance(value, Mapping):
         return {key: _with_marks(item, special) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -112,6 +113,7 @@ def _with_marks(value: Any, special: dict[str, int]) -> Any:
     return value
 
 
-def _pattern(special: dict[str, int]) -> re.Pattern[str]:
+@functools.lru_cache(maxsize=8)
+def _pattern(special: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted(filter(None, special), key=len, reverse=True)
-    return re.compile(f"((?:{'|'.join(map(re.escape, longest_first))})(?!{_MARK}))")  # compiled once: re keeps it
+    return re.compile(f"((?:{'|'.join(map(re.escape, longest_first))})(?!{_MARK}))")

@@ -1,10 +1,10 @@
 """The program of the process that renders a chat template: `python template_process.py`, one JSON line in, one out.
 
-A template is a program of strangers. Jinja's sandbox keeps it from Python's insides, but not from taking forever or all
-of memory within one operation that no Python code can interrupt (comparing nested lists is one). So it runs here, where
-memory, files and processor time are limited by the system, and whoever waits for it can end it. Knows nothing of slmjax.
+A template is a program of strangers. Jinja's sandbox keeps it from Python's insides, but not from taking forever or
+all of memory within one operation that no Python code can interrupt (comparing nested lists is one). So it runs here,
+where memory, files and processor time are limited by the system, and whoever waits for it can end it.
 
-First line in: {"source", "output_limit", "memory_limit", "seconds"}. Out: {"generation": whether there are such blocks}.
+First line in: {"source", "output_limit", "memory_limit", "seconds"}. Out: {"generation": are there such blocks}.
 Further lines in: a list of {"variables", "marks"}. Out: a list of {"text"}. In place of each out: {"error", "raised"}.
 """
 
@@ -64,7 +64,9 @@ def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     return env
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False):
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+):
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -130,7 +132,7 @@ def main() -> None:
     requests, answers = sys.stdin, sys.stdout
     first = json.loads(requests.readline())
     _limit(first["memory_limit"])
-    env = environment()
+    env: Any = environment()
 
     def answer(value: Any) -> None:
         answers.write(json.dumps(value) + "\n")

@@ -1,5 +1,7 @@
 """Renders a chat template in a process of its own, which is ended when it takes too long."""
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import subprocess
@@ -7,7 +9,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from slmjax.errors import UserError
 
@@ -33,9 +35,12 @@ class TemplateRenderer:
 
     def __init__(self, source: str, seconds: float):
         if len(source) > _SOURCE_LIMIT:
-            raise UserError(f"the chat template has {len(source):,} characters, more than the {_SOURCE_LIMIT:,} allowed")
+            raise UserError(
+                f"the chat template has {len(source):,} characters, more than the {_SOURCE_LIMIT:,} allowed"
+            )
         self._source, self._seconds = source, seconds
         self._lock = threading.Lock()
+        self._waiting = concurrent.futures.ThreadPoolExecutor(1, "chat template")  # so that waiting can be given up
         self._process: subprocess.Popen[str] | None = None
         with self._lock:
             self._start()
@@ -44,7 +49,7 @@ class TemplateRenderer:
         return type(self), (self._source, self._seconds)
 
     def render(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Each {"variables", "marks"} to {"text"}, or to {"error", "raised"}: a sentence, and whether it is the template's.
+        """Each {"variables", "marks"} to {"text"}, or {"error", "raised"}: a sentence, whether the template wrote it.
 
         Raises:
             UserError: it took too long or too much memory.
@@ -73,38 +78,33 @@ class TemplateRenderer:
 
     def _exchange(self, request: Any, seconds: float) -> Any:
         assert self._process is not None
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        expired = threading.Event()
-        timer = threading.Timer(seconds, _expire, (self._process, expired))
-        timer.start()
+        expired = False
+        asked = self._waiting.submit(_ask, self._process, json.dumps(request))
         try:
-            line = _ask(stdin, stdout, json.dumps(request))
-        finally:
-            timer.cancel()
+            line = asked.result(seconds)
+        except concurrent.futures.TimeoutError:
+            expired, line = True, ""
         if line.endswith("\n"):
             return json.loads(line)
         _end(self._process)
         self._process = None
-        if expired.is_set():
+        if expired:
             raise UserError(f"the chat template ran for more than {seconds:g} s and was stopped: does it loop?")
-        raise UserError(f"the chat template needs too much time, or more than {_MEMORY_LIMIT >> 20} MiB, and was stopped")
+        raise UserError(
+            f"the chat template needs too much time, or more than {_MEMORY_LIMIT >> 20} MiB, and was stopped"
+        )
 
 
-def _ask(stdin: IO[str], stdout: IO[str], request: str) -> str:
+def _ask(process: subprocess.Popen[str], request: str) -> str:
     """The answer's line; without its end where the process ended first."""
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
-        stdin.write(request + "\n")
-        stdin.flush()
-        return stdout.readline()
-    except OSError:  # a broken pipe
+        process.stdin.write(request + "\n")
+        process.stdin.flush()
+        return process.stdout.readline()
+    except (OSError, ValueError):  # a broken pipe, a closed one
         return ""
-
-
-def _expire(process: subprocess.Popen[str], expired: threading.Event) -> None:
-    expired.set()
-    process.kill()
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -112,10 +112,8 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None and not stream.closed:
-            try:
+            with contextlib.suppress(OSError):  # what was not yet written has nowhere to go
                 stream.close()
-            except OSError:  # what was not yet written has nowhere to go
-                pass
 
 
 def one_line(text: str) -> str:
