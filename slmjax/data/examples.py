@@ -209,8 +209,10 @@ class _Encoder:
         ids, offsets = self.tokenizer.encode_with_offsets(text)
         learned = tokens_within(offsets, [(0 if self.config.loss == "all" else len(prompt), len(text))])
         before = [bos] if self.config.add_bos and bos is not None else []
-        ids = [*before, *ids, eos]
-        return np.asarray(ids, np.int32), np.concatenate([np.zeros(len(before), bool), learned, [True]])
+        assert eos is not None  # load_examples saw to it
+        return np.asarray([*before, *ids, eos], np.int32), np.concatenate(
+            [np.zeros(len(before), bool), learned, [True]]
+        )
 
     def _fitting(self, ids: np.ndarray, learned: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray] | None:
         """The example, shortened if need be and allowed; None where it is left out."""

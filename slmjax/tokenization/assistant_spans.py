@@ -5,6 +5,7 @@ checked against the whole text: a span is either certain or an error, since a wr
 """
 
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from slmjax.errors import UserError
 
 Span = tuple[int, int]  # characters [begin, end)
-_PROBE = "\ue002slmjax\ue003"  # a content that no text holds and that no template changes
+_PROBE = f"\ue002{secrets.token_hex(8)}\ue003"  # a content that no text holds and that no template changes
 
 
 @dataclass(frozen=True)

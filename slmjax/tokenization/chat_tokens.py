@@ -6,6 +6,7 @@ message: it can neither end a turn nor begin one.
 
 import functools
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from slmjax.tokenization.assistant_spans import Span
 from slmjax.tokenization.chat_template import ChatTemplate, Message
 from slmjax.tokenization.tokenizer import Tokenizer
 
-_MARK = "\ue010"  # put into a special token's string that stands in a message: then it is no longer one
+# Put into a special token's string that stands in a message: then it is no longer one. No text can hold it.
+_MARK = f"\ue010{secrets.token_hex(8)}"
 
 
 def encode_messages(
@@ -61,8 +63,9 @@ def encode_conversation(
     if last is not None:
         spans = spans[len(spans) - last :]
     if _MARK in text:
-        place = np.cumsum([0] + [character != _MARK for character in text])
-        spans = [(int(place[begin]), int(place[end])) for begin, end in spans]
+        marks = [found.start() for found in re.finditer(_MARK, text)]
+        places = np.asarray(spans)
+        spans = (places - len(_MARK) * np.searchsorted(marks, places)).tolist()
     return ids, tokens_within(offsets, spans)
 
 
@@ -101,11 +104,8 @@ def _encode(tokenizer: Tokenizer, text: str, special: dict[str, int]) -> tuple[l
 
 def _with_marks(value: Any, special: dict[str, int]) -> Any:
     """`value` with a mark inside each special token's string of its texts."""
-    if isinstance(value, str):
-        value = value.replace(_MARK, "")
-        return (
-            _pattern(tuple(special)).sub(lambda found: found[0][0] + _MARK + found[0][1:], value) if special else value
-        )
+    if isinstance(value, str) and special:
+        return _pattern(tuple(special)).sub(lambda found: found[0][0] + _MARK + found[0][1:], value)
     if isinstance(value, Mapping):
         return {key: _with_marks(item, special) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -10,7 +10,7 @@ from slmjax.tokenization.chat_tokens import encode_conversation, encode_messages
 from slmjax.tokenization.tokenizer import load_tokenizer
 
 NAMES = ("chatml", "qwen", "llama2", "llama3", "phi3", "zephyr", "marked", "headers")
-any_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ue010"))
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
 texts = any_text.filter(str.strip)
 
 
