@@ -258,7 +258,7 @@ def test_packed_losses_are_those_of_each_example_alone():
     alone = stack_rows(PackedRows(ExampleStore("a", [example]), T, "best_fit")[0] for example in examples)
     assert len(packed["inputs"]) < len(examples)
     key = jax.random.key(0)
-    params = model.init(key, jnp.zeros((1, T), jnp.int32))["params"]
+    params = jax.jit(model.init)(key, jnp.zeros((1, T), jnp.int32))["params"]
     objective = jax.jit(next_token(model))
     packed_loss, (packed_weight, _) = objective(params, packed, key)
     alone_loss, (alone_weight, _) = objective(params, alone, key)
