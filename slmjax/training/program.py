@@ -21,7 +21,8 @@ from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
 from slmjax.objectives.cross_entropy import LOGITS_BYTES
 from slmjax.objectives.next_token import Objective, next_token
-from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention
+from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention, sharded_sum_rows
+from slmjax.sharding.lean_feedforward import lean_feedforward
 from slmjax.sharding.mesh import batch_spec, make_mesh
 from slmjax.training.config import RunConfig
 from slmjax.training.optimizers import make_optimizer
@@ -73,14 +74,18 @@ def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
     on_cpu = platform == "cpu"
     t = config.training
     dtype = ("float32" if on_cpu else "bfloat16") if t.dtype == "auto" else t.dtype
+    remat = ("none" if on_cpu else "full") if t.remat == "auto" else t.remat
     attention = attention_for(platform, t.attention)
+    lean = not on_cpu and remat in ("full", "context", "attention")  # policies that keep none of its products
     return Execution(
         dtype=jnp.dtype(dtype),
         attention=sharded_attention(attention, mesh) if mesh.size > 1 else attention,
-        remat=("none" if on_cpu else "full") if t.remat == "auto" else t.remat,
+        feedforward=lean_feedforward(mesh if mesh.size > 1 else None) if lean else None,
+        remat=remat,
         scan_unroll=(0 if on_cpu else 1) if t.scan_unroll < 0 else t.scan_unroll,
         flatten_tokens=on_cpu and mesh.shape["sequence"] == 1,
         constrain=make_constrain(mesh) if mesh.size > 1 else Execution().constrain,
+        sum_rows=sharded_sum_rows(mesh) if mesh.size > 1 else Execution().sum_rows,
     )
 
 
