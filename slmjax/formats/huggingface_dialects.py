@@ -207,7 +207,8 @@ def _scaling(table: Values, values: Values) -> RopeScaling | None:
 def rope_to(config: ModelConfig, *, partial: bool = False) -> Values:
     """Rotary embeddings in both dialects. partial: the family knows `partial_rotary_factor`."""
     table = scaling_to(config.rope_scaling, config.context_length)
-    parameters = {**(table or {"rope_type": "default"}), "rope_theta": config.rope_theta}
+    kind = "default" if config.rope_scaling is None else config.rope_scaling.kind
+    parameters = {**(table or {}), "rope_type": kind, "rope_theta": config.rope_theta}
     written: Values = {"rope_theta": config.rope_theta, "rope_scaling": table, "rope_parameters": parameters}
     if partial:
         written["partial_rotary_factor"] = parameters["partial_rotary_factor"] = config.rope_fraction
@@ -256,10 +257,10 @@ def layer_types(config: ModelConfig) -> list[str]:
     return ["full_attention" if spec.window is None else "sliding_attention" for spec in config.layers]
 
 
-def window_fields(values: Values, types: Sequence[str] | None) -> dict[str, Any]:
-    """`window` and `layer_pattern` of ModelConfig from `sliding_window` and each layer's kind."""
+def window_fields(values: Values, types: Sequence[str]) -> dict[str, Any]:
+    """`window` and `layer_pattern` of ModelConfig from `sliding_window` and `layer_types`, else the given types."""
     window = optional_integer(values, "sliding_window")
-    types = types if types is not None else _strings(values, "layer_types")
+    types = types if values.get("layer_types") is None else _strings(values, "layer_types")
     unknown = set(types) - {"sliding_attention", "full_attention"}
     if unknown:
         raise UserError(f"config.json: layer_types names {_shown(unknown.pop())}, which is not known here.")
