@@ -246,6 +246,18 @@ def spelled(values: Values, spellings: Mapping[str, str], **defaults: Any) -> Va
     return {**defaults, **usual}
 
 
+def shape(vocab: int, hidden: int, ffn: int, layers: int, heads: int, positions: int) -> Values:
+    """The sizes that a class of transformers has by default, which its config.json may leave out."""
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": positions,
+    }
+
+
 def spelled_back(values: Values, spellings: Mapping[str, str]) -> Values:
     """The inverse of `spelled`, without keys that only networks with grouped queries know."""
     own = {usual: theirs for theirs, usual in spellings.items()}

@@ -94,15 +94,6 @@ def grouped_qkv(config: ModelConfig, layer: int, name: str) -> list[Entry]:
     return [weight] + ([Entry(f"{name}.bias", biases, split, join)] if config.qkv_bias else [])
 
 
-def prefixed(prefix: str) -> Callable[[str], str]:
-    """A renaming for files of the bare model, whose names lack the prefix of the one with a head."""
-
-    def rename(name: str) -> str:
-        return name if name.startswith((prefix, "lm_head.")) else prefix + name
-
-    return rename
-
-
 def _qkv(config: ModelConfig, layer: int) -> tuple[tuple[Leaf, ...], tuple[Leaf, ...]]:
     kernels, biases = (
         tuple(layer_leaf(config, layer, f"attention/{x}_proj/{kind}") for x in "qkv") for kind in ("kernel", "bias")

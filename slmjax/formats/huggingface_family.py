@@ -28,5 +28,4 @@ class HuggingFaceFamily:
     config_to: Callable[[ModelConfig], dict[str, Any]]
     entries: Callable[[ModelConfig], list[Entry]]
     ignored: tuple[str, ...] = ()
-    rename: Callable[[str], str] = str
     renames: tuple[tuple[str, str], ...] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from slmjax.formats import huggingface_megatron
 from slmjax.formats.huggingface_dialects import (
     Values,
     activation,
@@ -17,6 +16,7 @@ from slmjax.formats.huggingface_dialects import (
     require,
     rope_from,
     rope_to,
+    shape,
     sizes,
     sizes_to,
     spelled,
@@ -32,7 +32,6 @@ from slmjax.formats.huggingface_entries import (
     fused_qkv,
     norm,
     plain_layers,
-    prefixed,
     product,
 )
 from slmjax.formats.huggingface_family import HuggingFaceFamily
@@ -44,8 +43,10 @@ GPT2_SPELLINGS |= {"n_positions": "max_position_embeddings", "n_inner": "interme
 
 
 def _gpt2_from(values: Values) -> ModelConfig:
-    values = spelled(values, GPT2_SPELLINGS, activation_function="gelu_new", tie_word_embeddings=True)
-    values = {"layer_norm_epsilon": 1e-5, "intermediate_size": 4 * integer(values, "hidden_size"), **values}
+    usual = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
+    usual |= {"scale_attn_weights": True}
+    values = spelled(values, GPT2_SPELLINGS, **usual, **shape(50257, 768, 0, 12, 12, 1024))
+    values["intermediate_size"] = values["intermediate_size"] or 4 * integer(values, "hidden_size")
     # reorder_and_upcast_attn is about rounding alone: our scores are float32 always.
     require(values, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return ModelConfig(
@@ -55,7 +56,7 @@ def _gpt2_from(values: Values) -> ModelConfig:
         position="learned",
         activation=activation(values, "activation_function"),
         norm_eps=number(values, "layer_norm_epsilon"),
-        attention_scale=None if values.get("scale_attn_weights", True) else 1.0,
+        attention_scale=None if flag(values, "scale_attn_weights") else 1.0,
     )
 
 
@@ -91,6 +92,7 @@ def _opt_from(values: Values) -> ModelConfig:
         do_layer_norm_before=True,
         enable_bias=True,
         layer_norm_elementwise_affine=True,
+        **shape(50272, 768, 3072, 12, 12, 2048),
     )
     # Galactica's configs carry two switches of its training code; no implementation of OPT has them.
     require(values, learned_embeddings=True, scale_embeddings=False)
@@ -141,12 +143,9 @@ def _opt_entries(config: ModelConfig) -> list[Entry]:
     return entries
 
 
-def _opt_rename(name: str) -> str:
-    return f"model.{name}" if name.startswith("decoder.") else name
-
-
 def _phi_from(values: Values) -> ModelConfig:
-    values = spelled(values, {}, hidden_act="gelu_new", layer_norm_eps=1e-5, max_position_embeddings=2048)
+    usual = shape(51200, 2048, 8192, 24, 32, 2048)
+    values = spelled(values, {}, hidden_act="gelu_new", layer_norm_eps=1e-5, **usual)
     require(values, qk_layernorm=False)  # its LayerNorm has a bias, ours on queries and keys never has
     return ModelConfig(
         **sizes(values),
@@ -179,7 +178,8 @@ def _phi_entries(config: ModelConfig) -> list[Entry]:
 
 
 def _stablelm_from(values: Values) -> ModelConfig:
-    values = spelled(values, {}, hidden_act="silu", layer_norm_eps=1e-5, max_position_embeddings=4096)
+    usual = shape(50304, 2560, 6912, 32, 32, 4096)
+    values = spelled(values, {}, hidden_act="silu", layer_norm_eps=1e-5, **usual)
     require(values, qk_layernorm=False)  # a norm of its own for each head, which ours share
     parallel = flag(values, "use_parallel_residual")
     return ModelConfig(
@@ -215,7 +215,7 @@ def _llama_like_entries(config: ModelConfig) -> list[Entry]:
 
 
 def _olmo_from(values: Values) -> ModelConfig:
-    values = spelled(values, {}, hidden_act="silu", max_position_embeddings=2048)
+    values = spelled(values, {}, hidden_act="silu", **shape(50304, 4096, 11008, 32, 32, 2048))
     bias = flag(values, "attention_bias")
     return ModelConfig(
         **sizes(values),
@@ -240,7 +240,7 @@ def _olmo_to(config: ModelConfig) -> Values:
 
 
 def _nemotron_from(values: Values) -> ModelConfig:
-    values = spelled(values, {}, hidden_act="relu2", norm_eps=1e-5, max_position_embeddings=4096)
+    values = spelled(values, {}, hidden_act="relu2", norm_eps=1e-5, **shape(256000, 6144, 24576, 32, 48, 4096))
     bias = flag(values, "attention_bias")
     return ModelConfig(
         **sizes(values),
@@ -266,7 +266,7 @@ def _nemotron_to(config: ModelConfig) -> Values:
     }
 
 
-_ALL = (
+FAMILIES = (
     HuggingFaceFamily(
         "gpt2",
         "GPT2LMHeadModel",
@@ -274,12 +274,13 @@ _ALL = (
         _gpt2_to,
         _gpt2_entries,
         ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
-        rename=prefixed("transformer."),
+        renames=((r"^((wte|wpe|h|ln_f)\..*)$", r"transformer.\1"),),
     ),
-    HuggingFaceFamily("opt", "OPTForCausalLM", _opt_from, _opt_to, _opt_entries, rename=_opt_rename),
+    HuggingFaceFamily(
+        "opt", "OPTForCausalLM", _opt_from, _opt_to, _opt_entries, renames=((r"^(decoder\..*)$", r"model.\1"),)
+    ),
     HuggingFaceFamily("phi", "PhiForCausalLM", _phi_from, _phi_to, _phi_entries),
     HuggingFaceFamily("stablelm", "StableLmForCausalLM", _stablelm_from, _stablelm_to, _llama_like_entries),
     HuggingFaceFamily("olmo", "OlmoForCausalLM", _olmo_from, _olmo_to, _llama_like_entries),
     HuggingFaceFamily("nemotron", "NemotronForCausalLM", _nemotron_from, _nemotron_to, _llama_like_entries),
 )
-FAMILIES = {family.model_type: family for family in _ALL} | huggingface_megatron.FAMILIES

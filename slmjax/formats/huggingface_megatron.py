@@ -17,12 +17,13 @@ from slmjax.formats.huggingface_dialects import (
     require,
     rope_from,
     rope_to,
+    shape,
     sizes,
     sizes_to,
     spelled,
     spelled_back,
 )
-from slmjax.formats.huggingface_entries import BIASES, LAYER_NORM, ends, grouped_qkv, norm, prefixed, product
+from slmjax.formats.huggingface_entries import BIASES, LAYER_NORM, ends, grouped_qkv, norm, product
 from slmjax.formats.huggingface_family import HuggingFaceFamily
 from slmjax.formats.weight_map import Entry, layer_leaf
 from slmjax.models.config import ModelConfig
@@ -32,8 +33,9 @@ BLOOM_SPELLINGS |= {"seq_length": "max_position_embeddings"}
 
 
 def _bloom_from(values: Values) -> ModelConfig:
-    values = spelled(values, BLOOM_SPELLINGS, tie_word_embeddings=True, layer_norm_epsilon=1e-5)
-    values = {"max_position_embeddings": 2048, **values, "intermediate_size": 4 * integer(values, "hidden_size")}
+    usual = {"tie_word_embeddings": True, "layer_norm_epsilon": 1e-5, **shape(250880, 64, 0, 2, 8, 2048)}
+    values = spelled(values, BLOOM_SPELLINGS, **usual)
+    values["intermediate_size"] = 4 * integer(values, "hidden_size")
     require(values, apply_residual_connection_post_layernorm=False)
     return ModelConfig(
         **sizes(values),
@@ -83,9 +85,9 @@ def _falcon_from(values: Values) -> ModelConfig:
         parallel_attn=True,
         activation="gelu",
         layer_norm_epsilon=1e-5,
-        max_position_embeddings=2048,
+        **shape(65024, 4544, 0, 32, 71, 2048),
     )
-    values = {"intermediate_size": 4 * integer(values, "hidden_size"), **values}
+    values["intermediate_size"] = values["intermediate_size"] or 4 * integer(values, "hidden_size")
     new = flag(values, "new_decoder_architecture")
     heads = integer(values, "num_attention_heads")
     grouped = optional_integer(values, "num_kv_heads") or heads
@@ -148,7 +150,7 @@ def _gpt_neox_from(values: Values) -> ModelConfig:
         layer_norm_eps=1e-5,
         use_parallel_residual=True,
         attention_bias=True,
-        max_position_embeddings=2048,
+        **shape(50432, 6144, 24576, 44, 64, 2048),
     )
     attention_bias = flag(values, "attention_bias")
     return ModelConfig(
@@ -187,17 +189,12 @@ def _gpt_neox_entries(config: ModelConfig) -> list[Entry]:
     return entries
 
 
-def _gpt_neox_rename(name: str) -> str:
-    return name.replace("lm_head.", "embed_out.", 1) if name.startswith("lm_head.") else name
+# Files of the bare network lack the prefix of the one with a head.
+UNPREFIXED = ((r"^((word_embeddings|word_embeddings_layernorm|h|ln_f)\..*)$", r"transformer.\1"),)
 
-
-_ALL = (
-    HuggingFaceFamily(
-        "bloom", "BloomForCausalLM", _bloom_from, _bloom_to, _bloom_entries, rename=prefixed("transformer.")
-    ),
-    HuggingFaceFamily(
-        "falcon", "FalconForCausalLM", _falcon_from, _falcon_to, _falcon_entries, rename=prefixed("transformer.")
-    ),
+FAMILIES = (
+    HuggingFaceFamily("bloom", "BloomForCausalLM", _bloom_from, _bloom_to, _bloom_entries, renames=UNPREFIXED),
+    HuggingFaceFamily("falcon", "FalconForCausalLM", _falcon_from, _falcon_to, _falcon_entries, renames=UNPREFIXED),
     HuggingFaceFamily(
         "gpt_neox",
         "GPTNeoXForCausalLM",
@@ -205,7 +202,6 @@ _ALL = (
         _gpt_neox_to,
         _gpt_neox_entries,
         ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
-        rename=_gpt_neox_rename,
+        renames=((r"^lm_head\.(.*)$", r"embed_out.\1"),),
     ),
 )
-FAMILIES = {family.model_type: family for family in _ALL}

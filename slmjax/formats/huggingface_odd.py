@@ -28,18 +28,9 @@ from slmjax.formats.huggingface_dialects import (
     sizes_to,
     spelled,
 )
-from slmjax.formats.huggingface_entries import (
-    LLAMA_ATTENTION,
-    LLAMA_GATED,
-    LLAMA_NORMS,
-    ends,
-    fused_qkv,
-    norm,
-    plain_layers,
-    prefixed,
-    product,
-)
+from slmjax.formats.huggingface_entries import ends, fused_qkv, norm, product
 from slmjax.formats.huggingface_family import HuggingFaceFamily
+from slmjax.formats.huggingface_llama_names import IGNORED, llama_entries
 from slmjax.formats.weight_map import Entry, as_is, concatenated, layer_leaf
 from slmjax.models.config import ModelConfig
 from slmjax.models.family_shapes import make_divisible
@@ -151,11 +142,6 @@ def _mobilellm_to(config: ModelConfig) -> Values:
     }
 
 
-def _llama_entries(config: ModelConfig) -> list[Entry]:
-    layers = plain_layers(config, LLAMA_ATTENTION | LLAMA_GATED, LLAMA_NORMS)
-    return ends(config, "model.embed_tokens", "model.norm") + layers
-
-
 def _minicpm_from(values: Values) -> ModelConfig:
     values = spelled(values, {}, hidden_act="silu", rms_norm_eps=1e-6, max_position_embeddings=2048)
     values = {"tie_word_embeddings": True, "scale_emb": 1, "scale_depth": 1, "dim_model_base": 1, **values}
@@ -261,10 +247,10 @@ def _openlm_entries(config: ModelConfig) -> list[Entry]:
     return entries
 
 
-_ALL = (
+FAMILIES = (
     HuggingFaceFamily("openelm", "OpenELMForCausalLM", _openelm_from, _openelm_to, _openelm_entries),
-    HuggingFaceFamily("mobilellm", "MobileLLMForCausalLM", _mobilellm_from, _mobilellm_to, _llama_entries),
-    HuggingFaceFamily("minicpm", "MiniCPMForCausalLM", _minicpm_from, _minicpm_to, _llama_entries),
+    HuggingFaceFamily("mobilellm", "MobileLLMForCausalLM", _mobilellm_from, _mobilellm_to, llama_entries, IGNORED),
+    HuggingFaceFamily("minicpm", "MiniCPMForCausalLM", _minicpm_from, _minicpm_to, llama_entries, IGNORED),
     HuggingFaceFamily(
         "openlm",
         "OpenLMForCausalLM",
@@ -272,7 +258,6 @@ _ALL = (
         _openlm_to,
         _openlm_entries,
         ignored=(r"model\.layers\.\d+\.attention\.pos_embed\..*",),
-        rename=prefixed("model."),
+        renames=((r"^((tok_embeddings|layers|norm|output)\..*)$", r"model.\1"),),
     ),
 )
-FAMILIES = {family.model_type: family for family in _ALL}
