@@ -13,7 +13,7 @@ from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig, RopeScaling
 
 Values = dict[str, Any]
-MAX_LAYERS = 1 << 12
+MAX_LAYERS = 1 << 10
 MAX_SIZE = 1 << 24  # of any whole number of a config: a bound on what a hostile file makes us count to
 
 ACTIVATIONS = {

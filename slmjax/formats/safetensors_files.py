@@ -50,14 +50,17 @@ class SafetensorsDirectory:
     """
 
     def __init__(self, directory: Path):
-        self.paths = _files(directory)
+        index = _index(directory)
+        self.paths = _files(directory) if index is None else [inside(directory, n) for n in sorted({*index.values()})]
         self.places: dict[str, Place] = {}
         for path in self.paths:
             for name, place in read_header(path).items():
                 if name in self.places:
                     raise UserError(f"the tensor {name} is both in {self.places[name].path.name} and in {path.name}.")
                 self.places[name] = place
-        _check_index(directory, self.places)
+        for name, file in (index or {}).items():
+            if name not in self.places or self.places[name].path.name != file:
+                raise UserError(f"{directory / INDEX} says that {name[:100]} is in {file}, where it is not.")
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor and its shape."""
@@ -150,13 +153,25 @@ def _dtype_name(dtype: str) -> str:
     return FLOATS[dtype].name if dtype in FLOATS else dtype
 
 
+def _index(directory: Path) -> dict[str, str] | None:
+    """Tensor -> file, where the weights are sharded; the single file is the stronger word."""
+    if (directory / SINGLE).exists() or not (directory / INDEX).exists():
+        return None
+    weight_map = read_json(inside(directory, INDEX)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{directory / INDEX} has no weight_map.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors"):
+            raise UserError(
+                f"{directory / INDEX} puts {name[:100]} in {str(file)[:100]!r}, which is no safetensors file."
+            )
+    return weight_map
+
+
 def _files(directory: Path) -> list[Path]:
-    """The files of a directory's weights; none lies outside of it."""
+    """The one file of a directory's weights."""
     if (directory / SINGLE).exists():
         return [inside(directory, SINGLE)]
-    if (directory / INDEX).exists():
-        names = sorted(set(_weight_map(directory).values()))
-        return [inside(directory, name) for name in names]
     found = sorted(path.name for path in directory.glob("*.safetensors") if not path.name.startswith("adapter_"))
     if len(found) == 1:
         return [inside(directory, found[0])]
@@ -169,26 +184,6 @@ def _files(directory: Path) -> list[Path]:
             "convert it once with transformers' from_pretrained and save_pretrained, which writes safetensors."
         )
     raise UserError(f"{directory} holds no weights: there is neither {SINGLE} nor {INDEX}.")
-
-
-def _weight_map(directory: Path) -> dict[str, str]:
-    weight_map = read_json(inside(directory, INDEX)).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{directory / INDEX} has no weight_map.")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not file.endswith(".safetensors"):
-            raise UserError(
-                f"{directory / INDEX} says that {name[:100]} is in {str(file)[:100]!r}, no safetensors file."
-            )
-    return weight_map
-
-
-def _check_index(directory: Path, places: Mapping[str, Place]) -> None:
-    if (directory / SINGLE).exists() or not (directory / INDEX).exists():
-        return
-    for name, file in _weight_map(directory).items():
-        if name not in places or places[name].path.name != Path(file).name:
-            raise UserError(f"{directory / INDEX} says that {name[:100]} is in {file}, where it is not.")
 
 
 @dataclass(frozen=True)

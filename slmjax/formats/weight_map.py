@@ -114,13 +114,13 @@ class TensorFile(Protocol):
 
 def check_tensors(config: ModelConfig, entries: Sequence[Entry], file: TensorFile, where: str) -> None:
     """UserError naming what is missing, unexpected or misshapen; nothing is read and nothing allocated."""
-    shapes, wanted = file.shapes(), abstract_leaves(config)
+    shapes = file.shapes()
     names = {entry.name for entry in entries}
     wrong = [f"{name} is missing" for name in sorted(names - set(shapes))]
     wrong += [f"{name} is not expected" for name in sorted(set(shapes) - names)]
+    _refuse(wrong, where)
+    wanted = abstract_leaves(config)  # after the names: to trace layers that are not there could take long
     for entry in entries:
-        if entry.name not in shapes:
-            continue
         shape = shapes[entry.name]
         try:
             parts = entry.split(np.broadcast_to(np.float32(0), shape))
@@ -133,6 +133,10 @@ def check_tensors(config: ModelConfig, entries: Sequence[Entry], file: TensorFil
         if not fits:
             ours = " and ".join(str(list(_one_layer(wanted[leaf.path].shape, leaf))) for leaf in entry.leaves)
             wrong.append(f"{entry.name} has shape {list(shape)}, which does not give our {ours}")
+    _refuse(wrong, where)
+
+
+def _refuse(wrong: list[str], where: str) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"{where} does not fit its config: {'; '.join(wrong[:3])}{more}.")
@@ -179,7 +183,7 @@ def read_params(
 
 def write_tensors(params: Any, entries: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
     """The file's tensors from our parameters, one at a time, in the dtype that they have."""
-    flat = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    flat = {path_string(path): _on_host(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def get(leaf: Leaf) -> np.ndarray:
         array = flat[leaf.path]
@@ -187,6 +191,12 @@ def write_tensors(params: Any, entries: Sequence[Entry]) -> Iterator[tuple[str, 
 
     for entry in entries:
         yield entry.name, np.ascontiguousarray(entry.join([get(leaf) for leaf in entry.leaves]))
+
+
+def _on_host(leaf: Any) -> Any:
+    """A CPU's own array as numpy's view of it; others stay where they are, to be fetched a layer at a time."""
+    one_cpu = isinstance(leaf, jax.Array) and [d.platform for d in leaf.devices()] == ["cpu"]
+    return np.asarray(leaf) if one_cpu else leaf
 
 
 def _one_layer(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:

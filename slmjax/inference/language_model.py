@@ -35,6 +35,7 @@ class LanguageModel:
     config: ModelConfig
     params: Any
     tokenizer: Tokenizer
+    stop_ids: tuple[int, ...] = ()  # at which generation ends; none: the tokenizer's eos alone
 
     @cached_property
     def model(self) -> Transformer:
