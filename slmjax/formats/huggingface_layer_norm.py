@@ -273,7 +273,7 @@ FAMILIES = (
         _gpt2_from,
         _gpt2_to,
         _gpt2_entries,
-        ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
+        ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
         renames=((r"^((wte|wpe|h|ln_f)\..*)$", r"transformer.\1"),),
     ),
     HuggingFaceFamily(

@@ -257,7 +257,7 @@ FAMILIES = (
         _openlm_from,
         _openlm_to,
         _openlm_entries,
-        ignored=(r"model\.layers\.\d+\.attention\.pos_embed\..*",),
+        ignored=(r"(model\.)?layers\.\d+\.attention\.pos_embed\..*",),
         renames=((r"^((tok_embeddings|layers|norm|output)\..*)$", r"model.\1"),),
     ),
 )
