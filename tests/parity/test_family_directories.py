@@ -8,6 +8,7 @@ and runs it where it has the class; else a short numpy network, written from the
 import inspect
 import json
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from slmjax.errors import UserError
 from slmjax.formats.huggingface import open_huggingface, read_weights
 from slmjax.formats.huggingface_export import family_for
 from slmjax.formats.huggingface_families import FAMILIES
@@ -55,11 +55,7 @@ CASES = {
     "olmo": ("Olmo", {**ROTARY, "num_key_value_heads": 2, "clip_qkv": 0.4, "tie_word_embeddings": True}),
     "nemotron": ("Nemotron", {**ROTARY, "num_key_value_heads": 2, "head_dim": 12, "attention_bias": True}),
 }
-SLOW = {"gpt2, as cerebras-gpt", "gpt2, unscaled, untied", "falcon, new with one norm", "stablelm, parallel", "opt"}
-
-
-def slow_marks(names, slow):
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
+QUICK = {"gpt2", "opt, post-norm and projections", "falcon, rw", "falcon, new", "gpt_neox", "olmo"}
 
 
 def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -74,10 +70,14 @@ def padded_inputs(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return tokens * mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0) * mask, mask
 
 
+# Each program is run a few times: most of the time goes into compiling it.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def cached_logits(config, params, tokens, positions, mask) -> np.ndarray:
     """Logits through the key/value cache, a few tokens at a time."""
 
-    @jax.jit
+    @quick_jit
     def step(cache, tokens, positions, mask):
         return Transformer(config).apply({"params": params}, tokens, positions, mask, cache)
 
@@ -99,7 +99,7 @@ def largest_differences(directory, whole, padded) -> tuple:
     tokens = np.random.default_rng(1).integers(1, V, (2, T)).astype(np.int32)
     expected = whole(tokens)
     assert np.abs(expected).max() > 0.5
-    logits = jax.jit(Transformer(config).apply)({"params": params}, tokens)
+    logits = quick_jit(Transformer(config).apply)({"params": params}, tokens)
     inputs = padded_inputs(tokens)
     real = inputs[2].astype(bool)
     cached = cached_logits(config, params, *inputs)[real] - padded(*inputs)[real]
@@ -116,7 +116,7 @@ def write(directory, family, config, params) -> dict:
     return tensors
 
 
-@pytest.mark.parametrize("case", slow_marks(CASES, SLOW))
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in CASES])
 def test_a_directory_of_transformers(case, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -265,8 +265,14 @@ def test_a_directory_that_brings_its_own_code(model_type, tmp_path):
     values = {"model_type": model_type, "auto_map": {"AutoModelForCausalLM": "evil.Model"}, **values}
     config = family.config_from(values)
     rng = np.random.default_rng(0)
-    shapes = {entry.name: entry.join([zeros(config, leaf) for leaf in entry.leaves]).shape for entry in family.entries(config)}
-    tensors = {name: draw(name, shape, rng) for name, shape in shapes.items()}
+    leaves = abstract_leaves(config)
+
+    def zeros(leaf):
+        shape = leaves[leaf.path].shape
+        return np.zeros(shape if leaf.repeat is None else shape[1:], np.float32)
+
+    entries = family.entries(config)
+    tensors = {e.name: draw(e.name, e.join([zeros(leaf) for leaf in e.leaves]).shape, rng) for e in entries}
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(values))
     (tmp_path / "theirs" / "evil.py").write_text("raise SystemExit('code of a model directory was run')")
@@ -290,8 +296,3 @@ def test_a_directory_that_brings_its_own_code(model_type, tmp_path):
     assert written.keys() == tensors.keys()
     assert all(np.array_equal(written[name], tensors[name]) for name in tensors)
     assert open_huggingface(tmp_path / "ours").config == config
-
-
-def zeros(config, leaf) -> np.ndarray:
-    shape = abstract_leaves(config)[leaf.path].shape
-    return np.zeros(shape if leaf.repeat is None else shape[1:], np.float32)
