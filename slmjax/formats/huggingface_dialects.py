@@ -5,7 +5,7 @@ Both are written at once: a config of the one dialect alone is read by the other
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,6 +238,30 @@ def scaling_to(scaling: RopeScaling | None, context_length: int) -> Values | Non
     if scaling.attention_factor is not None and scaling.kind in ("yarn", "longrope"):
         table["attention_factor"] = scaling.attention_factor
     return table
+
+
+def spelled(values: Values, spellings: Mapping[str, str], **defaults: Any) -> Values:
+    """A config with the usual keys in place of a family's own, absent and null ones filled in."""
+    usual = {spellings.get(key, key): value for key, value in values.items() if value is not None}
+    return {**defaults, **usual}
+
+
+def shape(vocab: int, hidden: int, ffn: int, layers: int, heads: int, positions: int) -> Values:
+    """The sizes that a class of transformers has by default, which its config.json may leave out."""
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": positions,
+    }
+
+
+def spelled_back(values: Values, spellings: Mapping[str, str]) -> Values:
+    """The inverse of `spelled`, without keys that only networks with grouped queries know."""
+    own = {usual: theirs for theirs, usual in spellings.items()}
+    return {own.get(key, key): v for key, v in values.items() if key not in ("num_key_value_heads", "head_dim")}
 
 
 def layer_types(config: ModelConfig) -> list[str]:

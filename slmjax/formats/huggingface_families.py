@@ -5,11 +5,24 @@ from __future__ import annotations
 import difflib
 
 from slmjax.errors import UserError
-from slmjax.formats import huggingface_gemma, huggingface_rms
+from slmjax.formats import (
+    huggingface_gemma,
+    huggingface_layer_norm,
+    huggingface_megatron,
+    huggingface_odd,
+    huggingface_rms,
+)
 from slmjax.formats.huggingface_family import HuggingFaceFamily
 
 FAMILIES: dict[str, HuggingFaceFamily] = {
-    family.model_type: family for family in (*huggingface_rms.FAMILIES, *huggingface_gemma.FAMILIES)
+    family.model_type: family
+    for family in (
+        *huggingface_rms.FAMILIES,
+        *huggingface_gemma.FAMILIES,
+        *huggingface_layer_norm.FAMILIES,
+        *huggingface_megatron.FAMILIES,
+        *huggingface_odd.FAMILIES,
+    )
 }
 
 
