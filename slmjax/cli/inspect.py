@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1 or args.context < 0:
         raise UserError("--batch-size must be at least 1, and --context at least 0 (the model's own).")
     facts: dict[str, Any]
-    if Path(args.path).expanduser().exists() or "/" in args.path:
+    if "/" in args.path or Path(args.path).expanduser().exists():
         config, facts = _described(args.path)
     else:
         config, facts = model_config(args.path), {"kind": "named model"}

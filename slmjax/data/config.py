@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any, Literal, get_args
 
+from slmjax.data.placement import local_path
 from slmjax.errors import UserError
 
 SourceFormat = Literal["auto", "text", "jsonl", "parquet", "array_record", "tfds", "python"]
@@ -77,6 +78,7 @@ class DataConfig:
                 raise UserError(
                     f"a source's name becomes a directory: in {name!r} only letters, digits, _ - and . may stand"
                 )
+        local_path(self.cache_dir, "data.cache_dir")
         require_choice(self.packing, Packing, "packing")
         require_choice(self.store_format, StoreFormat, "store_format")
         require_integer("sequence_length", self.sequence_length, 1)

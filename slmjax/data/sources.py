@@ -8,6 +8,7 @@ from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from slmjax.data.config import SourceConfig, SourceFormat
+from slmjax.data.placement import local_path
 from slmjax.data.python_text import python_documents, python_files
 from slmjax.data.readers import (
     Consumed,
@@ -108,7 +109,7 @@ def source_files(source: SourceConfig) -> list[Path]:
         return python_files(_query(source.path))
     if kind == "tfds":
         return []
-    path = Path(source.path).expanduser()
+    path = local_path(source.path, "The source")
     if path.is_file():
         return [path]
     if path.is_dir():

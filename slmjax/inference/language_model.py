@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from slmjax.data.placement import local_path
 from slmjax.errors import UserError
 from slmjax.inference.saved_model import (
     CONFIG,
@@ -66,7 +67,7 @@ class Location:
 
 def locate(path: str | Path) -> Location:
     """Which of the three kinds of model a path is; UserError when it is none."""
-    path = Path(path).expanduser()
+    path = local_path(path, "The model")
     if not path.exists():
         raise UserError(f"There is no model at {path}.")
     if path.is_file():
@@ -121,7 +122,7 @@ def save(lm: LanguageModel, directory: str | Path, *, dtype: str = "float32") ->
 
     dtype: float32 or bfloat16. Written whole or not at all; an existing saved model is replaced, anything else refused.
     """
-    return write_saved(lm.config, lm.params, lm.tokenizer, Path(directory).expanduser(), dtype, lm.stop_ids)
+    return write_saved(lm.config, lm.params, lm.tokenizer, local_path(directory, "The destination"), dtype, lm.stop_ids)
 
 
 def tokenizer_directory(place: Location) -> Path:

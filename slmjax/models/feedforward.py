@@ -41,12 +41,12 @@ class FeedForward(nn.Module):
         up = linear(self.ffn_dim, name="up_proj")
         gate = linear(self.ffn_dim, name="gate_proj") if c.gated else None
         down = linear(c.embed_dim, init_divisor=divisor, name="down_proj")
-        activation = gated_activation if c.gated else plain_activation
+        activation: Callable[..., jax.Array] = gated_activation if c.gated else plain_activation
         if run.feedforward is not None and not self.is_initializing():
             D, F = c.embed_dim, self.ffn_dim
             weights = up.weights(D), down.weights(F), (None, None) if gate is None else gate.weights(D)
             return run.feedforward(partial(activation, c.activation), x_BTD.astype(run.dtype), *weights)
-        products = (checkpoint_name(up(x_BTD), "ffn_up"),)
+        products: tuple[jax.Array, ...] = (checkpoint_name(up(x_BTD), "ffn_up"),)
         if gate is not None:
             products = (checkpoint_name(gate(x_BTD), "ffn_gate"), *products)
         return down(run.constrain(activation(c.activation, *products), "ffn"))

@@ -71,7 +71,8 @@ def _backward(mesh, chunk_bytes, activation, saved, dy_BTD):
         F = weights.up.shape[1]
 
         def body(dweights, piece):
-            dx, more = _backward_chunk(activation, *piece, weights)
+            x_ND, dy_ND = piece
+            dx, more = _backward_chunk(activation, x_ND, dy_ND, weights)
             return jax.tree.map(jnp.add, dweights, more), dx
 
         zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
