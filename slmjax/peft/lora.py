@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): y = x W + s x A B, with rsLoRA, DoRA, PiSSA and LoRA+.
 
-Layers that are stacked in the base are stacked here: A [n, in, r], B [n, r, out] over the n layers that are adapted. Where
-layers differ in rank, the smaller ones are filled up with zeros in A and in B, which get no gradient and so stay zeros.
+Layers that are stacked in the base are stacked here: A [n, in, r], B [n, r, out] over the n layers that are adapted.
+Where layers differ in rank, the smaller ones are filled up with zeros in A and in B, which get no gradient and so stay.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LoraConfig:
             object.__setattr__(self, name, tuple(tuple(pair) for pair in getattr(self, name)))
         for rank in (self.r, *(rank for _, rank in self.rank_pattern)):
             if rank < 1:
-                raise UserError(f"peft.lora has a rank of {rank}: it must be at least 1 (or choose peft.method='full').")
+                raise UserError(f"peft.lora has a rank of {rank}: it must be at least 1.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"peft.lora.dropout={self.dropout} must be at least 0 and below 1.")
         if self.init not in ("kaiming", "gaussian", "pissa"):
@@ -93,10 +93,7 @@ def plan(config: LoraConfig, model: ModelConfig, base: Any) -> dict[str, Adapted
 
 def weight_of(base: Mapping[str, Any], path: str) -> jax.Array:
     """The float32 matrix of a module in flat base parameters, stacked as it is there."""
-    found = base.get(f"{path}/kernel", base.get(f"{path}/embedding"))
-    if found is None:
-        raise UserError(f"{path} is quantized: only a whole base can be adapted with dora, pissa, or merged into.")
-    return found.astype(jnp.float32)
+    return (base[f"{path}/kernel"] if f"{path}/kernel" in base else base[f"{path}/embedding"]).astype(jnp.float32)
 
 
 def init(config: LoraConfig, adapted: Mapping[str, Adapted], base: Any, key: jax.Array) -> tuple[dict, dict]:
@@ -105,7 +102,9 @@ def init(config: LoraConfig, adapted: Mapping[str, Adapted], base: Any, key: jax
     Constants are PiSSA's: the principal part that training starts from is taken off the base in every step, so the base
     itself is never changed (peft converts its residual bases to the same sum when it exports them).
     """
-    flat, trained, constants = flatten(base), {}, {}
+    flat = flatten(base)
+    trained: dict[str, jax.Array] = {}
+    constants: dict[str, jax.Array] = {}
     for number, (path, a) in enumerate(sorted(adapted.items())):
         (rows, columns), rank = a.weight.shape, max(a.ranks)
         used = jnp.arange(rank) < jnp.asarray(a.ranks).reshape(*a.lead, 1)  # [n, r], False where zeros fill up
@@ -157,7 +156,7 @@ def collection(adapted: Mapping[str, Adapted], trained: Any, constants: Any) -> 
     A layer that is not adapted has scale 0.
     """
     ours, start = flatten(trained), flatten(constants)
-    seen = {}
+    seen: dict[str, jax.Array] = {}
     for path, a in adapted.items():
         leaves = {n: ours[f"{path}/{n}"] for n in ("lora_a", "lora_b", "dora_magnitude") if f"{path}/{n}" in ours}
         if f"{path}/lora_a" in start:

@@ -31,6 +31,12 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"embedder/lora_b$", P(None, WEIGHTS)),
     (r"lm_head/lora_a$", P(WEIGHTS, None)),
     (r"lm_head/lora_b$", P(None, "tensor")),
+    (r"adapter_down$", P(WEIGHTS, None)),
+    (r"adapter_up$", P(None, WEIGHTS)),
+    (r"prefix_(key|value)$", P(None, "tensor", None)),
+    # A quantized weight lies as the weight would; its scales are small (see quantization/weights.py).
+    (r"(q|k|v|gate|up)_proj/kernel_(int8|int4|nf4)$", P(WEIGHTS, "tensor")),
+    (r"(o|down)_proj/kernel_(int8|int4|nf4)$", P("tensor", WEIGHTS)),
 )
 
 

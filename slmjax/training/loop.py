@@ -70,7 +70,8 @@ def train(
     if jax.process_index() == 0:
         with place_directory(workdir / "tokenizer", lambda: False) as partial:
             corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
-    program = build(config, token_bytes=corpus.tokenizer.token_bytes(), base=base)
+    tokenizer = corpus.tokenizer
+    program = build(config, token_bytes=tokenizer.token_bytes(), base=base, encode=tokenizer.encode)
     claim(workdir, config)  # only now, so that a mistyped path or mesh can be corrected in the same workdir
     rows = local_rows(program.batch_sharding, config.training.batch_size)
     batches = corpus.batches(config, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -113,11 +113,13 @@ def build(
     token_bytes: np.ndarray | None = None,
     devices: Sequence[jax.Device] | None = None,
     base: Any = None,
+    encode: Callable[[str], list[int]] | None = None,
 ) -> Program:
     """Put a run together. `devices` may be those of a TPU topology that is not there (compiling ahead of time).
 
     token_bytes: int32 [V], UTF-8 bytes of each token, for bits per byte; None counts one byte a token.
     base: the parameters that are fine-tuned, of which only shapes and dtypes count here; None: random float32 ones.
+    encode: the tokenizer's, for soft prompts that start from a text.
     """
     mesh = make_mesh(config.mesh, devices)
     T, B = config.data.sequence_length, config.training.batch_size
@@ -132,7 +134,7 @@ def build(
     model = Transformer(config.model, execution_for(config, mesh))
     schedule = make_schedule(config.schedule, config.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    method = make_method(config.peft, model)
+    method = make_method(config.peft, model, encode)
     if method.multipliers is not None:
         optimizer = with_multipliers(optimizer, method.multipliers)
     objective = next_token(

@@ -48,7 +48,8 @@ def test_loss_and_gradients_are_those_of_the_whole_logits(tied):
 
     expected, expected_gradients = quick_jit(jax.value_and_grad(whole))(params)
     objective = next_token(model, logits_bytes=1)
-    (loss, (weight, metrics)), gradients = quick_jit(jax.value_and_grad(objective, has_aux=True))(params, {}, batch, None)
+    step = quick_jit(jax.value_and_grad(objective, has_aux=True))
+    (loss, (weight, metrics)), gradients = step(params, {}, batch, None)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["nll"], expected, rtol=1e-5)
     np.testing.assert_allclose(weight, batch["loss_weights"].sum(), rtol=1e-6)

@@ -18,6 +18,7 @@ from slmjax.peft.method import Method, make_method
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 B, T, V = 4, 12, 61
+SCANNED = Execution(remat="full")
 TINY = ModelConfig(
     vocab_size=V,
     num_layers=3,
@@ -85,16 +86,14 @@ class Tuned:
 
 @pytest.fixture(scope="session")
 def tune():
-    """tune(method="lora", lora={...}, model=TINY, shaken=True): `shaken` moves what is trained off its start."""
+    """tune(method="lora", lora={...}, model=TINY, train=...): a method on a network, at its start."""
 
-    def make(*, model: ModelConfig = TINY, execution: Execution = Execution(), shaken: bool = False, **peft) -> Tuned:
+    def make(*, model: ModelConfig = TINY, execution: Execution = SCANNED, **peft) -> Tuned:
         network = Transformer(model, execution)
         config = PeftConfig(**peft)
         method = make_method(config, network)
         base = make_base(model)
         trained, frozen = quick_jit(method.split)(base, jax.random.key(3))
-        if shaken:
-            trained = jax.tree.map(lambda x, n: x + n, trained, noise(trained, 0.1, seed=5))
         return Tuned(config, network, method, base, trained, frozen)
 
     return make
