@@ -1,8 +1,8 @@
 """Several LoRA adapters made into one: cat, linear, ties, dare, svd, with the meanings that peft gives these names.
 
 cat is exact: the change of the weights is the weighted sum of theirs. svd is the best approximation of that sum of a
-given rank. linear, ties (Yadav et al. 2023, arXiv:2306.01708) and dare (Yu et al. 2023, arXiv:2311.03099) work on A and on
-B by themselves and so need equal ranks.
+given rank. linear, ties (Yadav et al. 2023, arXiv:2306.01708) and dare (Yu et al. 2023, arXiv:2311.03099) work on A
+and on B by themselves and so need equal ranks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def combine(
         raise UserError(f"density={density} must be above 0 and at most 1.")
     flats = [flatten(adapter) for adapter in adapters]
     modules = sorted({path.rpartition("/")[0] for flat in flats for path in flat})
-    combined = {}
+    combined: dict[str, jax.Array] = {}
     for number, path in enumerate(modules):
         found = [_leaves(flat, path) for flat in flats]
         a, b = [x[0] for x in found], [x[1] for x in found]
