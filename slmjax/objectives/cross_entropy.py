@@ -105,7 +105,7 @@ def _local(config, z_loss, chunk, vocab_axis, grads, x_NE, kernel_EV, bias_V, ta
         return jax.tree.map(jnp.add, carry, (sums, dweights)), dx
 
     zeros = LossSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
-    dweights = None if grads == NO_GRADS else [None, None]
+    dweights: list[jax.Array | None] | None = None if grads == NO_GRADS else [None, None]
     if grads == ALL_GRADS:
         dweights = [jnp.zeros(kernel_EV.shape, jnp.float32), None if bias_V is None else jnp.zeros(bias_V.shape)]
     (sums, dweights), dx = jax.lax.scan(body, (zeros, dweights), (cut(x_NE), cut(targets_N), cut(weights_N)))
