@@ -30,7 +30,15 @@ def run(args: argparse.Namespace) -> int:
     _initialize(args)
     from slmjax.training.loop import train
 
-    result = train(config, args.workdir)
+    base = None
+    if config.peft.base:
+        from slmjax.formats.dispatch import load
+        from slmjax.peft.base import require_same_model
+
+        lm = load(config.peft.base)
+        require_same_model(config.model, lm.config, config.peft.base)
+        base = lm.params
+    result = train(config, args.workdir, base=base)
     if args.json:
         print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics}))
     else:

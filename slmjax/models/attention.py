@@ -34,7 +34,12 @@ class Attention(nn.Module):
         kv_segments_BS: jax.Array | None,
         cache: kv_cache.LayerCache | None,
         index: jax.Array | None,
+        prefix: kv_cache.LayerCache | None = None,
     ) -> tuple[jax.Array, kv_cache.LayerCache | None]:
+        """`prefix`: keys and values [n, G, K] (or [B, n, G, K]) that every query sees, whatever its document.
+
+        With a cache they are expected in its first n positions already (`index` counts them).
+        """
         c, spec, run = self.config, self.spec, self.execution
         B, T, _ = x_BTD.shape
         H, G, K = spec.num_heads, spec.num_kv_heads, c.head_dim
@@ -60,6 +65,14 @@ class Attention(nn.Module):
         if cache is not None and index is not None:
             cache = kv_cache.write(cache, k_BTGK, v_BTGK, index)
             k_BSGK, v_BSGK = (array.astype(run.dtype) for array in cache)
+        num_prefix = 0 if prefix is None else prefix[0].shape[-3]
+        if prefix is not None and cache is None:
+            k_BSGK, v_BSGK = (
+                jnp.concatenate([jnp.broadcast_to(p.astype(x.dtype), (B, num_prefix, G, K)), x], axis=1)
+                for p, x in zip(prefix, (k_BSGK, v_BSGK), strict=True)
+            )
+            if kv_segments_BS is not None:
+                kv_segments_BS = jnp.pad(kv_segments_BS, ((0, 0), (num_prefix, 0)))
 
         scale = c.attention_scale if c.attention_scale is not None else K**-0.5
         slopes_H = None
@@ -71,7 +84,8 @@ class Attention(nn.Module):
             v_BSGK,
             q_segments_BT=q_segments_BT,
             kv_segments_BS=kv_segments_BS,
-            q_offset=0 if index is None else index,
+            q_offset=0 if index is None else index - num_prefix,
+            prefix=num_prefix,
             scale=scale,
             window=spec.window,
             softcap=c.attention_softcap,

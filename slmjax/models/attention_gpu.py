@@ -9,7 +9,7 @@ from slmjax.models.attention_kernels import xla_attention
 
 
 def cudnn_attention(
-    q_BTHK, k_BSGK, v_BSGK, *, q_segments_BT, kv_segments_BS, q_offset, scale, window, softcap, slopes_H
+    q_BTHK, k_BSGK, v_BSGK, *, q_segments_BT, kv_segments_BS, q_offset, scale, window, softcap, slopes_H, prefix=0
 ):
     """cuDNN attention (see `AttentionFn`). Soft caps, ALiBi, decoding steps and float32 go to XLA.
 
@@ -31,6 +31,7 @@ def cudnn_attention(
             window=window,
             softcap=softcap,
             slopes_H=slopes_H,
+            prefix=prefix,
         )
     bias = None
     if q_segments_BT is not None:

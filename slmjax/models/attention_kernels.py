@@ -10,6 +10,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slmjax.errors import UserError
 
@@ -32,13 +33,15 @@ class AttentionFn(Protocol):
         window: int | None,
         softcap: float | None,
         slopes_H: jax.Array | None,
+        prefix: int = 0,
     ) -> jax.Array:
         """Return [B, T, H, K] in q's dtype.
 
         H is a multiple of G; query head h reads key/value head h // (H / G). A key is visible when its index is at most
         the query's, fewer than `window` behind it, and its segment is the query's (None: one segment). `slopes_H`
         are ALiBi's: the logit falls by slope * distance; None: no bias. `softcap` c replaces logits x by
-        c * tanh(x / c) before the mask.
+        c * tanh(x / c) before the mask. The first `prefix` keys stand before index 0: all queries see them, in whatever
+        segment and window, without ALiBi's bias.
         """
         ...
 
@@ -52,27 +55,47 @@ def _attend(q, k, v, q_index, k_index, q_segments, kv_segments, scale, window, s
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     distance = q_index[:, None] - k_index[None, :]
+    everywhere = k_index < 0  # the prefix
     if slopes is not None:
-        logits = logits - slopes.reshape(G, H // G, 1, 1) * distance
+        logits = logits - slopes.reshape(G, H // G, 1, 1) * jnp.where(everywhere, 0, distance)
     mask = distance >= 0
     if window is not None:
         mask &= distance < window
     if q_segments is not None:
         mask = mask & (q_segments[:, :, None] == kv_segments[:, None, :])[:, None, None]
-    weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(jnp.where(mask | everywhere, logits, MASKED), axis=-1).astype(v.dtype)
     return jnp.einsum("bgrts,bsgk->btgrk", weights, v).reshape(B, T, H, K)
 
 
 def xla_attention(
-    q_BTHK, k_BSGK, v_BSGK, *, q_segments_BT, kv_segments_BS, q_offset, scale, window, softcap, slopes_H, block_size=128
+    q_BTHK,
+    k_BSGK,
+    v_BSGK,
+    *,
+    q_segments_BT,
+    kv_segments_BS,
+    q_offset,
+    scale,
+    window,
+    softcap,
+    slopes_H,
+    prefix=0,
+    block_size=128,
 ):
     """Attention in plain XLA (see `AttentionFn`), a block of queries at a time when the sequence is whole.
 
     With queries and keys of one causal sequence, a block of queries needs no key after its end (and none before its
     window), so 4 blocks do 5/8 of the full square's work.
     """
-    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    T, S = q_BTHK.shape[1], k_BSGK.shape[1] - prefix
     whole = isinstance(q_offset, int) and q_offset == 0 and T == S
+
+    def keys(x, first, last):
+        """The prefix and the keys from index first to last."""
+        if not prefix:
+            return x[:, first:last]
+        return jnp.concatenate([x[:, :prefix], x[:, prefix + first : prefix + last]], axis=1)
+
     # At most 16 blocks, so that the program stays small at long contexts.
     block = max(block_size, -(-T // 16)) if whole else T
     outputs = []
@@ -85,12 +108,12 @@ def xla_attention(
         outputs.append(
             _attend(
                 q_BTHK[:, start:stop],
-                k_BSGK[:, first:last],
-                v_BSGK[:, first:last],
+                keys(k_BSGK, first, last),
+                keys(v_BSGK, first, last),
                 q_offset + jnp.arange(start, stop),
-                jnp.arange(first, last),
+                np.concatenate([np.arange(-prefix, 0), np.arange(first, last)]),
                 None if q_segments_BT is None else q_segments_BT[:, start:stop],
-                None if kv_segments_BS is None else kv_segments_BS[:, first:last],
+                None if kv_segments_BS is None else keys(kv_segments_BS, first, last),
                 scale,
                 window,
                 softcap,

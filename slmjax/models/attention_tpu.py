@@ -75,6 +75,7 @@ def splash_attention(
     window,
     softcap,
     slopes_H,
+    prefix=0,
     interpret=False,
 ):
     """Splash attention (see `AttentionFn`). Decoding steps, ALiBi and lengths off the 128 grid go to XLA."""
@@ -90,6 +91,7 @@ def splash_attention(
             window=window,
             softcap=softcap,
             slopes_H=slopes_H,
+            prefix=prefix,
         )
     kernel = splash_kernel(q_BTHK.shape[2], q_BTHK.shape[1], window, softcap, interpret=interpret)
     return run_splash(kernel, q_BTHK, k_BSGK, v_BSGK, q_segments_BT, kv_segments_BS, scale)

@@ -90,8 +90,8 @@ def _segment(config: ModelConfig, segment: Segment, execution: Execution, name: 
         body = nn.remat(Period, policy=policy, prevent_cse=execution.scan_unroll != 1)
     scan = nn.scan(
         body,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
+        variable_axes={"params": 0, "peft": 0},
+        split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
         out_axes=0,
         length=segment.repeats,

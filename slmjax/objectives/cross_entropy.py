@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -21,6 +22,8 @@ from slmjax.models.transformer import scale_logits
 from slmjax.sharding.mesh import BATCH, WEIGHTS
 
 LOGITS_BYTES = 2**26  # of one chunk's float32 logits on an accelerator
+# Which gradients the forward pass computes; a frozen head needs none, nor an array of its size.
+NO_GRADS, HIDDEN_GRADS, ALL_GRADS = "none", "hidden", "all"
 
 
 class LossSums(NamedTuple):
@@ -38,8 +41,8 @@ def _chunk_size(num_tokens: int, vocab_size: int, limit_bytes: int) -> int:
     return -(-num_tokens // pieces)
 
 
-def _chunk(config, z_loss, vocab_axis, x_NE, kernel_EV, bias_V, targets_N, weights_N, *, grads: bool):
-    """Loss sums of one chunk, and with `grads` the gradients of their loss: (sums, dx, dkernel, dbias)."""
+def _chunk(config, z_loss, vocab_axis, x_NE, kernel_EV, bias_V, targets_N, weights_N, *, grads: str):
+    """Loss sums of one chunk, and the gradients of their loss that `grads` names: (sums, (dx, dkernel, dbias))."""
     raw_NV = jnp.matmul(x_NE, kernel_EV, preferred_element_type=jnp.float32)
     if bias_V is not None:
         raw_NV = raw_NV + bias_V
@@ -63,7 +66,7 @@ def _chunk(config, z_loss, vocab_axis, x_NE, kernel_EV, bias_V, targets_N, weigh
     nll = jnp.sum(weights_N * (lse_N - target_N))
     loss = nll + z_loss * jnp.sum(weights_N * jnp.square(lse_N))
     sums = LossSums(loss, nll, jnp.sum(weights_N * (target_N >= top_N)))
-    if not grads:
+    if grads == NO_GRADS:
         return sums, None
 
     # d loss / d logits = w (1 + 2 z lse) softmax - w onehot(target)
@@ -71,12 +74,13 @@ def _chunk(config, z_loss, vocab_axis, x_NE, kernel_EV, bias_V, targets_N, weigh
     onehot_NV = jnp.arange(V)[None, :] == local_N[:, None]
     dlogits_NV = exp_NV * slope_N[:, None] - jnp.where(onehot_NV, weights_N[:, None], 0.0)
     (draw_NV,) = pullback(dlogits_NV)
-    dbias_V = None if bias_V is None else jnp.sum(draw_NV, axis=0)
+    wants_head = grads == ALL_GRADS
+    dbias_V = jnp.sum(draw_NV, axis=0) if bias_V is not None and wants_head else None
     draw_NV = draw_NV.astype(x_NE.dtype)
     dx_NE = jnp.matmul(draw_NV, kernel_EV.T, preferred_element_type=jnp.float32)
     if vocab_axis is not None:
         dx_NE = jax.lax.psum(dx_NE, vocab_axis)
-    dkernel_EV = jnp.matmul(x_NE.T, draw_NV, preferred_element_type=jnp.float32)
+    dkernel_EV = jnp.matmul(x_NE.T, draw_NV, preferred_element_type=jnp.float32) if wants_head else None
     return sums, (dx_NE.astype(x_NE.dtype), dkernel_EV, dbias_V)
 
 
@@ -101,11 +105,11 @@ def _local(config, z_loss, chunk, vocab_axis, grads, x_NE, kernel_EV, bias_V, ta
         return jax.tree.map(jnp.add, carry, (sums, dweights)), dx
 
     zeros = LossSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
-    dweights = None
-    if grads:
+    dweights: list[jax.Array | None] | None = None if grads == NO_GRADS else [None, None]
+    if grads == ALL_GRADS:
         dweights = [jnp.zeros(kernel_EV.shape, jnp.float32), None if bias_V is None else jnp.zeros(bias_V.shape)]
     (sums, dweights), dx = jax.lax.scan(body, (zeros, dweights), (cut(x_NE), cut(targets_N), cut(weights_N)))
-    if not grads:
+    if grads == NO_GRADS:
         return sums, None
     return sums, (dx.reshape(-1, E)[:N], *dweights)  # type: ignore[misc]
 
@@ -120,7 +124,7 @@ def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V,
         sums, gradients = _local(
             config, z_loss, chunk, None, grads, flat(x_BTE), kernel, bias_V, flat(targets_BT), flat(weights_BT)
         )
-        if grads:
+        if grads != NO_GRADS:
             gradients = (gradients[0].reshape(x_BTE.shape), *gradients[1:])
         return sums, gradients
 
@@ -140,9 +144,11 @@ def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V,
             config, z_loss, chunk, vocab_axis, grads, flat(x), kernel, bias, flat(targets), flat(weights)
         )
         sums = jax.lax.psum(sums, token_axes) if token_axes else sums
-        if not grads:
+        if grads == NO_GRADS:
             return sums, None
         dx, dkernel, dbias = gradients
+        if dkernel is None:
+            return sums, (dx.reshape(x.shape), None, None)
         if weight_axes and set(weight_axes) <= set(token_axes):
             dkernel = jax.lax.psum_scatter(dkernel, weight_axes, scatter_dimension=0, tiled=True)
             rest = tuple(a for a in token_axes if a not in weight_axes)
@@ -159,7 +165,8 @@ def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V,
 
     tokens = P(rows, positions)
     in_specs = (P(rows, positions, None), kernel_spec, None if bias_V is None else bias_spec, tokens, tokens)
-    grad_specs = (P(rows, positions, None), kernel_spec, None if bias_V is None else bias_spec) if grads else None
+    head_specs = (kernel_spec, None if bias_V is None else bias_spec) if grads == ALL_GRADS else (None, None)
+    grad_specs = None if grads == NO_GRADS else (P(rows, positions, None), *head_specs)
     sum_specs: Any = LossSums(P(), P(), P())  # type: ignore[arg-type]
     mapped = jax.shard_map(
         device,
@@ -189,19 +196,23 @@ def linear_cross_entropy(
     weights float32; z-loss as in PaLM (arXiv:2204.02311, section 5). Differentiable in x, kernel and bias, and through
     `loss` alone: `nll` and `correct` are measurements.
     """
-    return _compute(config, z_loss, mesh, limit_bytes, False, x_BTE, kernel_EV, bias_V, targets_BT, weights_BT)[0]
+    return _compute(config, z_loss, mesh, limit_bytes, NO_GRADS, x_BTE, kernel_EV, bias_V, targets_BT, weights_BT)[0]
 
 
 def _forward(config, z_loss, mesh, limit_bytes, x, kernel, bias, targets, weights):
-    sums, gradients = _compute(config, z_loss, mesh, limit_bytes, True, x, kernel, bias, targets, weights)
+    wanted = ALL_GRADS if kernel.perturbed or (bias is not None and bias.perturbed) else HIDDEN_GRADS
+    values = (None if primal is None else primal.value for primal in (x, kernel, bias, targets, weights))
+    sums, gradients = _compute(config, z_loss, mesh, limit_bytes, wanted, *values)
     # The head's gradient is summed over the devices before the layers' backward pass begins: the scheduler would put
     # that off to the end, and keep the whole [E, V] in float32 alive on every device until then.
     return sums, jax.lax.optimization_barrier(gradients)
 
 
 def _backward(config, z_loss, mesh, limit_bytes, gradients: Any, cotangent: LossSums):
+    if isinstance(cotangent.loss, SymbolicZero):  # the loss itself is not what is differentiated
+        return None, None, None, None, None
     dx, dkernel, dbias = jax.tree.map(lambda g: (g * cotangent.loss).astype(g.dtype), gradients)
     return dx, dkernel, dbias, None, None
 
 
-linear_cross_entropy.defvjp(_forward, _backward)
+linear_cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -21,6 +21,22 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"lm_head/kernel$", P(WEIGHTS, "tensor")),
     (r"lm_head/bias$", P("tensor")),
     (r"embed_(in|out)_proj/kernel$", P(None, WEIGHTS)),
+    # What fine-tuning adds lies along what it is added to; the rank is never cut.
+    (r"(q|k|v|gate|up)_proj/lora_a$", P(WEIGHTS, None)),
+    (r"(q|k|v|gate|up)_proj/lora_b$", P(None, "tensor")),
+    (r"(q|k|v|gate|up)_proj/dora_magnitude$", P("tensor")),
+    (r"(o|down)_proj/lora_a$", P("tensor", None)),
+    (r"(o|down)_proj/lora_b$", P(None, WEIGHTS)),
+    (r"embedder/lora_a$", P("tensor", None)),
+    (r"embedder/lora_b$", P(None, WEIGHTS)),
+    (r"lm_head/lora_a$", P(WEIGHTS, None)),
+    (r"lm_head/lora_b$", P(None, "tensor")),
+    (r"adapter_down$", P(WEIGHTS, None)),
+    (r"adapter_up$", P(None, WEIGHTS)),
+    (r"prefix_(key|value)$", P(None, "tensor", None)),
+    # A quantized weight lies as the weight would; its scales are small (see quantization/weights.py).
+    (r"(q|k|v|gate|up)_proj/kernel_(int8|int4|nf4)$", P(WEIGHTS, "tensor")),
+    (r"(o|down)_proj/kernel_(int8|int4|nf4)$", P("tensor", WEIGHTS)),
 )
 
 

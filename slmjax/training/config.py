@@ -17,6 +17,7 @@ from slmjax.data.config import DataConfig
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
+from slmjax.peft.config import PeftConfig
 from slmjax.sharding.mesh import MeshConfig
 from slmjax.training.checkpoints import CheckpointConfig
 from slmjax.training.optimizers import OptimizerConfig
@@ -85,6 +86,7 @@ class RunConfig:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    peft: PeftConfig = dataclasses.field(default_factory=PeftConfig)
 
     @property
     def tokens_per_step(self) -> int:
@@ -113,6 +115,7 @@ SECTIONS = {
     "schedule": ScheduleConfig,
     "mesh": MeshConfig,
     "checkpoint": CheckpointConfig,
+    "peft": PeftConfig,
 }
 
 
@@ -146,6 +149,8 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return ConfigDict({k: _plain(v) for k, v in value.items()})
     return tuple(_plain(v) for v in value) if isinstance(value, list | tuple) else value

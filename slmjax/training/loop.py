@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 from slmjax.data.placement import local_path, place_directory
 from slmjax.errors import UserError
 from slmjax.models.counting import count_parameters, flops_per_token
+from slmjax.peft.base import fingerprint
 from slmjax.training.checkpoints import Checkpointer, Restored
 from slmjax.training.config import RunConfig, run_config
 from slmjax.training.corpus import Corpus, check_vocabulary, open_corpus
@@ -33,7 +35,7 @@ from slmjax.training.program import Program, build, local_rows, to_devices
 from slmjax.training.progress import Progress
 from slmjax.training.run_directory import claim, refuse_another
 from slmjax.training.schedules import make_schedule
-from slmjax.training.state import TrainState
+from slmjax.training.state import TrainState, without_base
 
 CHECKPOINTS = "checkpoints"
 PROFILED_STEPS = 3
@@ -49,33 +51,42 @@ class TrainResult:
     stopped_by: int | None
 
 
-def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] | None = None) -> TrainResult:
+def train(
+    config: RunConfig, workdir: str | Path, *, base: Any = None, say: Callable[[str], None] | None = None
+) -> TrainResult:
     """Train until the budget is spent, continuing whatever the workdir already holds.
+
+    base: the parameters that are fine-tuned (of `config.peft.base`); they are used up. None: random ones.
 
     Everything goes under `workdir`: config.json, data/, checkpoints/, metrics.jsonl, tensorboard/, loss.png. Every
     process of a multi-process run calls this with the same config.
     """
     workdir = local_path(workdir, "The workdir")
+    if base is not None:
+        config = dataclasses.replace(config, peft=dataclasses.replace(config.peft, fingerprint=fingerprint(base)))
+    elif config.peft.method != "full":
+        raise UserError(f"peft.method={config.peft.method} needs a model to start from: set peft.base to its path.")
     refuse_another(workdir, config)
     corpus = open_corpus(config.data, workdir / "data", progress=jax.process_index() == 0)
     check_vocabulary(corpus, config.model.vocab_size)
     if jax.process_index() == 0:
         with place_directory(workdir / "tokenizer", lambda: False) as partial:
             corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
-    program = build(config, token_bytes=corpus.tokenizer.token_bytes())
+    tokenizer = corpus.tokenizer
+    program = build(config, token_bytes=tokenizer.token_bytes(), base=base, encode=tokenizer.encode)
     claim(workdir, config)  # only now, so that a mistyped path or mesh can be corrected in the same workdir
     rows = local_rows(program.batch_sharding, config.training.batch_size)
     batches = corpus.batches(config, rows)
 
     checkpointer = Checkpointer(workdir / CHECKPOINTS, config.checkpoint)
-    restored = checkpointer.restore_latest(program.state)
+    restored = checkpointer.restore_latest(without_base(program.state))
     branching = restored is None and bool(config.training.branch_from)
     if branching:
         restored = _branch(program)
     if restored is None:
-        start, state = 0, program.initialize()
+        start, state = 0, program.initialize(base)
     else:
-        start, state = restored.step, restored.state
+        start, state = restored.step, program.with_base(restored.state, base)
         batches.set_state(restored.data_state)
 
     total = config.total_steps
@@ -136,7 +147,7 @@ def train(config: RunConfig, workdir: str | Path, *, say: Callable[[str], None] 
             if saving:
                 checkpointer.save(
                     step,
-                    state,
+                    without_base(state),
                     data_state=batches.get_state(),
                     run_config=config.to_dict(),
                     metrics=evaluation,
@@ -162,7 +173,7 @@ def evaluate(program: Program, state: TrainState, corpus: Corpus, rows: list[int
     params = state.params if state.ema is None else state.ema
     sums = dict.fromkeys(("nll", "correct", "tokens", "bytes"), 0.0)
     for batch in corpus.validation_batches(program.config, rows):
-        for name, value in jax.device_get(program.eval_step(params, to_devices(batch, program))).items():
+        for name, value in jax.device_get(program.eval_step(params, state.frozen, to_devices(batch, program))).items():
             sums[name] += float(value)
     tokens = max(sums["tokens"], 1.0)
     return {
@@ -255,7 +266,7 @@ def _branch(program: Program) -> Restored:
             f"training.branch_from={t.branch_from} starts at step {step}, but this run ends at step "
             f"{program.config.total_steps}: raise its budget or choose an earlier training.branch_step."
         )
-    return source.restore(step, program.state)
+    return source.restore(step, without_base(program.state))
 
 
 def _rates_there(program: Program, restored: Restored) -> str:
@@ -273,6 +284,12 @@ def _describe(program: Program) -> str:
     mesh = " x ".join(f"{size} {axis}" for axis, size in program.mesh.shape.items() if size > 1) or "1 device"
     kind = program.mesh.devices.flat[0].device_kind
     tokens = config.total_steps * config.tokens_per_step
+    trained = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    if config.peft.base:
+        return (
+            f"{trained:,} trained parameters ({config.peft.method}) on {count.total:,} of {config.peft.base}, "
+            f"{mesh} ({kind}); {config.total_steps:,} steps of {config.tokens_per_step:,} tokens."
+        )
     return (
         f"{count.total:,} parameters on {mesh} ({kind}); {config.total_steps:,} steps of {config.tokens_per_step:,} "
         f"tokens.\n{chinchilla_report(count.total, tokens)}"

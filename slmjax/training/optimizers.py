@@ -89,6 +89,17 @@ def make_optimizer(config: OptimizerConfig, learning_rate: Schedule | float) -> 
     raise AssertionError(config.name)
 
 
+def with_multipliers(
+    optimizer: optax.GradientTransformation, multipliers: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+    """The optimizer with each array's learning rate multiplied by a factor: `multipliers(params)`, a tree of them."""
+
+    def scale(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda update, factor: update * factor, updates, multipliers(params))
+
+    return optax.chain(optimizer, optax.stateless(scale))
+
+
 def decay_mask(params: Any, decay_embeddings: bool = False) -> Any:
     """True for the leaves that weight decay applies to: those named `kernel`, and `embedding` where asked.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,13 @@ from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
 from slmjax.objectives.cross_entropy import LOGITS_BYTES
 from slmjax.objectives.next_token import Objective, next_token
+from slmjax.peft.method import Method, make_method
 from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention, sharded_sum_rows
 from slmjax.sharding.lean_feedforward import lean_feedforward
 from slmjax.sharding.mesh import batch_spec, make_mesh
 from slmjax.training.config import RunConfig
 from slmjax.training.memory import out_of_memory_is_the_users, require_host_memory
-from slmjax.training.optimizers import make_optimizer
+from slmjax.training.optimizers import make_optimizer, with_multipliers
 from slmjax.training.schedules import Schedule, make_schedule
 from slmjax.training.state import TrainState, abstract_state, init_state
 from slmjax.training.step import make_eval_step, make_train_step
@@ -40,6 +42,7 @@ class Program:
     model: Transformer
     optimizer: optax.GradientTransformation
     schedule: Schedule
+    method: Method
     objective: Objective
     state: TrainState  # shapes, dtypes and shardings
     batch: dict[str, jax.ShapeDtypeStruct]
@@ -51,16 +54,36 @@ class Program:
         """Of each array of a batch."""
         return self.batch["inputs"].sharding
 
-    def initialize(self) -> TrainState:
-        """A fresh state, created in its place on the mesh."""
+    @property
+    def _donated(self) -> tuple[int, ...]:
+        return (0,) if self.mesh.size == 1 else ()  # on one device the base's arrays become the state's
+
+    def initialize(self, base: Any = None) -> TrainState:
+        """A fresh state, created in its place on the mesh. `base`, the parameters to fine-tune, is used up."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         training = self.config.training
-        ema = bool(training.ema_decay)
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.state))
         require_host_memory(self.config, self.mesh, held)
-        init = jax.jit(lambda: init_state(self.model, self.optimizer, training.seed, ema=ema), out_shardings=shardings)
+
+        def fresh(base):
+            ema = bool(training.ema_decay)
+            return init_state(self.model, self.optimizer, training.seed, ema=ema, method=self.method, base=base)
+
         with out_of_memory_is_the_users(self.config, self.mesh):
-            return init()
+            return jax.jit(fresh, out_shardings=shardings, donate_argnums=self._donated)(base)
+
+    def with_base(self, state: TrainState, base: Any) -> TrainState:
+        """A state as a checkpoint holds it, with the frozen part of the base put back. `base` is used up."""
+        if "params" not in self.state.frozen:
+            return state
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state.frozen["params"])
+
+        def rest(base):
+            return self.method.split(base, jax.random.key(0))[1]["params"]
+
+        with out_of_memory_is_the_users(self.config, self.mesh):
+            frozen = jax.jit(rest, out_shardings=shardings, donate_argnums=self._donated)(base)
+        return dataclasses.replace(state, frozen=state.frozen | {"params": frozen})
 
     def compile(self) -> Any:
         """The train step, compiled: called as (state, batch) -> (state, metrics), it can never compile again."""
@@ -82,7 +105,8 @@ def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
     dtype = ("float32" if on_cpu else "bfloat16") if t.dtype == "auto" else t.dtype
     remat = ("none" if on_cpu else "full") if t.remat == "auto" else t.remat
     attention = attention_for(platform, t.attention)
-    lean = not on_cpu and remat in ("full", "context", "attention")  # policies that keep none of its products
+    # Under policies that keep none of its products; adapters are hung on the plain products.
+    lean = not on_cpu and remat in ("full", "context", "attention") and config.peft.method == "full"
     return Execution(
         dtype=jnp.dtype(dtype),
         attention=sharded_attention(attention, mesh) if mesh.size > 1 else attention,
@@ -96,11 +120,18 @@ def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
 
 
 def build(
-    config: RunConfig, *, token_bytes: np.ndarray | None = None, devices: Sequence[jax.Device] | None = None
+    config: RunConfig,
+    *,
+    token_bytes: np.ndarray | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    base: Any = None,
+    encode: Callable[[str], list[int]] | None = None,
 ) -> Program:
     """Put a run together. `devices` may be those of a TPU topology that is not there (compiling ahead of time).
 
     token_bytes: int32 [V], UTF-8 bytes of each token, for bits per byte; None counts one byte a token.
+    base: the parameters that are fine-tuned, of which only shapes and dtypes count here; None: random float32 ones.
+    encode: the tokenizer's, for soft prompts that start from a text.
     """
     mesh = make_mesh(config.mesh, devices)
     T, B = config.data.sequence_length, config.training.batch_size
@@ -115,13 +146,19 @@ def build(
     model = Transformer(config.model, execution_for(config, mesh))
     schedule = make_schedule(config.schedule, config.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
+    method = make_method(config.peft, model, encode)
+    if method.multipliers is not None:
+        optimizer = with_multipliers(optimizer, method.multipliers)
     objective = next_token(
         model,
+        method,
         z_loss=config.training.z_loss,
         mesh=mesh,
         logits_bytes=CPU_LOGITS_BYTES if on_cpu else LOGITS_BYTES,
     )
-    state = abstract_state(model, optimizer, mesh, ema=bool(config.training.ema_decay))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
+    ema = bool(config.training.ema_decay)
+    state = abstract_state(model, optimizer, mesh, ema=ema, method=method, base=shapes)
     sharding = NamedSharding(mesh, batch_spec())
     names = {"inputs": jnp.int32, "targets": jnp.int32, "positions": jnp.int32, "segments": jnp.int32}
     batch = {
@@ -139,6 +176,7 @@ def build(
         model=model,
         optimizer=optimizer,
         schedule=schedule,
+        method=method,
         objective=objective,
         state=state,
         batch=batch,

@@ -51,24 +51,24 @@ def make_train_step(
     """
     differentiate = jax.value_and_grad(objective, has_aux=True)
 
-    def gradients(params: Any, batch: Batch, rng: jax.Array):
+    def gradients(params: Any, frozen: Any, batch: Batch, rng: jax.Array):
         if config.accumulation == 1:
-            return differentiate(params, batch, rng)
+            return differentiate(params, frozen, batch, rng)
 
         def add(carry, piece):
             microbatch, i = piece
-            out = differentiate(params, microbatch, jax.random.fold_in(rng, i))
+            out = differentiate(params, frozen, microbatch, jax.random.fold_in(rng, i))
             return jax.tree.map(jnp.add, carry, out), None
 
         pieces = _microbatches(batch, config.accumulation, mesh)
-        shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], pieces), rng)
+        shapes = jax.eval_shape(differentiate, params, frozen, jax.tree.map(lambda x: x[0], pieces), rng)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         summed, _ = jax.lax.scan(add, zeros, (pieces, jnp.arange(config.accumulation)))
         return summed
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        (loss_sum, (weight_sum, sums)), grads = gradients(state.params, batch, rng)
+        (loss_sum, (weight_sum, sums)), grads = gradients(state.params, state.frozen, batch, rng)
         # Sharded as the parameters, so that the sum over devices is a reduce-scatter.
         grads = jax.lax.with_sharding_constraint(grads, tree_shardings(grads, mesh))
         inverse = 1.0 / jnp.maximum(weight_sum, 1.0)
@@ -123,11 +123,11 @@ def make_train_step(
     return step
 
 
-def make_eval_step(objective: Objective, token_bytes: np.ndarray) -> Callable[[Any, Batch], Metrics]:
-    """A pure function (params, batch) -> sums over the batch: nll (nats), correct, tokens, bytes."""
+def make_eval_step(objective: Objective, token_bytes: np.ndarray) -> Callable[[Any, Any, Batch], Metrics]:
+    """A pure function (params, frozen, batch) -> sums over the batch: nll (nats), correct, tokens, bytes."""
 
-    def step(params: Any, batch: Batch) -> Metrics:
-        _, (weight_sum, sums) = objective(params, batch, jax.random.key(0))
+    def step(params: Any, frozen: Any, batch: Batch) -> Metrics:
+        _, (weight_sum, sums) = objective(params, frozen, batch, None)
         counted = jnp.where(batch["loss_weights"] > 0, jnp.take(token_bytes, batch["targets"]), 0)
         return {**sums, "tokens": weight_sum, "bytes": jnp.sum(counted.astype(jnp.float32))}
 

@@ -90,7 +90,7 @@ def value_and_grad(config, batch, mesh=None):
     step = quick_jit(
         jax.value_and_grad(objective, has_aux=True), out_shardings=None if mesh is None else (None, shardings)
     )
-    return step(params, batch, None)
+    return step(params, {}, batch, None)
 
 
 @pytest.fixture(scope="module")

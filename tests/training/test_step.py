@@ -17,7 +17,7 @@ V, B, T = 16, 16, 4
 RATE = 0.1
 
 
-def squared_error(params, batch, rng):
+def squared_error(params, frozen, batch, rng):
     """sum of w (e[x] - y / V)^2, so that the gradient can be written down."""
     error_BT = params["table"][batch["inputs"], 0] - batch["targets"] / V
     loss = jnp.sum(batch["loss_weights"] * error_BT**2)

@@ -1,0 +1,48 @@
+"""Keys and values that stand before every document: as a collection, and in the cache of generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from slmjax.models.kv_cache import KVCache
+from slmjax.peft.targets import flatten
+
+
+def prefix_of_cache(cache: KVCache) -> dict:
+    """A cache of one row as a collection: `prefix_key` and `prefix_value` [repeats, n, G, K] in each attention."""
+    return {
+        f"segment_{s}": {
+            f"block_{b}": {"attention": {"prefix_key": repeats[0][0][:, 0], "prefix_value": repeats[0][1][:, 0]}}
+            for b, repeats in enumerate(blocks)
+        }
+        for s, blocks in enumerate(cache.layers)
+    }
+
+
+def prefix_length(collection: Any) -> int:
+    """How many positions the prefix takes; 0 where there is none."""
+    lengths = [leaf.shape[-3] for path, leaf in flatten(collection).items() if path.endswith("/prefix_key")]
+    return lengths[0] if lengths else 0
+
+
+def start_cache(cache: KVCache, collection: Any) -> KVCache:
+    """An empty cache with the prefix in its first positions, as `applied` expects it; unchanged without a prefix."""
+    n = prefix_length(collection)
+    if not n:
+        return cache
+
+    def filled(array, prefix):  # [repeats, B, S, G, K] and [repeats, (B,) n, G, K]
+        prefix = prefix if prefix.ndim == 5 else prefix[:, None]
+        shape = (*array.shape[:2], n, *array.shape[3:])
+        return array.at[:, :, :n].set(jnp.broadcast_to(prefix.astype(array.dtype), shape))
+
+    def block(s, b, repeats):
+        ours = collection[f"segment_{s}"][f"block_{b}"]["attention"]
+        return tuple((filled(k, ours["prefix_key"]), filled(v, ours["prefix_value"])) for k, v in repeats)
+
+    layers = tuple(
+        tuple(block(s, b, repeats) for b, repeats in enumerate(blocks)) for s, blocks in enumerate(cache.layers)
+    )
+    return KVCache(layers, cache.segments_BS.at[:, :n].set(1), cache.index + n)

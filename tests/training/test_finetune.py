@@ -1,0 +1,101 @@
+"""A fine-tune through the whole loop: what is saved, what it is resumed with, and which base it insists on."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slmjax.errors import UserError
+from slmjax.models.transformer import Transformer
+from slmjax.peft.config import PeftConfig
+from slmjax.peft.interception import applied
+from slmjax.training.checkpoints import Checkpointer
+from slmjax.training.config import run_config
+from slmjax.training.finetuned import load_finetuned
+from slmjax.training.loop import CHECKPOINTS, train
+from slmjax.training.program import build
+from slmjax.training.state import without_base
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    def make(steps=4, **peft):
+        run = tiny_config(steps, **{"training.ema_decay": 0.5, "training.clip_norm": 0.5, "schedule.name": "constant"})
+        peft = {"method": "lora", "base": "somewhere", "lora": {"r": 2}, "train": ("final_norm/scale",)} | peft
+        return dataclasses.replace(run, peft=PeftConfig(**peft))
+
+    return make
+
+
+def make_base(config, seed=0):
+    return jax.jit(Transformer(config.model).init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+@pytest.mark.slow
+def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, assert_bitwise_equal):
+    base = make_base(config())
+    size = sum(leaf.size for leaf in jax.tree.leaves(base))
+    train(config(4), tmp_path / "whole", base=make_base(config()))
+    train(config(2), tmp_path / "parts", base=make_base(config()))
+    result = train(config(4), tmp_path / "parts", base=make_base(config()))
+    assert result.step == 4
+
+    program = build(config(4))
+    states = [
+        Checkpointer(tmp_path / name / CHECKPOINTS).restore(4, without_base(program.state)).state
+        for name in ("whole", "parts")
+    ]
+    assert_bitwise_equal(*(jax.device_get(state) for state in states))
+    state = states[0]
+    assert int(state.step) == 4 and not state.frozen
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < size / 2
+    assert set(state.params) == {"peft", "params"} and list(state.params["params"]) == ["final_norm"]
+    moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), state.params, program.initialize(base).params)
+    assert min(jax.tree.leaves(moved)) > 0  # every array of the small tree was trained
+
+    found = load_finetuned(config(4), tmp_path / "whole" / CHECKPOINTS, base)
+    assert_bitwise_equal(jax.device_get(found.trained), jax.device_get(state.ema))
+    tokens = np.arange(6, dtype=np.int32)[None]
+    merged = Transformer(program.config.model).apply({"params": found.merged()}, tokens)
+    np.testing.assert_allclose(merged, applied(Transformer(program.config.model), found.variables, tokens), atol=1e-5)
+
+    saved = json.loads((tmp_path / "whole" / "config.json").read_text())["peft"]
+    assert saved["base"] == "somewhere" and len(saved["fingerprint"]) == 16
+
+
+@pytest.mark.slow
+def test_another_base_is_refused(config, tmp_path):
+    train(config(2), tmp_path, base=make_base(config()))
+    with pytest.raises(UserError, match=r"peft\.fingerprint"):
+        train(config(4), tmp_path, base=make_base(config(), seed=1))
+    saved = run_config(json.loads((tmp_path / "config.json").read_text()))
+    with pytest.raises(UserError, match="other parameters"):
+        load_finetuned(saved, tmp_path / CHECKPOINTS, make_base(config(), seed=1))
+
+
+def test_a_method_needs_a_base(config, tmp_path):
+    with pytest.raises(UserError, match=r"peft\.base"):
+        train(config(), tmp_path)
+
+
+def test_nothing_of_the_base_is_in_the_optimizer_or_moves(config):
+    program = build(config())
+    base = make_base(config())
+    before = jax.tree.map(np.asarray, base)
+    state = program.initialize(base)
+    T = program.config.data.sequence_length
+    ones = np.ones((8, T), np.int32)
+    batch = {"inputs": ones, "targets": ones, "positions": ones * np.arange(T), "segments": ones}
+    batch = jax.device_put(batch | {"loss_weights": ones.astype(np.float32)}, program.batch_sharding)
+    trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) <= 2 * trained + 8
+    step = program.compile()
+    after, metrics = step(state, batch)
+    assert float(metrics["gradient_norm"]) > 0
+    kept = jax.tree.map(np.asarray, after.frozen["params"])
+    del before["final_norm"]
+    jax.tree.map(np.testing.assert_array_equal, kept, before)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.frozen))  # donated, not copied
