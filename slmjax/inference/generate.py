@@ -17,7 +17,6 @@ from slmjax.inference.sampling import GREEDY, Sampling, sample
 from slmjax.inference.text import Continuation, encode_prompt
 from slmjax.models.kv_cache import KVCache, empty_cache
 from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
-from slmjax.sharding.rules import path_string
 
 BUCKET = 64  # lengths are rounded up to a multiple of this, so that few programs are compiled
 MAX_STOP_IDS = 8  # a fixed number, so that stopping or not is one program
@@ -28,7 +27,7 @@ NONE = -1  # in place of a token, where a row has stopped
 class _Rows:
     """What decoding carries from token to token."""
 
-    cache: KVCache
+    cache: KVCache | None  # None: nothing has been run
     keys_B: jax.Array  # noqa: N815 - of each row; its n-th token is drawn with n folded in
     lengths_B: jax.Array  # noqa: N815 - of the prompts
     done_B: jax.Array  # noqa: N815 - a stop token was drawn
@@ -41,7 +40,9 @@ def _draw(model: Transformer, params, rows: _Rows, inputs, stops, sampling: Samp
     tokens_BT, positions_BT, segments_BT = inputs
     outputs = model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, rows.cache, hidden=True)
     hidden_BTE, cache = outputs  # type: ignore[assignment]
-    logits_BV = logits_from_hidden(model.config, hidden_BTE[:, -1], *head_weights(model.config, params))
+    rows_first = model.execution.layers_apart
+    head = head_weights(model.config, params, rows=rows_first)
+    logits_BV = logits_from_hidden(model.config, hidden_BTE[:, -1], *head, rows=rows_first)
     keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.keys_B, rows.count)
     token_B = sample(logits_BV, keys_B, sampling)
     done_B = rows.done_B | jnp.any(token_B[:, None] == stops[None, :], axis=1)
@@ -50,9 +51,13 @@ def _draw(model: Transformer, params, rows: _Rows, inputs, stops, sampling: Samp
     return rows.replace(cache=cache, done_B=done_B, tokens_BN=tokens_BN, count=rows.count + 1)  # type: ignore[attr-defined]
 
 
-@partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("rows",))
-def _prefill(model: Transformer, params, rows: _Rows, inputs, stops, sampling: Sampling) -> _Rows:
-    return _draw(model, params, rows, inputs, stops, sampling)
+@partial(jax.jit, static_argnames=("model", "length", "sampling"))
+def _prefill(model: Transformer, params, rows: _Rows, length: int, inputs, stops, sampling: Sampling) -> _Rows:
+    """Run the prompts into a new cache of `length` positions and draw the first tokens."""
+    run = model.execution
+    cache = empty_cache(model.config, inputs[0].shape[0], length, run.dtype, layers_apart=run.layers_apart)
+    cache = cache.replace(index=0)  # known to be empty: the prompts attend to themselves alone
+    return _draw(model, params, rows.replace(cache=cache), inputs, stops, sampling)
 
 
 @partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("rows",))
@@ -98,16 +103,16 @@ def generate_ids(
     stops = np.full(MAX_STOP_IDS, NONE - 1, np.int32)
     stops[: len(stop_ids)] = stop_ids
 
-    model, params = lm.model, _cast_weights(lm.params, lm.model.execution.dtype)
+    model, params = lm.decoding
     rows = _Rows(
-        cache=empty_cache(lm.config, B, T + capacity, model.execution.dtype),
+        cache=None,
         keys_B=_row_keys(jax.random.key(seed), B),
         lengths_B=jnp.asarray([len(prompt) for prompt in prompts], jnp.int32),
         done_B=jnp.zeros(B, bool),
         tokens_BN=jnp.full((B, capacity), NONE, jnp.int32),
         count=jnp.zeros((), jnp.int32),
     )
-    rows = _prefill(model, params, rows, tuple(inputs), stops, sampling)
+    rows = _prefill(model, params, rows, T + capacity, tuple(inputs), stops, sampling)
     if stream is None:
         rows = _decode(model, params, rows, max_new_tokens, stops, sampling)
         return [row[row != NONE].tolist() for row in np.asarray(rows.tokens_BN)]
@@ -190,16 +195,3 @@ def _check(lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: 
 @partial(jax.jit, static_argnums=1)
 def _row_keys(key: jax.Array, num_rows: int) -> jax.Array:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_rows))
-
-
-def _cast_weights(params: Any, dtype: Any) -> Any:
-    """The matrices as the network would cast them at each use, cast once: the same results, less memory traffic.
-
-    Norm gains and biases stay as they are: some families use them in float32.
-    """
-
-    def cast(path, leaf):
-        name = path_string(path).rsplit("/", 1)[-1]
-        return leaf.astype(dtype) if name in ("kernel", "embedding") and leaf.dtype != dtype else leaf
-
-    return jax.tree_util.tree_map_with_path(cast, params)
