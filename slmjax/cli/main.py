@@ -9,8 +9,10 @@ import os
 import sys
 from importlib import import_module
 
+from slmjax.cli.compiled_programs import keep_compiled_programs
+
 # Each command is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit status.
-COMMANDS = ("quickstart", "train", "generate", "evaluate", "inspect", "convert", "data", "tokenizer")
+COMMANDS = ("quickstart", "train", "generate", "chat", "evaluate", "inspect", "convert", "data", "tokenizer")
 OVERRIDE = "--config."
 
 
@@ -68,6 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     from slmjax.errors import UserError
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    keep_compiled_programs()
     try:
         status = args.run(args)
         sys.stdout.flush()

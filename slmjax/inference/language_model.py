@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from slmjax.inference.saved_model import (
 from slmjax.models.attention_kernels import attention_for
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
+from slmjax.models.layers_apart import cast_weights, take_apart
 from slmjax.models.transformer import Transformer
 from slmjax.sharding.rules import tree_shardings
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -48,6 +50,15 @@ class LanguageModel:
         dtype = jnp.float32 if on_cpu else jnp.bfloat16  # XLA's bfloat16 matrix-vector product on CPUs is ~19x slower
         execution = Execution(dtype=dtype, attention=attention_for(platform), scan_unroll=0 if on_cpu else 1)
         return Transformer(self.config, execution)
+
+    @cached_property
+    def decoding(self) -> tuple[Transformer, Any]:
+        """The network and the parameters that generation runs; on CPU a second copy of them, made at the first use."""
+        model, dtype = self.model, self.model.execution.dtype
+        if jax.default_backend() != "cpu":
+            return model, cast_weights(self.params, dtype)
+        apart = dataclasses.replace(model.execution, layers_apart=True)
+        return Transformer(self.config, apart), take_apart(self.config, self.params, dtype)
 
     def apply(self, params: Any, tokens_BT: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of int32 tokens [B, T]; pure, and may be jitted."""

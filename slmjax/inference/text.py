@@ -26,35 +26,36 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 class Continuation:
-    """The text of one row's continuation, as it grows and as a whole.
+    """The text of one row's continuation, as it grows and as a whole; it ends before the first of the `stop` strings.
 
     Tokens are decoded together with those before them: alone they may lack the space that they begin with
     (SentencePiece), and a character may span several (byte-level BPE).
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str] = ()):
+        self.stopped = False  # a stop string has come
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids = list(prompt)
         self._start = len(prompt)
-        self._context, self._shown = max(0, len(prompt) - _CONTEXT), len(prompt)  # decoded from; shown up to
-        self._text = ""
+        self._context, self._read = max(0, len(prompt) - _CONTEXT), len(prompt)  # decoded from; decoded up to
+        self._text, self._shown = "", 0  # without what follows a stop string; characters of it that were given out
 
     def add(self, token: int) -> str:
-        """What the token adds to the text; nothing while a character is incomplete."""
+        """What can be shown once the token is there: whole characters that cannot begin a stop string."""
+        if self.stopped:
+            return ""
         self._ids.append(token)
         piece = self._piece()
-        if not piece or (piece.endswith("\ufffd") and len(self._ids) - self._shown < _PENDING):
+        if not piece or (piece.endswith("\ufffd") and len(self._ids) - self._read < _PENDING):
             return ""
-        self._context, self._shown = self._shown, len(self._ids)
-        self._text += piece
-        return piece
+        self._context, self._read = self._read, len(self._ids)
+        return self._show(piece, last=False)
 
     def end(self) -> str:
-        """What is left, were it an incomplete character."""
-        piece = self._piece()
-        self._shown = len(self._ids)
-        self._text += piece
-        return piece
+        """What is left: an incomplete character, or the beginning of a stop string that did not come."""
+        piece = "" if self.stopped else self._piece()
+        self._read = len(self._ids)
+        return self._show(piece, last=True)
 
     def whole(self, output: Sequence[int]) -> str:
         """The text of all of the row's tokens; what was shown of them before stays as it was."""
@@ -64,8 +65,28 @@ class Continuation:
         return self._text
 
     def _piece(self) -> str:
-        before = self._tokenizer.decode(self._ids[self._context : self._shown])
+        before = self._tokenizer.decode(self._ids[self._context : self._read])
         text = self._tokenizer.decode(self._ids[self._context :])
         if not text.startswith(before):  # the prompt ended inside a character, which is now complete
             before = before.rstrip("\ufffd")
         return text[len(before) :]
+
+    def _show(self, piece: str, *, last: bool) -> str:
+        self._text += piece
+        # What was shown begins no stop string, so none can begin in it.
+        found = [at for stop in self._stop if (at := self._text.find(stop, self._shown)) >= 0]
+        if found:
+            self.stopped, self._text = True, self._text[: min(found)]
+        until = len(self._text) if self.stopped or last else len(self._text) - self._held_back()
+        shown, self._shown = self._text[self._shown : until], until
+        return shown
+
+    def _held_back(self) -> int:
+        """Characters at the end of the text with which a stop string may begin."""
+        longest = 0
+        for stop in self._stop:
+            for n in range(min(len(stop) - 1, len(self._text) - self._shown), longest, -1):
+                if self._text.endswith(stop[:n]):
+                    longest = n
+                    break
+        return longest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from slmjax.models import kv_cache
+from slmjax.models.attention_cached import cached_attention
 from slmjax.models.config import LayerSpec, ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.linear import Linear
@@ -34,6 +36,7 @@ class Attention(nn.Module):
         kv_segments_BS: jax.Array | None,
         cache: kv_cache.LayerCache | None,
         index: jax.Array | None,
+        repeat: jax.Array | None = None,
         prefix: kv_cache.LayerCache | None = None,
     ) -> tuple[jax.Array, kv_cache.LayerCache | None]:
         """`prefix`: keys and values [n, G, K] (or [B, n, G, K]) that every query sees, whatever its document.
@@ -43,7 +46,9 @@ class Attention(nn.Module):
         c, spec, run = self.config, self.spec, self.execution
         B, T, _ = x_BTD.shape
         H, G, K = spec.num_heads, spec.num_kv_heads, c.head_dim
-        linear = partial(Linear, dtype=run.dtype, init_std=c.init_std, flatten_tokens=run.flatten_tokens)
+        linear = partial(
+            Linear, dtype=run.dtype, init_std=c.init_std, flatten_tokens=run.flatten_tokens, rows=run.layers_apart
+        )
 
         def project(name: str, heads: int) -> jax.Array:
             y = linear(heads * K, use_bias=c.qkv_bias, name=f"{name}_proj")(x_BTD)
@@ -62,9 +67,11 @@ class Attention(nn.Module):
         q_BTHK = checkpoint_name(q_BTHK, "query")
         k_BSGK = checkpoint_name(k_BTGK, "key")
         v_BSGK = checkpoint_name(v_BTGK, "value")
-        if cache is not None and index is not None:
-            cache = kv_cache.write(cache, k_BTGK, v_BTGK, index)
-            k_BSGK, v_BSGK = (array.astype(run.dtype) for array in cache)
+        if cache is not None:
+            cache = kv_cache.write(cache, k_BTGK, v_BTGK, 0 if index is None else index, repeat)
+        cached = cache is not None and index is not None  # else the new tokens are all that there is
+        if cached and not run.layers_apart:
+            k_BSGK, v_BSGK = (array.astype(run.dtype) for array in kv_cache.read(cache, repeat))
         num_prefix = 0 if prefix is None else prefix[0].shape[-3]
         if prefix is not None and cache is None:
             k_BSGK, v_BSGK = (
@@ -78,19 +85,17 @@ class Attention(nn.Module):
         slopes_H = None
         if c.position == "alibi":
             slopes_H = jnp.asarray(alibi_slopes(H) * (scale if c.alibi_scaled else 1.0))
-        context_BTHK = run.attention(
-            q_BTHK,
-            k_BSGK,
-            v_BSGK,
-            q_segments_BT=q_segments_BT,
-            kv_segments_BS=kv_segments_BS,
-            q_offset=0 if index is None else index - num_prefix,
-            prefix=num_prefix,
-            scale=scale,
-            window=spec.window,
-            softcap=c.attention_softcap,
-            slopes_H=slopes_H,
-        )
+        masks: dict[str, Any] = {
+            "q_segments_BT": q_segments_BT,
+            "kv_segments_BS": kv_segments_BS,
+            "window": spec.window,
+        }
+        form: dict[str, Any] = {"scale": scale, "softcap": c.attention_softcap, "slopes_H": slopes_H}
+        if cached and run.layers_apart:
+            context_BTHK = cached_attention(q_BTHK, *cache, index=index, **masks, **form)
+        else:
+            offset = 0 if index is None else index - num_prefix
+            context_BTHK = run.attention(q_BTHK, k_BSGK, v_BSGK, q_offset=offset, prefix=num_prefix, **masks, **form)
         context = checkpoint_name(context_BTHK.reshape(B, T, H * K), "context")
         divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
         output = linear(c.embed_dim, use_bias=c.attention_output_bias, init_divisor=divisor, name="o_proj")

@@ -35,7 +35,12 @@ class FeedForward(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c, run = self.config, self.execution
         linear = partial(
-            Linear, use_bias=c.ffn_bias, dtype=run.dtype, init_std=c.init_std, flatten_tokens=run.flatten_tokens
+            Linear,
+            use_bias=c.ffn_bias,
+            dtype=run.dtype,
+            init_std=c.init_std,
+            flatten_tokens=run.flatten_tokens,
+            rows=run.layers_apart,
         )
         divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
         up = linear(self.ffn_dim, name="up_proj")

@@ -19,8 +19,22 @@ def normal_init(std: float | None, divisor: float = 1.0):
     return init
 
 
+def rows_product(x: jax.Array, kernel_OI: jax.Array) -> jax.Array:
+    """x W^T on the last axis, for W [out, in]: the form that XLA's CPU backend runs at the speed of memory.
+
+    Weights are the left operand and x is transposed in memory. The barriers keep XLA from folding the transposes into
+    the product, which then takes 2 to 3 times as long for 2 to 32 rows; 1 row and thousands lose nothing.
+    """
+    x_IN = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+    y_ON = jax.lax.optimization_barrier(kernel_OI @ x_IN)
+    return y_ON.T.reshape(*x.shape[:-1], kernel_OI.shape[0])
+
+
 class Linear(nn.Module):
-    """y = x W + b on the last axis. W is float32 `[in, out]`, cast to `dtype` where it is used."""
+    """y = x W + b on the last axis. W is float32 `[in, out]`, cast to `dtype` where it is used.
+
+    rows: W is `[out, in]` (see `rows_product`).
+    """
 
     features: int
     use_bias: bool = False
@@ -28,19 +42,23 @@ class Linear(nn.Module):
     init_std: float | None = 0.02
     init_divisor: float = 1.0
     flatten_tokens: bool = False
+    rows: bool = False
 
     @nn.compact
     def weights(self, inputs: int) -> tuple[jax.Array, jax.Array | None]:
         """W [inputs, features] and b [features] or None, float32."""
         init = normal_init(self.init_std, self.init_divisor)
-        kernel = self.param("kernel", init, (inputs, self.features), jnp.float32)
+        shape = (self.features, inputs) if self.rows else (inputs, self.features)
+        kernel = self.param("kernel", init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
         return kernel, bias
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = self.weights(x.shape[-1])
         kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
-        if self.flatten_tokens and x.ndim > 2:
+        if self.rows:
+            y = rows_product(x, kernel)
+        elif self.flatten_tokens and x.ndim > 2:
             y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], self.features)
         else:
             y = x @ kernel

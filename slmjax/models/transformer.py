@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,8 @@ from slmjax.models.embedding import Table, lookup
 from slmjax.models.execution import REMAT_POLICIES, Execution
 from slmjax.models.feedforward import FeedForward
 from slmjax.models.kv_cache import KVCache
-from slmjax.models.linear import Linear, normal_init
+from slmjax.models.layers_apart import run_apart
+from slmjax.models.linear import Linear, normal_init, rows_product
 from slmjax.models.normalization import block_norm
 from slmjax.models.positions import RopeTable, rope_table
 
@@ -27,7 +29,7 @@ class Block(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(self, x_BTD, ropes, q_segments, kv_segments, cache, index):
+    def __call__(self, x_BTD, ropes, q_segments, kv_segments, cache, index, repeat):
         c, run = self.config, self.execution
         attention = Attention(c, self.spec, run, name="attention")
         feedforward = FeedForward(c, self.spec.ffn_dim, run, name="feedforward")
@@ -42,13 +44,13 @@ class Block(nn.Module):
         if c.parallel_residual:
             n1 = norm("attention_norm", x_BTD)
             n2 = n1 if c.shared_norm else norm("ffn_norm", x_BTD)
-            y, cache = attention(n1, ropes, q_segments, kv_segments, cache, index)
+            y, cache = attention(n1, ropes, q_segments, kv_segments, cache, index, repeat)
             return add(x_BTD, y + feedforward(n2)), cache
 
         before = c.norm_placement in ("pre", "sandwich")
         after = c.norm_placement in ("output", "sandwich")
         y = norm("attention_norm", x_BTD) if before else x_BTD
-        y, cache = attention(y, ropes, q_segments, kv_segments, cache, index)
+        y, cache = attention(y, ropes, q_segments, kv_segments, cache, index, repeat)
         y = norm("post_attention_norm", y) if after else y
         x_BTD = add(x_BTD, y)
         x_BTD = norm("attention_norm", x_BTD) if c.norm_placement == "post" else x_BTD
@@ -68,21 +70,25 @@ class Period(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(self, x_BTD, caches, ropes, q_segments, kv_segments, index):
+    def __call__(self, carry, repeat, ropes, q_segments, kv_segments, index):
+        x_BTD, caches = carry
         new_caches = []
         for j, spec in enumerate(self.specs):
             block = Block(self.config, spec, self.execution, name=f"block_{j}")
             repeats = []
             for r in range(self.config.block_repeats):
                 cache = None if caches is None else caches[j][r]
-                x_BTD, cache = block(x_BTD, ropes, q_segments, kv_segments, cache, index)
+                x_BTD, cache = block(x_BTD, ropes, q_segments, kv_segments, cache, index, repeat)
                 repeats.append(cache)
             new_caches.append(tuple(repeats))
-        return x_BTD, (None if caches is None else tuple(new_caches))
+        return (x_BTD, None if caches is None else tuple(new_caches)), None
 
 
 def _segment(config: ModelConfig, segment: Segment, execution: Execution, name: str):
-    """`Period` scanned over the leading axis of its parameters (and caches), rematerialized by the named policy."""
+    """`Period` scanned over the leading axis of its parameters, rematerialized by the named policy.
+
+    Caches are carried whole, so that each layer writes its new positions in place.
+    """
     body = Period
     policy = REMAT_POLICIES[execution.remat]
     if policy is not None:
@@ -129,22 +135,24 @@ class Transformer(nn.Module):
         c, run = self.config, self.execution
         B, T = tokens_BT.shape
         index: jax.Array | None = None  # stays None through the scan, so that kernels know the sequence is whole
-        kv_segments_BS = segments_BT
         if cache is not None:
             segments_BT = jnp.ones((B, T), jnp.int32) if segments_BT is None else segments_BT
-            index = cache.index
-            kv_segments_BS = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, index))
+            filled_BS = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, cache.index))
+            empty = isinstance(cache.index, int) and cache.index == 0
+            index = None if empty else jnp.asarray(cache.index)
+        kv_segments_BS = segments_BT if index is None else filled_BS
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) + (0 if index is None else index), (B, T))
 
         E = c.embedding_projection_dim or c.embed_dim
         project = c.embed_dim != E
+        linear = partial(Linear, dtype=run.dtype, init_std=c.init_std, rows=run.layers_apart)
         table_VE = Table(c.vocab_size, E, c.init_std, name="embedder")()
         x_BTD = lookup(table_VE, tokens_BT, run)
         if c.embedding_multiplier != 1.0:
             x_BTD = x_BTD * jnp.asarray(c.embedding_multiplier, run.dtype)
         if project:
-            x_BTD = Linear(c.embed_dim, dtype=run.dtype, init_std=c.init_std, name="embed_in_proj")(x_BTD)
+            x_BTD = linear(c.embed_dim, name="embed_in_proj")(x_BTD)
         if c.position == "learned":
             rows = c.context_length + c.position_offset
             positions = Table(rows, c.embed_dim, c.init_std, name="position_embedder")()
@@ -159,23 +167,28 @@ class Transformer(nn.Module):
         )
         caches = []
         for s, segment in enumerate(c.segments):
-            scan = _segment(c, segment, run, f"segment_{s}")
-            layers = None if cache is None else cache.layers[s]
-            x_BTD, layers = scan(x_BTD, layers, ropes, segments_BT, kv_segments_BS, index)
+            name, layers = f"segment_{s}", None if cache is None else cache.layers[s]
+            constants = ropes, segments_BT, kv_segments_BS, index
+            if run.layers_apart:
+                period = Period(c, segment.period, run, parent=None)
+                x_BTD, layers = run_apart(period, self.get_variable("params", name), x_BTD, layers, *constants)
+            else:
+                repeats = None if cache is None else jnp.arange(segment.repeats)
+                (x_BTD, layers), _ = _segment(c, segment, run, name)((x_BTD, layers), repeats, *constants)
             caches.append(layers)
 
         if c.final_norm:
             x_BTD = block_norm(c, run.dtype, "final_norm")(x_BTD)
         if project:
-            x_BTD = Linear(E, dtype=run.dtype, init_std=c.init_std, name="embed_out_proj")(x_BTD)
+            x_BTD = linear(E, name="embed_out_proj")(x_BTD)
         kernel_EV, bias_V = table_VE.T, None
         if not c.tie_embeddings or c.head_bias:
-            own_kernel, bias_V = Head(c, E, name="lm_head")()
+            own_kernel, bias_V = Head(c, E, rows=run.layers_apart, name="lm_head")()
             kernel_EV = kernel_EV if own_kernel is None else own_kernel
-        output = x_BTD if hidden else logits_from_hidden(c, x_BTD, kernel_EV, bias_V)
-        if cache is None or index is None or kv_segments_BS is None:
+        output = x_BTD if hidden else logits_from_hidden(c, x_BTD, kernel_EV, bias_V, rows=run.layers_apart)
+        if cache is None:
             return output
-        return output, KVCache(tuple(caches), kv_segments_BS, index + T)
+        return output, KVCache(tuple(caches), filled_BS, jnp.asarray(cache.index + T))
 
 
 class Head(nn.Module):
@@ -183,22 +196,29 @@ class Head(nn.Module):
 
     config: ModelConfig
     dim: int
+    rows: bool = False  # held as [V, E], returned transposed
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array | None, jax.Array | None]:
         c = self.config
         kernel = None
         if not c.tie_embeddings:
-            kernel = self.param("kernel", normal_init(c.init_std), (self.dim, c.vocab_size), jnp.float32)
+            shape = (c.vocab_size, self.dim) if self.rows else (self.dim, c.vocab_size)
+            kernel = self.param("kernel", normal_init(c.init_std), shape, jnp.float32)
+            kernel = kernel.T if self.rows else kernel
         bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,), jnp.float32) if c.head_bias else None
         return kernel, bias
 
 
-def head_weights(config: ModelConfig, params: dict) -> tuple[jax.Array, jax.Array | None]:
-    """(kernel [E, V], bias [V] or None) of the output head in a params dict, the embedding's transpose when tied."""
+def head_weights(config: ModelConfig, params: dict, *, rows: bool = False) -> tuple[jax.Array, jax.Array | None]:
+    """(kernel [E, V], bias [V] or None) of the output head in a params dict, the embedding's transpose when tied.
+
+    rows: the parameters are those of layers apart, which hold the head's kernel as [V, E].
+    """
     head = params.get("lm_head", {})
-    kernel = params["embedder"]["embedding"].T if config.tie_embeddings else head["kernel"]
-    return kernel, head.get("bias")
+    if config.tie_embeddings:
+        return params["embedder"]["embedding"].T, head.get("bias")
+    return head["kernel"].T if rows else head["kernel"], head.get("bias")
 
 
 def scale_logits(config: ModelConfig, logits: jax.Array) -> jax.Array:
@@ -211,10 +231,14 @@ def scale_logits(config: ModelConfig, logits: jax.Array) -> jax.Array:
 
 
 def logits_from_hidden(
-    config: ModelConfig, x_BTE: jax.Array, kernel_EV: jax.Array, bias_V: jax.Array | None
+    config: ModelConfig, x_BTE: jax.Array, kernel_EV: jax.Array, bias_V: jax.Array | None, *, rows: bool = False
 ) -> jax.Array:
-    """float32 logits [B, T, V] of hidden states [B, T, E]."""
-    logits = jnp.matmul(x_BTE, kernel_EV.astype(x_BTE.dtype), preferred_element_type=jnp.float32)
+    """float32 logits [B, T, V] of hidden states [B, T, E]. rows: the kernel lies in memory as [V, E]."""
+    kernel_EV = kernel_EV.astype(x_BTE.dtype)
+    if rows:
+        logits = rows_product(x_BTE, kernel_EV.T).astype(jnp.float32)
+    else:
+        logits = jnp.matmul(x_BTE, kernel_EV, preferred_element_type=jnp.float32)
     if bias_V is not None:
         logits = logits + bias_V
     return scale_logits(config, logits)

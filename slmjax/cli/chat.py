@@ -1,0 +1,94 @@
+"""`slmjax chat`: talk with a model by its own chat template."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from slmjax.cli.sampling_arguments import add_sampling_arguments, sampling_settings
+
+HELP = "talk with a model"
+EXAMPLE = "slmjax chat --model my-model --system 'Answer in one sentence.'"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--model", required=True, help="a model that came with a chat template")
+    parser.add_argument("--system", help="what the model is told before the conversation")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer (default: %(default)s)")
+    parser.add_argument(
+        "--context", type=int, default=4096, help="of the conversation in tokens (default: %(default)s)"
+    )
+    add_sampling_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer each line of standard input as it comes; /reset forgets the conversation, /exit ends it."""
+    from slmjax.errors import UserError
+    from slmjax.formats.dispatch import load
+    from slmjax.inference.chat import Conversation
+    from slmjax.inference.sampling import Sampling
+
+    sampling = Sampling(**sampling_settings(args))
+    conversation = Conversation(
+        load(args.model),
+        system=args.system,
+        sampling=sampling,
+        max_new_tokens=args.max_new_tokens,
+        context=args.context,
+        seed=args.seed,
+        stop=args.stop,
+    )
+    for line in _lines():
+        if line == "/exit":
+            break
+        if line == "/reset":
+            conversation.reset()
+        elif line:
+            try:
+                with _ctrl_c() as pressed:
+                    conversation.answer(line, lambda piece, pressed=pressed: _show(piece) or bool(pressed))
+            except UserError as error:
+                if not sys.stdin.isatty():
+                    raise
+                print(f"slmjax: error: {error}", file=sys.stderr)
+            print()
+    return 0
+
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input, asked for where a person sits there; without white space around them."""
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin)
+        return
+    print("/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C ends an answer.", file=sys.stderr)
+    while True:
+        try:
+            yield input("> ").strip()
+        except EOFError:
+            print()
+            return
+
+
+def _show(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """A list that is filled when Ctrl-C is pressed inside; pressed again, it interrupts as ever."""
+    pressed: list[int] = []
+
+    def press(number: int, _: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,123 @@
+"""A conversation with a model, by its own template; what was run of the history is not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.inference.decoding import NONE, Rows, decode, empty_rows, extend
+from slmjax.inference.generate import BUCKET, padded_stops, seen_tokens, stop_ids_of, streamed
+from slmjax.inference.language_model import LanguageModel
+from slmjax.inference.sampling import GREEDY, Sampling
+from slmjax.inference.text import Continuation
+from slmjax.models.kv_cache import KVCache, empty_cache
+from slmjax.tokenization.chat_template import ChatTemplate
+from slmjax.tokenization.chat_tokens import encode_messages
+
+CHUNKS = (16, 64, 256)  # prompts are run in pieces of these lengths: three programs for all of them
+
+
+class Conversation:
+    """Messages so far, and the keys and values of their tokens.
+
+    context: tokens that the conversation may come to, at most the model's; its cache is allocated at the first answer.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        *,
+        system: str | None = None,
+        sampling: Sampling = GREEDY,
+        max_new_tokens: int = 512,
+        context: int = 4096,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ):
+        if max_new_tokens < 1 or context < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens} and context={context} must be at least 1.")
+        self._lm, self._template = lm, ChatTemplate.of(lm.tokenizer)
+        self._beginning = [] if system is None else [{"role": "system", "content": system}]
+        self._sampling, self._max_new_tokens, self._stop = sampling, max_new_tokens, stop
+        self._context, self._key = min(context, lm.config.context_length), jax.random.key(seed)
+        self._cache: KVCache | None = None
+        self._held: list[int] = []  # the tokens whose keys and values the cache holds, from its first position
+        self.messages: list[dict[str, str]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all but the system's message."""
+        self.messages = list(self._beginning)
+
+    def answer(self, text: str, stream: Callable[[str], object] | None = None) -> str:
+        """The model's answer to the user's next message; both join the history.
+
+        stream: called with each new piece of the answer, in whole characters; where it returns True the answer ends.
+
+        Raises:
+            UserError: the template refuses the message, or the conversation has filled its context.
+        """
+        asked = [*self.messages, {"role": "user", "content": text}]
+        ids = encode_messages(self._lm.tokenizer, self._template, asked, add_generation_prompt=True)
+        room = self._context - len(ids)
+        if room < 1:
+            raise UserError(
+                f"The conversation has {len(ids)} tokens and its context is {self._context}: begin anew or shorten it."
+            )
+        answer = Continuation(self._lm.tokenizer, ids, self._stop)
+
+        def show(_: int, token: int) -> bool:
+            piece = answer.add(token)
+            told_to_end = bool(piece) and stream is not None and stream(piece) is True
+            return told_to_end or answer.stopped
+
+        tokens = self._generate(ids, min(self._max_new_tokens, room), show)
+        if (rest := answer.end()) and stream is not None:
+            stream(rest)
+        self.messages = [*asked, {"role": "assistant", "content": answer.whole(tokens)}]
+        return self.messages[-1]["content"]
+
+    def _generate(self, ids: list[int], max_new_tokens: int, show: Callable[[int, int], bool]) -> list[int]:
+        model, params = self._lm.decoding
+        stops = padded_stops(stop_ids_of(self._lm))
+        rows, self._cache = self._prefilled(ids, stops), None  # the cache's buffers are given to what runs next
+        rows = streamed(
+            rows, max_new_tokens, lambda rows, n: decode(model, params, rows, n, stops, self._sampling), show
+        )
+        drawn = np.asarray(rows.tokens_BN)[0]
+        drawn_ids = drawn[drawn != NONE].tolist()
+        self._cache = rows.cache
+        self._held = (ids + drawn_ids)[: len(ids) + int(rows.count) - 1]  # the last token drawn was not run
+        return drawn_ids
+
+    def _prefilled(self, ids: list[int], stops: np.ndarray) -> Rows:
+        """One row of these tokens, of which those that the cache holds are not run."""
+        model, params = self._lm.decoding
+        run, config = model.execution, self._lm.config
+        if self._cache is None:
+            length = -(-self._context // BUCKET) * BUCKET + CHUNKS[-1]  # room for the padding of the last piece
+            self._cache = empty_cache(config, 1, length, run.dtype, layers_apart=run.layers_apart)
+            self._held = []
+        at = next((i for i, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), len(self._held))
+        at = min(at, len(ids) - 1)  # the last is always run: the next token is drawn from it
+        key = jax.random.fold_in(self._key, len(self.messages))
+        capacity = -(-self._max_new_tokens // BUCKET) * BUCKET
+        seen_BV = seen_tokens([ids], config.vocab_size, self._sampling)
+        fresh = empty_rows(key, [len(ids)], capacity, seen_BV)
+        cache = self._cache.replace(index=np.int32(at))  # type: ignore[attr-defined]
+        rows = fresh
+        for piece in pieces(ids[at:]):
+            tokens_1T = np.zeros((1, next(size for size in CHUNKS if len(piece) <= size)), np.int32)
+            tokens_1T[0, : len(piece)] = piece
+            rows = fresh.replace(cache=cache)  # type: ignore[attr-defined]
+            rows = extend(model, params, rows, tokens_1T, len(piece), stops, self._sampling)
+            cache = rows.cache
+        return rows
+
+
+def pieces(ids: Sequence[int]) -> list[Sequence[int]]:
+    """The tokens cut into the largest chunks, and what is left."""
+    return [ids[start : start + CHUNKS[-1]] for start in range(0, len(ids), CHUNKS[-1])]

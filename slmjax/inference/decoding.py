@@ -1,0 +1,110 @@
+"""The compiled half of generation: one prefill, then a loop of decoding steps over a static key/value cache."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from slmjax.inference.sampling import Sampling, sample
+from slmjax.models.kv_cache import KVCache, empty_cache
+from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
+
+NONE = -1  # in place of a token, where a row has stopped
+
+
+@flax.struct.dataclass
+class Rows:
+    """What decoding carries from token to token."""
+
+    cache: KVCache | None  # None: nothing has been run
+    keys_B: jax.Array  # noqa: N815 - of each row; its n-th token is drawn with n folded in
+    lengths_B: jax.Array  # noqa: N815 - of the prompts, tokens of earlier turns included
+    done_B: jax.Array  # noqa: N815 - a stop token was drawn
+    tokens_BN: jax.Array  # noqa: N815 - drawn so far
+    seen_BV: jax.Array | None  # noqa: N815 - tokens that the row holds; None without a repetition penalty
+    count: jax.Array  # tokens drawn for each row
+
+
+def empty_rows(key: jax.Array, lengths_B: Any, capacity: int, seen_BV: Any = None) -> Rows:
+    """Rows of prompts of these lengths, with room for `capacity` new tokens each."""
+    lengths_B = jnp.asarray(lengths_B, jnp.int32)
+    B = lengths_B.shape[0]
+    return Rows(
+        cache=None,
+        keys_B=_row_keys(key, B),
+        lengths_B=lengths_B,
+        done_B=jnp.zeros(B, bool),
+        tokens_BN=jnp.full((B, capacity), NONE, jnp.int32),
+        seen_BV=seen_BV,
+        count=jnp.zeros((), jnp.int32),
+    )
+
+
+@partial(jax.jit, static_argnums=1)
+def _row_keys(key: jax.Array, num_rows: int) -> jax.Array:
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_rows))
+
+
+@partial(jax.jit, static_argnames=("model", "length", "sampling"))
+def prefill(model: Transformer, params, rows: Rows, length: int, inputs, stops, sampling: Sampling) -> Rows:
+    """Run the prompts into a new cache of `length` positions and draw the first tokens.
+
+    inputs: tokens, positions and segments (0 where padded on the left), int32 [B, T] each. stops: ids that end a row.
+    """
+    run = model.execution
+    cache = empty_cache(model.config, inputs[0].shape[0], length, run.dtype, layers_apart=run.layers_apart)
+    cache = cache.replace(index=0)  # known to be empty: the prompts attend to themselves alone
+    return _draw(model, params, rows.replace(cache=cache), inputs, stops, sampling)  # type: ignore[attr-defined]
+
+
+@partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("rows",))
+def extend(model: Transformer, params, rows: Rows, tokens_BT, length, stops, sampling: Sampling) -> Rows:
+    """Run the next `length` tokens of each row, padded on the right to T, into the rows' cache; draw what follows.
+
+    The cache must have room for T more, and no padding so far. What padding writes is never seen: it lies ahead of
+    every query until it is written over.
+    """
+    start = rows.cache.index  # type: ignore[union-attr]
+    positions_BT = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    inputs = tokens_BT, positions_BT, jnp.ones_like(tokens_BT)
+    rows = _draw(model, params, rows, inputs, stops, sampling, last=length - 1)
+    return rows.replace(cache=rows.cache.replace(index=start + length))  # type: ignore[attr-defined, union-attr]
+
+
+@partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("rows",))
+def decode(model: Transformer, params, rows: Rows, until, stops, sampling: Sampling) -> Rows:
+    """Draw until each row has `until` tokens or all have stopped."""
+    segments_B1 = jnp.ones((rows.lengths_B.shape[0], 1), jnp.int32)
+
+    def body(rows: Rows) -> Rows:
+        last_B1 = jax.lax.dynamic_slice_in_dim(rows.tokens_BN, rows.count - 1, 1, axis=1)
+        positions_B1 = (rows.lengths_B + rows.count - 1)[:, None]
+        # A row that has stopped is fed token 0; nothing reads what comes of it.
+        return _draw(model, params, rows, (jnp.maximum(last_B1, 0), positions_B1, segments_B1), stops, sampling)
+
+    return jax.lax.while_loop(lambda rows: (rows.count < until) & ~jnp.all(rows.done_B), body, rows)
+
+
+def _draw(model: Transformer, params, rows: Rows, inputs, stops, sampling: Sampling, last=-1) -> Rows:
+    """Run T tokens a row through the cache and draw the one that follows the `last` of them."""
+    tokens_BT, positions_BT, segments_BT = inputs
+    outputs = model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, rows.cache, hidden=True)
+    hidden_BTE, cache = outputs  # type: ignore[assignment]
+    apart = model.execution.layers_apart
+    head = head_weights(model.config, params, rows=apart)
+    logits_BV = logits_from_hidden(model.config, hidden_BTE[:, last], *head, rows=apart)
+    keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.keys_B, rows.count)
+    token_B = sample(logits_BV, keys_B, sampling, rows.seen_BV)
+    seen_BV = rows.seen_BV
+    if seen_BV is not None:
+        seen_BV = seen_BV.at[jnp.arange(token_B.shape[0]), token_B].set(True)
+    done_B = rows.done_B | jnp.any(token_B[:, None] == stops[None, :], axis=1)
+    token_B = jnp.where(done_B, NONE, token_B)
+    tokens_BN = jax.lax.dynamic_update_slice(rows.tokens_BN, token_B[:, None], (0, rows.count))
+    return rows.replace(  # type: ignore[attr-defined]
+        cache=cache, seen_BV=seen_BV, done_B=done_B, tokens_BN=tokens_BN, count=rows.count + 1
+    )

@@ -1,0 +1,73 @@
+"""How a CPU decodes fast: every layer's parameters and caches as arrays of their own, kernels as [out, in].
+
+Where XLA's CPU backend unrolls a scan, it copies each layer's kernels out of their stack before it multiplies with
+them: every token would move all weights three times. The stacked form is the one that is trained, saved and sharded.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+
+from slmjax.models.config import ModelConfig
+
+
+def take_apart(config: ModelConfig, params: dict, dtype: Any) -> dict:
+    """A copy of the parameters for `Execution(layers_apart=True)`: `segment_s` is a tuple, one subtree a repeat.
+
+    Kernels become [out, in], of `dtype` as the network would cast them at each use; so does the token table. Gains and
+    biases stay as they are: some families use them in float32.
+    """
+    apart: dict = {}
+    for name, tree in params.items():
+        if name.startswith("segment_"):
+            repeats = config.segments[int(name.removeprefix("segment_"))].repeats
+            apart[name] = tuple(_layer(tree, i, dtype) for i in range(repeats))
+        else:
+            apart[name] = _layer(tree, None, dtype)
+    return apart
+
+
+def _layer(tree: dict, repeat: int | None, dtype: Any) -> dict:
+    return {
+        name: _layer(leaf, repeat, dtype)
+        if isinstance(leaf, dict)
+        else _leaf(leaf, repeat, dtype if name in ("kernel", "embedding") else leaf.dtype, name == "kernel")
+        for name, leaf in tree.items()
+    }
+
+
+@partial(jax.jit, static_argnames=("dtype", "transpose"))
+def _leaf(array: jax.Array, repeat: int | None, dtype: Any, transpose: bool) -> jax.Array:
+    if repeat is not None:
+        array = jax.lax.dynamic_index_in_dim(array, repeat, keepdims=False)
+    return (array.T if transpose else array).astype(dtype)
+
+
+def run_apart(period: Any, layers: tuple, x_BTD: jax.Array, caches: tuple | None, *constants: Any) -> tuple[Any, Any]:
+    """`period` (a module without parent) with each layer's parameters in turn; returns x and the new caches."""
+
+    @jax.jit  # traced once for all layers; XLA inlines the calls
+    def run(params, x_BTD, cache):
+        return period.apply({"params": params}, (x_BTD, cache), None, *constants)[0]
+
+    new_caches = []
+    for i, params in enumerate(layers):
+        x_BTD, cache = run(params, x_BTD, None if caches is None else caches[i])
+        new_caches.append(cache)
+    return x_BTD, (None if caches is None else tuple(new_caches))
+
+
+def cast_weights(params: Any, dtype: Any) -> Any:
+    """The matrices as the network would cast them at each use, cast once: the same results, less memory traffic.
+
+    Norm gains and biases stay as they are: some families use them in float32.
+    """
+
+    def cast(path, leaf):
+        name = path[-1].key
+        return leaf.astype(dtype) if name in ("kernel", "embedding") and leaf.dtype != dtype else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
