@@ -15,7 +15,7 @@ from slmjax.models.config import LayerSpec, ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.linear import Linear
 from slmjax.models.normalization import query_key_norm
-from slmjax.models.positions import RopeTable, alibi_slopes, rotate
+from slmjax.models.positions import RopeTable, alibi_rounding, alibi_slopes, rotate
 
 
 class Attention(nn.Module):
@@ -65,6 +65,9 @@ class Attention(nn.Module):
         slopes_H = None
         if c.position == "alibi":
             slopes_H = jnp.asarray(alibi_slopes(H) * (scale if c.alibi_scaled else 1.0))
+        if c.position == "alibi" and c.alibi_scaled:
+            bias_BSH = alibi_rounding(H, kv_segments_BS, k_BSGK.shape[1])
+            q_BTHK, k_BSGK, v_BSGK = with_key_bias(q_BTHK, k_BSGK, v_BSGK, bias_BSH)
         context_BTHK = run.attention(
             q_BTHK,
             k_BSGK,
@@ -77,7 +80,20 @@ class Attention(nn.Module):
             softcap=c.attention_softcap,
             slopes_H=slopes_H,
         )
-        context = checkpoint_name(context_BTHK.reshape(B, T, H * K), "context")
+        context = checkpoint_name(context_BTHK[..., :K].reshape(B, T, H * K), "context")
         divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
         output = linear(c.embed_dim, use_bias=c.attention_output_bias, init_divisor=divisor, name="o_proj")
         return output(context), cache
+
+
+def with_key_bias(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, bias_BSH: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values of K + 1 dimensions whose scores are those of the arguments plus `bias` of each key."""
+    B, S, G, _ = k_BSGK.shape
+    H = q_BTHK.shape[2]
+    k_BSHK, v_BSHK = (jnp.repeat(x, H // G, axis=2) for x in (k_BSGK, v_BSGK))
+    bias_BSH1 = jnp.broadcast_to(bias_BSH, (B, S, H))[..., None].astype(k_BSGK.dtype)
+    one_more = ((0, 0),) * 3 + ((0, 1),)
+    q_BTHL = jnp.pad(q_BTHK, one_more, constant_values=1)
+    return q_BTHL, jnp.concatenate([k_BSHK, bias_BSH1], axis=-1), jnp.pad(v_BSHK, one_more)
