@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from pathlib import Path
 
 HELP = "pretrain or over-train a model from a config file"
 EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=200"
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     _initialize(args)
     from slmjax.training.loop import train
 
-    result = train(config, Path(args.workdir).expanduser())
+    result = train(config, args.workdir)
     if args.json:
         print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics}))
     else:

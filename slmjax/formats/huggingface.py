@@ -61,7 +61,10 @@ class HuggingFaceDirectory:
 
 def is_huggingface(directory: Path) -> bool:
     """Whether a directory's config.json is transformers'."""
-    return (directory / CONFIG).is_file() and "model_type" in read_json(directory / CONFIG)
+    if not (directory / CONFIG).is_file():
+        return False
+    values = read_json(inside(directory, CONFIG))
+    return "format" not in values and bool({"model_type", "architectures"} & values.keys())
 
 
 def open_huggingface(directory: str | Path) -> HuggingFaceDirectory:
@@ -96,7 +99,7 @@ def load_huggingface(
 
 
 def read_weights(place: HuggingFaceDirectory, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> Any:
-    """The parameters of an opened directory; a warning where some are no numbers."""
+    """The parameters of an opened directory; see `read_params`."""
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
     shardings = None
@@ -105,19 +108,7 @@ def read_weights(place: HuggingFaceDirectory, mesh: jax.sharding.Mesh | None = N
         shardings = {p: jax.sharding.NamedSharding(mesh, spec_for(p, leaf.shape, mesh)) for p, leaf in leaves}
     entries = place.family.entries(place.config)
     target = None if dtype is None else jnp.dtype(dtype)
-    params = read_params(place.config, entries, place.tensors, dtype=target, shardings=shardings)
-    warn_of_nan(params, str(place.path))
-    return params
-
-
-def warn_of_nan(params: Any, where: str) -> None:
-    """A warning naming the first array that holds NaN or infinity."""
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree))(params)
-    for path, good in jax.tree_util.tree_leaves_with_path(finite):
-        if not bool(good):
-            name = "/".join(key.key for key in path)
-            warnings.warn(f"{where}: the weights {name} hold NaN or infinity", stacklevel=3)
-            return
+    return read_params(place.config, entries, place.tensors, dtype=target, shardings=shardings)
 
 
 def stop_ids(place: HuggingFaceDirectory, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -54,13 +54,8 @@ def save_huggingface(
     stops = list(dict.fromkeys([*stop_ids, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]))
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
     ids["pad_token_id"] = tokenizer.pad_id
-    values = {
-        "architectures": [chosen.architecture],
-        "model_type": chosen.model_type,
-        **chosen.config_to(config),
-        **ids,
-    }
-    values |= {"dtype": dtype, "torch_dtype": dtype, "use_cache": True}
+    values = {"architectures": [chosen.architecture], "model_type": chosen.model_type, **chosen.config_to(config)}
+    values |= {**ids, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
     entries, target = chosen.entries(config), jnp.dtype(dtype)
     plan = _plan(config, entries, target)
     tensors = ((name, array.astype(target)) for name, array in write_tensors(params, entries))

@@ -199,7 +199,7 @@ def _smollm3_to(config: ModelConfig) -> Values:
 
 def _olmo2_from(values: Values) -> ModelConfig:
     values = {**OLMO2, **values}
-    switches = {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}
+    switches: Values = {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}
     return ModelConfig(**fields(values), **biases(values), **switches)
 
 

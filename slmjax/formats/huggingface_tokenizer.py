@@ -16,8 +16,8 @@ WRITTEN = (VOCABULARY, "tokenizer.model", SETTINGS, TEMPLATE)
 _SUFFIXES = (".json", ".model", ".txt", ".jinja")
 _MAX_TEMPLATE = 1 << 20  # bytes
 # Of the settings of another directory or version: the class that cannot be found elsewhere, code, places on a disk.
-_DROPPED = ("tokenizer_class", "auto_map", "backend", "is_local", "name_or_path", "tokenizer_file", "processor_class")
-_DROPPED += ("special_tokens_map_file", "chat_template")
+_DROPPED = {"tokenizer_class", "auto_map", "backend", "is_local", "name_or_path", "tokenizer_file", "processor_class"}
+_DROPPED |= {"special_tokens_map_file", "chat_template"}
 
 
 def read(directory: Path) -> Tokenizer:

@@ -132,21 +132,24 @@ def _entry(entry: Any, what: str) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype, shape, begin, end) of a header's entry, in agreement with each other."""
     if not isinstance(entry, dict):
         raise UserError(f"{what} has no description.")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    dtype, shape = entry.get("dtype"), _counts(entry.get("shape"), _MAX_RANK)
+    offsets = _counts(entry.get("data_offsets"), 2)
     if not isinstance(dtype, str) or not (dtype in FLOATS or dtype in _OTHERS):
         raise UserError(f"{what} is of dtype {str(dtype)[:40]!r}, which is not known here.")
-    if not _counts(shape) or len(shape) > _MAX_RANK:
-        raise UserError(f"{what} has no shape that can be read.")
-    if not _counts(offsets) or len(offsets) != 2:
-        raise UserError(f"{what} has no data_offsets that can be read.")
+    if shape is None or offsets is None or len(offsets) != 2:
+        raise UserError(f"{what} has a shape or data_offsets that cannot be read.")
+    begin, end = offsets
     size = FLOATS[dtype].itemsize if dtype in FLOATS else _OTHERS[dtype]
-    if offsets[1] - offsets[0] != math.prod(shape) * size:
-        raise UserError(f"{what} of shape {shape} and dtype {dtype} does not take bytes {offsets[0]} to {offsets[1]}.")
-    return dtype, tuple(shape), offsets[0], offsets[1]
+    if end - begin != math.prod(shape) * size:
+        raise UserError(f"{what} of shape {shape} and dtype {dtype} does not take bytes {begin} to {end}.")
+    return dtype, tuple(shape), begin, end
 
 
-def _counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in values)
+def _counts(values: Any, most: int) -> list[int] | None:
+    """A list of at most `most` whole numbers, None where it is anything else."""
+    if not isinstance(values, list) or len(values) > most:
+        return None
+    return values if all(type(value) is int and 0 <= value < 1 << 62 for value in values) else None
 
 
 def _dtype_name(dtype: str) -> str:
@@ -162,9 +165,8 @@ def _index(directory: Path) -> dict[str, str] | None:
         raise UserError(f"{directory / INDEX} has no weight_map.")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
-            raise UserError(
-                f"{directory / INDEX} puts {name[:100]} in {str(file)[:100]!r}, which is no safetensors file."
-            )
+            where = str(file)[:100]
+            raise UserError(f"{directory / INDEX} puts {name[:100]} in {where!r}, which is no safetensors file.")
     return weight_map
 
 

@@ -6,6 +6,8 @@ stacks or fuses is undone by views (transposes, slices), so that a memory-mapped
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -153,6 +155,7 @@ def read_params(
     """Our nested parameters from a checked file, leaf by leaf, each device getting (and reading) only its own part.
 
     dtype: of the result; None keeps the file's. shardings: of each leaf's path; None puts all on the first device.
+    A warning names arrays that hold NaN or infinity.
     """
     sources: dict[str, dict[int, tuple[Entry, int]]] = {}
     for entry in entries:
@@ -160,25 +163,61 @@ def read_params(
             sources.setdefault(leaf.path, {})[leaf.repeat or 0] = (entry, part)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     flat = {}
-    for path, leaf in abstract_leaves(config).items():
-        stacked = path.startswith("segment_")
-
-        def piece(index, path=path, shape=leaf.shape, stacked=stacked):
-            layers = range(*index[0].indices(shape[0])) if stacked else (0,)
-            rest = index[1:] if stacked else index
-            out: np.ndarray | None = None
-            for n, layer in enumerate(layers):
-                entry, part = sources[path][layer]
-                x = entry.split(file.read(entry.name))[part][rest]
-                if out is None:
-                    out = np.empty((len(layers), *x.shape), dtype or x.dtype)
-                out[n] = x
-            assert out is not None
-            return out if stacked else out[0]
-
+    for path, array in abstract_leaves(config).items():
         sharding = here if shardings is None else shardings[path]
-        flat[path] = jax.make_array_from_callback(leaf.shape, sharding, piece)
+        read = _part_reader(path, array.shape, sources[path], file, dtype)
+        flat[path] = jax.make_array_from_callback(array.shape, sharding, read)
     return nested(flat)
+
+
+def _part_reader(
+    path: str, shape: tuple[int, ...], layers: dict[int, tuple[Entry, int]], file: TensorFile, dtype: Any
+) -> Callable[[Any], np.ndarray]:
+    """From an index of a whole leaf to that part of it, read when it is asked for.
+
+    Devices that hold the same part share one reading of it. What is returned is a copy: the file's pages go back.
+    """
+    known: dict[Any, np.ndarray] = {}
+    stacked = path.startswith("segment_")
+
+    def view(layer: int, rest: tuple[slice, ...]) -> np.ndarray:
+        entry, part = layers[layer]
+        return entry.split(file.read(entry.name))[part][rest]
+
+    def stack(numbers: range, rest: tuple[slice, ...]) -> np.ndarray:
+        first = view(numbers[0], rest)
+        out = _aligned((len(numbers), *first.shape), np.dtype(dtype or first.dtype))
+        for n, layer in enumerate(numbers):
+            out[n] = view(layer, rest)
+        return out
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(one.indices(size) for one, size in zip(index, shape, strict=True))
+        if bounds not in known and stacked:
+            known[bounds] = stack(range(*bounds[0]), index[1:])
+            _warn_of_nan(known[bounds], path)
+        elif bounds not in known:
+            x = view(0, index)
+            known[bounds] = _aligned(x.shape, np.dtype(dtype or x.dtype))
+            known[bounds][...] = x
+            _warn_of_nan(known[bounds], path)
+        return known[bounds]
+
+    return read
+
+
+def _warn_of_nan(part: np.ndarray, path: str) -> None:
+    # A sum is not finite where a value is not, and needs no second array; a large finite sum may overflow.
+    if not np.isfinite(part.sum(dtype=np.float32)) and not all(np.isfinite(row).all() for row in part):
+        warnings.warn(f"the weights {path} hold NaN or infinity", stacklevel=2)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, whose memory jax takes over on a CPU instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def write_tensors(params: Any, entries: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -32,7 +33,9 @@ class TrainState:
 def init_state(model: Transformer, optimizer: optax.GradientTransformation, seed: int, *, ema: bool) -> TrainState:
     """A fresh state; a pure function of the seed, to be called under jit with `state_shardings` as out_shardings."""
     params_key, rng = jax.random.split(jax.random.key(seed))
-    params = model.init(params_key, jnp.zeros((1, 1), jnp.int32))["params"]
+    # Of layers that are alike, one is compiled: random numbers make long programs, and this one runs once.
+    rolled = model.clone(execution=dataclasses.replace(model.execution, scan_unroll=1))
+    params = rolled.init(params_key, jnp.zeros((1, 1), jnp.int32))["params"]
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
