@@ -17,7 +17,7 @@ from slmjax.models.config import LayerSpec, ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.linear import Linear
 from slmjax.models.normalization import query_key_norm
-from slmjax.models.positions import RopeTable, alibi_slopes, rotate
+from slmjax.models.positions import RopeTable, alibi_rounding, alibi_slopes, rotate
 
 
 class Attention(nn.Module):
@@ -70,8 +70,11 @@ class Attention(nn.Module):
         if cache is not None:
             cache = kv_cache.write(cache, k_BTGK, v_BTGK, 0 if index is None else index, repeat)
         cached = cache is not None and index is not None  # else the new tokens are all that there is
+        rounds = c.position == "alibi" and c.alibi_scaled
         if cached and not run.layers_apart:
             k_BSGK, v_BSGK = (array.astype(run.dtype) for array in kv_cache.read(cache, repeat))
+        elif cached and rounds:
+            k_BSGK, v_BSGK = (array.astype(run.dtype).swapaxes(1, 2) for array in cache)
         num_prefix = 0 if prefix is None else prefix[0].shape[-3]
         if prefix is not None and cache is None:
             k_BSGK, v_BSGK = (
@@ -91,12 +94,28 @@ class Attention(nn.Module):
             "window": spec.window,
         }
         form: dict[str, Any] = {"scale": scale, "softcap": c.attention_softcap, "slopes_H": slopes_H}
-        if cached and run.layers_apart:
+        if rounds:
+            bias_BSH = alibi_rounding(H, kv_segments_BS, k_BSGK.shape[1])
+            q_BTHK, k_BSGK, v_BSGK = with_key_bias(q_BTHK, k_BSGK, v_BSGK, bias_BSH)
+        if cached and run.layers_apart and not rounds:
             context_BTHK = cached_attention(q_BTHK, *cache, index=index, **masks, **form)
         else:
             offset = 0 if index is None else index - num_prefix
             context_BTHK = run.attention(q_BTHK, k_BSGK, v_BSGK, q_offset=offset, prefix=num_prefix, **masks, **form)
-        context = checkpoint_name(context_BTHK.reshape(B, T, H * K), "context")
+        context = checkpoint_name(context_BTHK[..., :K].reshape(B, T, H * K), "context")
         divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
         output = linear(c.embed_dim, use_bias=c.attention_output_bias, init_divisor=divisor, name="o_proj")
         return output(context), cache
+
+
+def with_key_bias(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, bias_BSH: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values of K + 1 dimensions whose scores are those of the arguments plus `bias` of each key."""
+    B, S, G, _ = k_BSGK.shape
+    H = q_BTHK.shape[2]
+    k_BSHK, v_BSHK = (jnp.repeat(x, H // G, axis=2) for x in (k_BSGK, v_BSGK))
+    bias_BSH1 = jnp.broadcast_to(bias_BSH, (B, S, H))[..., None].astype(k_BSGK.dtype)
+    one_more = ((0, 0),) * 3 + ((0, 1),)
+    q_BTHL = jnp.pad(q_BTHK, one_more, constant_values=1)
+    return q_BTHL, jnp.concatenate([k_BSHK, bias_BSH1], axis=-1), jnp.pad(v_BSHK, one_more)

@@ -104,7 +104,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     rope_pattern: tuple[bool, ...] = (True,)  # which layers rotate at all, repeated over the layers (SmolLM3's NoPE)
     position_offset: int = 0  # learned table: row of position 0 (OPT: 2)
-    alibi_scaled: bool = False  # Falcon: the bias too is multiplied by the attention scale
+    alibi_scaled: bool = False  # Falcon: the bias is rounded to bfloat16 and multiplied by the attention scale
 
     # feed-forward
     activation: str = "silu"

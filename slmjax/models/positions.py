@@ -111,3 +111,23 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
         extra = 2.0 ** -(2.0 ** -(math.log2(2 * power) - 3))
         slopes += [extra ** (2 * i + 1) for i in range(num_heads - power)]
     return np.asarray(slopes, np.float32)
+
+
+def alibi_rounding(num_heads: int, segments_BS: jax.Array | None, length: int) -> jax.Array:
+    """What Falcon's arithmetic adds to ALiBi's slope * position of each key, float32 [B, S, H].
+
+    It multiplies the two in bfloat16, whatever the network's dtype: at position 400 of 32 heads its logits are 0.4 off
+    those of exact slopes. Positions count from the beginning of the key's document. segments_BS: None is one document.
+    """
+    index_1S = jnp.arange(length)[None]
+    starts: jax.Array | int = 0
+    if segments_BS is not None:
+        begins_BS = jnp.diff(segments_BS, axis=1, prepend=segments_BS[:, :1] - 1) != 0
+        starts = jax.lax.cummax(jnp.where(begins_BS, index_1S, 0), axis=1)
+    positions_BS1 = (index_1S - starts)[..., None].astype(jnp.float32)
+    slopes_H = alibi_slopes(num_heads)
+
+    def rounded(x):  # an explicit reduction: XLA may leave out a conversion to bfloat16 and back
+        return jax.lax.reduce_precision(jnp.asarray(x), exponent_bits=8, mantissa_bits=7)
+
+    return rounded(rounded(slopes_H) * rounded(positions_BS1)) - slopes_H * positions_BS1

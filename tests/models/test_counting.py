@@ -45,6 +45,8 @@ def test_flops_are_those_of_the_traced_program(tiny):
     for spec in tiny.layers:
         heads = spec.num_heads * tiny.head_dim * tiny.block_repeats
         traced -= 4 * heads * (T - visible_keys(spec.window))
+        if tiny.alibi_scaled:  # what its rounding adds to the scores is one more dimension of each head
+            traced -= 4 * spec.num_heads * T
     assert flops_per_token(tiny, T, training=False) == pytest.approx(traced, rel=1e-9)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slmjax.models.config import RopeScaling
-from slmjax.models.positions import alibi_slopes, rope_table, rotate
+from slmjax.models.positions import alibi_rounding, alibi_slopes, rope_table, rotate
 
 DIM, THETA = 64, 10_000.0
 RNG = np.random.default_rng(0)
@@ -152,3 +152,19 @@ def test_alibi_slopes_are_those_of_transformers(num_heads):
 
 def test_alibi_slopes_of_eight_heads_are_powers_of_a_half():
     np.testing.assert_allclose(alibi_slopes(8), 0.5 ** np.arange(1, 9))
+
+
+@pytest.mark.parametrize("num_heads", [8, 12, 32])
+def test_falcons_rounding_of_alibi_is_that_of_transformers(num_heads):
+    """Also beyond 256, where bfloat16 does not hold every position; of each document from its own beginning."""
+    torch = pytest.importorskip("torch")
+    falcon = pytest.importorskip("transformers.models.falcon.modeling_falcon")
+    length = 600
+    bias = falcon.build_alibi_tensor(torch.ones(1, length, dtype=torch.long), num_heads, torch.float32)[:, 0].numpy().T
+    exact = alibi_slopes(num_heads) * np.arange(length)[:, None]
+    rounding = jax.jit(alibi_rounding, static_argnums=(0, 2))
+    np.testing.assert_allclose(exact + rounding(num_heads, None, length)[0], bias, rtol=1e-6)
+    segments = np.repeat([[0, 1, 2], [3, 3, 3]], 200, axis=1)
+    of_documents = rounding(num_heads, jnp.asarray(segments), length)
+    np.testing.assert_array_equal(of_documents[0], np.tile(of_documents[1, :200], (3, 1)))
+    np.testing.assert_array_equal(of_documents[1], rounding(num_heads, None, length)[0])

@@ -31,6 +31,9 @@ GPT2 = {"vocab_size": V, "n_embd": D, "n_layer": L, "n_head": H, "n_positions": 
 OPT = {**COMMON, "ffn_dim": F, "max_position_embeddings": CONTEXT, "word_embed_proj_dim": D}
 FALCON = {**COMMON, "max_position_embeddings": CONTEXT}
 GALACTICA = {"activation_function": "gelu", "enable_bias": False, "layer_norm_elementwise_affine": False}
+# 12 heads: their slopes are no powers of two, so that Falcon's rounding of ALiBi shows.
+FALCON_RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True, "num_attention_heads": 12}
+FALCON_RW |= {"hidden_size": 48}
 NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 2}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 
@@ -43,7 +46,7 @@ CASES = {
     "opt, post-norm and projections": ("OPT", {**OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "opt, galactica": ("OPT", {**OPT, **GALACTICA}),
     "bloom": ("Bloom", {"vocab_size": V, "hidden_size": D, "n_layer": L, "n_head": H}),
-    "falcon, rw": ("Falcon", {**FALCON, "alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}),
+    "falcon, rw": ("Falcon", {**FALCON, **FALCON_RW}),
     "falcon, multi-query": ("Falcon", {**FALCON, "ffn_hidden_size": F}),
     "falcon, new": ("Falcon", {**FALCON, **NEW_FALCON}),
     "falcon, new with one norm": ("Falcon", {**FALCON, **NEW_FALCON, "num_ln_in_parallel_attn": 1}),
