@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,7 @@ def write_saved(
     config: ModelConfig, params: Any, tokenizer: Tokenizer, directory: Path, dtype: str, stop_ids: Sequence[int] = ()
 ) -> Path:
     """Write the directory, whole or not at all; what it replaces must be a model that this function wrote."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     if dtype not in DTYPES:
@@ -141,7 +144,13 @@ def write_saved(
     }
     with place_directory(directory, lambda: False) as partial:
         tokenizer.save(partial)
-        save_file(flat, partial / WEIGHTS)
+        try:
+            save_file(flat, partial / WEIGHTS)
+        except SafetensorError as error:  # the system's error, as text alone
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
         description = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), "stop_ids": list(stop_ids)}
         (partial / CONFIG).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return directory

@@ -180,6 +180,7 @@ def orbax() -> Any:
     absl_logger = logging.getLogger("absl")
     if _not_from_orbax not in absl_logger.filters:
         absl_logger.addFilter(_not_from_orbax)
+        logging.getLogger("asyncio").addFilter(_no_full_disk)
     return orbax.checkpoint
 
 
@@ -199,6 +200,11 @@ def barrier(name: str) -> None:
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
+
+
+def _no_full_disk(record: logging.LogRecord) -> bool:
+    """Of the writes that a full disk stopped, one has been told; asyncio reports the others with a traceback."""
+    return not (record.exc_info and is_full_disk(record.exc_info[1]))
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ One step directory holds everything: `state` (arrays), `data` (the position in t
 
 import contextlib
 import dataclasses
+import errno
 import math
 import os
 import shutil
@@ -26,6 +27,8 @@ from slmjax.training.checkpoint_files import (
     warn,
     write_checksums,
 )
+
+_COMPRESSED = 0.8  # of a state's bytes: weights and moments shrink by about a tenth on disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Checkpointer:
                 return False
             self._saving = step
             self._state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+            self._require_room()
             evaluation = {name: float(value) for name, value in (metrics or {}).items()}
             self._scores[step] = evaluation.get(self._config.best_metric)
             args = ocp.args.Composite(
@@ -239,6 +243,13 @@ class Checkpointer:
             raise UserError(f"There is no checkpoint in {self._directory}; give that of a run that has saved one.")
         if step not in steps:
             raise UserError(f"There is no checkpoint of step {step} in {self._directory}; there are {_listed(steps)}.")
+
+    def _require_room(self) -> None:
+        """Refuse what cannot fit before anything is written; one process alone, so that several do not part ways."""
+        if self._local and jax.process_count() == 1:
+            free = shutil.disk_usage(self._directory).free
+            if free < _COMPRESSED * self._state_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:

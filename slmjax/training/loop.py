@@ -69,12 +69,8 @@ def train(
     refuse_another(workdir, config)
     corpus = open_corpus(config.data, workdir / "data", progress=jax.process_index() == 0)
     check_vocabulary(corpus, config.model.vocab_size)
-    if jax.process_index() == 0:
-        with place_directory(workdir / "tokenizer", lambda: False) as partial:
-            corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
     tokenizer = corpus.tokenizer
     program = build(config, token_bytes=tokenizer.token_bytes(), base=base, encode=tokenizer.encode)
-    claim(workdir, config)  # only now, so that a mistyped path or mesh can be corrected in the same workdir
     rows = local_rows(program.batch_sharding, config.training.batch_size)
     batches = corpus.batches(config, rows)
 
@@ -103,6 +99,11 @@ def train(
         if restored is not None:
             say(f"Continuing after step {start}{_rates_there(program, restored) if branching else f' of {total}'}.")
         step_fn = program.compile() if start < total else None
+        # Only now, so that a mistyped path, mesh or batch, or one too large, can be corrected in the same workdir.
+        claim(workdir, config)
+        if primary:
+            with place_directory(workdir / "tokenizer", lambda: False) as partial:
+                corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
         meter = _Meter(program)
         pending: Any = None  # metrics of the step that is still running
         latest: dict[str, float] = {}

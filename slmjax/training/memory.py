@@ -27,7 +27,8 @@ def out_of_memory_is_the_users(config: RunConfig, mesh: Mesh) -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError, ValueError) as error:
         text = str(error)
-        if not isinstance(error, MemoryError) and not any(phrase in text for phrase in _PHRASES):
+        full_disk = "No space left on device" in text  # TensorStore calls that RESOURCE_EXHAUSTED too
+        if full_disk or not (isinstance(error, MemoryError) or any(phrase in text for phrase in _PHRASES)):
             raise
         raise _sentence(config, mesh, _sizes(text)) from error
 

@@ -15,6 +15,7 @@ import pytest
 import slmjax
 from slmjax.cli.main import main
 from slmjax.tokenization.tokenizer import load_tokenizer
+from slmjax.training import memory
 
 CONFIG = """
 from slmjax.models.config import ModelConfig
@@ -260,7 +261,12 @@ def test_the_command_in_a_shell(tmp_path):
     assert done.stderr == f"slmjax: error: There is no model at {tmp_path / 'none'}.\n"
 
 
-def test_a_mistyped_path_is_corrected_in_the_same_workdir(place, tmp_path, capsys):
+def test_a_mistake_is_corrected_in_the_same_workdir(place, tmp_path, capsys, monkeypatch):
     train = ("train", "--config", str(place / "config.py"), "--workdir", str(tmp_path / "run"))
     assert "/no/such" in refused(capsys, *train, "--config.data.sources.text.path=/no/such/file.txt")
+    assert "smaller than one batch" in refused(capsys, *train, "--config.training.batch_size=100000")
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "host_memory_bytes", lambda: 1000)
+        assert "training.accumulation=" in refused(capsys, *train)
+    assert not (tmp_path / "run" / "config.json").exists()
     assert main([*train, "--config.training.steps=1"]) == 0

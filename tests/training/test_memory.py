@@ -15,6 +15,8 @@ from slmjax.sharding.mesh import make_mesh
 from slmjax.training import memory, program
 from slmjax.training.memory import host_memory_bytes, out_of_memory_is_the_users
 
+FULL = ValueError("RESOURCE_EXHAUSTED: Error writing x: No space left on device")
+
 
 @pytest.fixture
 def one_device(tiny_config):
@@ -48,7 +50,7 @@ def test_the_numbers_tell_how_far_to_turn(one_device):
 
 
 def test_other_errors_pass(one_device):
-    for error in (jax.errors.JaxRuntimeError("INTERNAL: something else"), ValueError("no"), UserError("mine")):
+    for error in (jax.errors.JaxRuntimeError("INTERNAL: something else"), ValueError("no"), UserError("mine"), FULL):
         with pytest.raises(type(error), match=str(error)), out_of_memory_is_the_users(*one_device):
             raise error
 
