@@ -2,7 +2,7 @@
 
 Cost: Chinchilla's 20 tokens a parameter are 25B tokens, 1.9e20 FLOPs at T=2048: about 6 days on one H100 or 2 days on a
 v5e-16, both at 40% MFU (calculated). The vocabulary is the released tokenizer's: set data.tokenizer to it.
-Run: slmjax train --config configs/llama3_2_1b.py --workdir gs-or-disk/run --config.data.cache_dir=/corpus/corpus
+Run: slmjax train --config configs/llama3_2_1b.py --workdir runs/llama --config.data.cache_dir=/corpus/corpus
 """
 
 from slmjax.models.families import model_config

@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "families", "generate", "load", "save"]
 
 _LAZY = {
-    "load": "slmjax.inference.language_model",
-    "save": "slmjax.inference.language_model",
+    "load": "slmjax.formats.dispatch",
+    "save": "slmjax.formats.dispatch",
     "generate": "slmjax.inference.generate",
     "families": "slmjax.models.families",
 }

@@ -42,13 +42,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from slmjax.data.placement import local_path
     from slmjax.data.prepare import prepare, tokenizer_for
     from slmjax.errors import UserError
 
     if bool(args.config) == bool(args.source):
         raise UserError("data prepare needs either --config FILE, or --source PATH with --tokenizer.")
     data = _data_config(args)
-    output = Path(args.output).expanduser()
+    output = local_path(args.output, "--output")
     tokenizer = tokenizer_for(data, output / "tokenizer")
     print(prepare(data, tokenizer, output / "corpus"))
     return 0

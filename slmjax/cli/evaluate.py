@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.errors import UserError
     from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
     from slmjax.evaluation.bits_per_byte import evaluate_text
-    from slmjax.inference.language_model import load
+    from slmjax.formats.dispatch import load
 
     output = None if args.output is None else Path(args.output).expanduser()
     if output is not None and not output.parent.is_dir():

@@ -17,7 +17,9 @@ EXAMPLE = "slmjax inspect runs/quickstart"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("path", help="a run's workdir, a checkpoint, a saved model, or a name such as smollm2-135m")
+    parser.add_argument(
+        "path", help="a run's workdir, a checkpoint, a model's directory or .gguf file, or a name: smollm2-135m"
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="rows of the key/value cache (default: %(default)s)")
     parser.add_argument("--context", type=int, default=0, help="its tokens a row (default: the model's context)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -32,11 +34,8 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1 or args.context < 0:
         raise UserError("--batch-size must be at least 1, and --context at least 0 (the model's own).")
     facts: dict[str, Any]
-    if Path(args.path).expanduser().exists() or "/" in args.path:
-        from slmjax.inference.language_model import locate
-
-        place = locate(args.path)
-        config, facts = place.config, _provenance(place)
+    if "/" in args.path or Path(args.path).expanduser().exists():
+        config, facts = _described(args.path)
     else:
         config, facts = model_config(args.path), {"kind": "named model"}
     facts |= _architecture(config) | _costs(config, args.batch_size, args.context or config.context_length)
@@ -45,6 +44,53 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_table({name.replace("_", " "): _human(name, value) for name, value in facts.items()})
     return 0
+
+
+def _described(path: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """A model's config and where it stands; no weight is read."""
+    from slmjax.formats.hub import download, is_hub_id
+    from slmjax.formats.huggingface import is_huggingface
+    from slmjax.inference.language_model import locate
+
+    place = download(path) if is_hub_id(path) else Path(path).expanduser()
+    if place.is_file() and place.suffix.lower() == ".gguf":
+        return _gguf(place)
+    if is_huggingface(place):
+        return _huggingface(place)
+    location = locate(place)
+    return location.config, _provenance(location)
+
+
+def _huggingface(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    from slmjax.errors import UserError
+    from slmjax.formats import huggingface_tokenizer
+    from slmjax.formats.huggingface import open_huggingface, stop_ids
+
+    place = open_huggingface(directory)
+    file = place.tensors.file
+    facts: dict[str, Any] = {"kind": f"Hugging Face directory ({place.family.model_type})"}
+    facts |= {"dtype": ", ".join(file.dtypes()), "files": len(file.paths), "file_bytes": file.num_bytes()}
+    try:
+        tokenizer = huggingface_tokenizer.read(directory)
+        facts["tokenizer"] = f"{tokenizer.vocab_size:,} tokens ({tokenizer.fingerprint})"
+        facts["stop_ids"] = list(stop_ids(place, tokenizer))
+    except UserError:
+        facts["tokenizer"] = "not found"
+    return place.config, facts
+
+
+def _gguf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    from slmjax.formats.gguf import read_config
+    from slmjax.formats.gguf_file import open_gguf
+    from slmjax.formats.gguf_tokenizer import tokenizer_from
+
+    file = open_gguf(path)
+    tokenizer = tokenizer_from(file.metadata, str(path))
+    facts: dict[str, Any] = {"kind": f"GGUF file ({file.metadata.get('general.architecture')})"}
+    facts |= {"dtype": ", ".join(sorted({info.kind.name for info in file.tensors.values()}))}
+    facts |= {"file_bytes": path.stat().st_size}
+    facts["tokenizer"] = f"{tokenizer.vocab_size:,} tokens ({tokenizer.fingerprint})"
+    return read_config(file), facts
 
 
 def _provenance(place: Location) -> dict[str, Any]:

@@ -24,12 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare text, train a tokenizer and a model, evaluate against baselines, generate, save."""
     start = time.perf_counter()
+    from slmjax.data.placement import local_path
     from slmjax.errors import UserError
     from slmjax.training.config import run_config, set_budget
     from slmjax.training.loop import train
     from slmjax.training.quickstart_config import get_config
 
-    workdir = Path(args.workdir)
+    workdir = local_path(args.workdir, "The workdir")
     config = get_config()
     if args.steps:
         set_budget(config, steps=args.steps)

@@ -37,11 +37,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from slmjax.data.placement import place_directory
+    from slmjax.data.placement import local_path, place_directory
     from slmjax.errors import UserError
     from slmjax.tokenization.tokenizer import train_bpe
 
-    output = Path(args.output).expanduser().resolve()
+    output = local_path(args.output, "--output").resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already: give a new or empty directory.")
     tokenizer = train_bpe(texts_of(args.source, args), args.vocab_size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from pathlib import Path
 
 HELP = "pretrain or over-train a model from a config file"
 EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=200"
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         lm = load(config.peft.base)
         require_same_model(config.model, lm.config, config.peft.base)
         base = lm.params
-    result = train(config, Path(args.workdir).expanduser(), base=base)
+    result = train(config, args.workdir, base=base)
     if args.json:
         print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics}))
     else:

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any, Literal, get_args
 
+from slmjax.data.placement import local_path
 from slmjax.errors import UserError
 
 SourceFormat = Literal["auto", "text", "jsonl", "parquet", "array_record", "tfds", "python"]
@@ -31,7 +32,7 @@ class SourceConfig:
     text_field: str = "text"
 
     def __post_init__(self) -> None:
-        _require_choice(self.format, SourceFormat, "the format of a source")
+        require_choice(self.format, SourceFormat, "the format of a source")
         if not isinstance(self.path, str) or not self.path:
             raise UserError(f"a source needs the path of a file, directory or glob as text, got {self.path!r}")
         if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight > 0):
@@ -77,12 +78,13 @@ class DataConfig:
                 raise UserError(
                     f"a source's name becomes a directory: in {name!r} only letters, digits, _ - and . may stand"
                 )
-        _require_choice(self.packing, Packing, "packing")
-        _require_choice(self.store_format, StoreFormat, "store_format")
-        _require_integer("sequence_length", self.sequence_length, 1)
-        _require_integer("seed", self.seed, 0)
-        _require_integer("num_threads", self.num_threads, 0)
-        _require_integer("prefetch", self.prefetch, 0)
+        local_path(self.cache_dir, "data.cache_dir")
+        require_choice(self.packing, Packing, "packing")
+        require_choice(self.store_format, StoreFormat, "store_format")
+        require_integer("sequence_length", self.sequence_length, 1)
+        require_integer("seed", self.seed, 0)
+        require_integer("num_threads", self.num_threads, 0)
+        require_integer("prefetch", self.prefetch, 0)
         if not (isinstance(self.validation_fraction, int | float) and 0 <= self.validation_fraction < 1):
             raise UserError(f"validation_fraction must lie in [0, 1), got {self.validation_fraction!r}")
         if self.tokenizer.startswith(_TRAIN):
@@ -109,11 +111,13 @@ def _as_source(name: str, value: Any) -> SourceConfig:
         raise UserError(f"source {name!r} needs a path and may set {', '.join(fields[1:])}, got {value!r}") from error
 
 
-def _require_choice(value: Any, choices: Any, what: str) -> None:
+def require_choice(value: Any, choices: Any, what: str) -> None:
+    """UserError unless `value` is one of a Literal's."""
     if value not in get_args(choices):
         raise UserError(f"{what} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
-def _require_integer(name: str, value: Any, least: int) -> None:
+def require_integer(name: str, value: Any, least: int) -> None:
+    """UserError unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} must be an integer of at least {least}, got {value!r}")

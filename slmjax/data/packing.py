@@ -8,20 +8,38 @@ transition it would have had next.
 
 import bisect
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 
 from slmjax.data.config import Packing
-from slmjax.data.store import TokenStore
 
 Row = dict[str, np.ndarray]
+
+
+class Documents(Protocol):
+    """What rows are made of: a `TokenStore`, or the examples of fine-tuning."""
+
+    @property
+    def name(self) -> str:
+        """What an error calls them."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [documents]: the tokens of each."""
+
+    def pieces(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """int32 [sum(lengths)]: the pieces document[start : start + length], one after another."""
+
+    def loss_weights(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """float32 [sum(lengths)]: how much each token of the pieces counts as a target."""
 
 
 class PackedRows:
     """A random-access source of rows of T transitions.
 
     `rows[i]` is a dict of arrays [T]: `inputs`, `targets`, `positions` (from 0 in each segment of the row), `segments`
-    (from 1 in the row; 0 is padding), all int32, and `loss_weights` (float32; 1, and 0 in padding).
+    (from 1 in the row; 0 is padding), all int32, and `loss_weights` (float32; the documents' own, and 0 in padding).
 
     Args:
         store: the documents.
@@ -32,7 +50,7 @@ class PackedRows:
         seed: of the permutation; None keeps the order of the store.
     """
 
-    def __init__(self, store: TokenStore, sequence_length: int, packing: Packing = "concat", seed: int | None = 0):
+    def __init__(self, store: Documents, sequence_length: int, packing: Packing = "concat", seed: int | None = 0):
         self._store = store
         self._T = sequence_length
         transitions = np.maximum(store.lengths - 1, 0)
@@ -63,7 +81,7 @@ class PackedRows:
         row["targets"][:filled] = tokens[here + piece + 1]
         row["positions"][:filled] = here - (np.cumsum(lengths) - lengths)[piece]
         row["segments"][:filled] = piece + 1
-        row["loss_weights"][:filled] = 1.0
+        row["loss_weights"][:filled] = self._store.loss_weights(documents, starts + 1, lengths)
         return row
 
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 import grain
 
 from slmjax.data.config import Packing
-from slmjax.data.packing import PackedRows, Row, empty_row, stack_rows
-from slmjax.data.store import TokenStore
+from slmjax.data.packing import Documents, PackedRows, Row, empty_row, stack_rows
 from slmjax.errors import UserError
 
 
@@ -30,7 +29,7 @@ class _Batches:
 
 
 def training_batches(
-    stores: Sequence[tuple[TokenStore, float]],
+    stores: Sequence[tuple[Documents, float]],
     *,
     sequence_length: int,
     packing: Packing = "concat",
@@ -82,7 +81,7 @@ def training_batches(
 
 
 def validation_batches(
-    store: TokenStore,
+    store: Documents,
     *,
     sequence_length: int,
     batch_size: int,
@@ -102,20 +101,18 @@ def validation_batches(
         yield stack_rows(source[i] if i < len(source) else empty_row(sequence_length) for i in numbers)
 
 
-def epoch_size(store: TokenStore, *, sequence_length: int, packing: Packing = "concat") -> tuple[int, int]:
+def epoch_size(store: Documents, *, sequence_length: int, packing: Packing = "concat") -> tuple[int, int]:
     """Rows that hold `store` once, and the tokens (targets) that they train."""
     source = PackedRows(store, sequence_length, packing, seed=None)
     return len(source), source.num_transitions
 
 
 def _require_enough(
-    stores: Sequence[tuple[TokenStore, float]], sources: Sequence[PackedRows], sequence_length: int, batch_size: int
+    stores: Sequence[tuple[Documents, float]], sources: Sequence[PackedRows], sequence_length: int, batch_size: int
 ) -> None:
     for (store, _), source in zip(stores, sources, strict=True):
         if len(source) == 0:
-            raise UserError(
-                f"{store.directory} holds no text to train on: give its source some, or leave the source out"
-            )
+            raise UserError(f"{store.name} holds no text to train on: give its source some, or leave the source out")
     num_rows = sum(map(len, sources))
     if num_rows < batch_size:
         tokens = sum(source.num_transitions for source in sources)

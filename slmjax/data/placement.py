@@ -1,8 +1,9 @@
-"""Directories that are there whole or not at all, also when several processes make the same one."""
+"""Local directories: there whole or not at all, also when several processes make the same one."""
 
 import errno
 import glob
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -11,6 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from slmjax.errors import UserError
+
+
+def local_path(path: str | Path, what: str) -> Path:
+    """`path` with ~ expanded. UserError for the address of a bucket, which `Path` would make a directory `gs:` of."""
+    text = os.fspath(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        scheme, _, rest = text.partition(":")
+        bucket = rest.strip("/").partition("/")[0]
+        mount = f"gcsfuse {bucket} DIRECTORY" if scheme == "gs" else "a FUSE file system"
+        raise UserError(
+            f"{what} is the address {text}, but runs live in directories: mount the bucket ({mount}) and give its path."
+        )
+    return Path(text).expanduser()
 
 
 @contextmanager

@@ -55,6 +55,12 @@ def _decode_prefix(data: bytearray, path: Path, offset: int) -> tuple[str, bytea
 
 def read_jsonl(path: Path, text_field: str, consumed: Consumed) -> Iterator[str]:
     """The field of each line's JSON object."""
+    for where, record in jsonl_records(path, consumed):
+        yield _field(record, text_field, where)
+
+
+def jsonl_records(path: Path, consumed: Consumed) -> Iterator[tuple[str, Any]]:
+    """Each line's JSON value, with its place in words."""
     for number, line in enumerate(_lines(path, consumed), 1):
         where = f"{path} line {number}"
         try:
@@ -67,23 +73,54 @@ def read_jsonl(path: Path, text_field: str, consumed: Consumed) -> Iterator[str]
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not a JSON record ({error}): each line must be one JSON object") from error
-        yield _field(record, text_field, where)
+        yield where, record
+
+
+def json_records(path: Path, consumed: Consumed) -> Iterator[tuple[str, Any]]:
+    """The values of a .json file's array, or those of JSON Lines, each with its place in words."""
+    suffix = Path(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
+    blocks = _blocks(path, consumed)
+    first = next(blocks, b"").removeprefix(b"\xef\xbb\xbf")
+    if suffix != ".json" or not first.lstrip().startswith(b"["):
+        blocks.close()  # type: ignore[attr-defined]
+        yield from jsonl_records(path, consumed)
+        return
+    content = bytearray(first)
+    for block in blocks:
+        content += block
+        if len(content) > _MAX_LINE:
+            raise UserError(f"{path} is a JSON array of more than {_MAX_LINE >> 20} MiB: write it as JSON Lines")
+    try:
+        records = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    for number, record in enumerate(records, 1):
+        yield f"{path} record {number}", record
 
 
 def read_parquet(path: Path, text_field: str, consumed: Consumed) -> Iterator[str]:
     """The column's texts, row group by row group; nulls are left out."""
+    for where, record in parquet_records(path, consumed, [text_field]):
+        if record[text_field] is not None:
+            yield _checked(record[text_field], text_field, where)
+
+
+def parquet_records(
+    path: Path, consumed: Consumed, columns: list[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows as dicts of the columns (all of them by default), each with its place in words."""
     pyarrow, parquet = _needed("pyarrow", path), _needed("pyarrow.parquet", path)
     try:
         with parquet.ParquetFile(path) as file:
-            if text_field not in file.schema_arrow.names:
-                raise UserError(_missing(text_field, file.schema_arrow.names, str(path)))
+            for column in columns or ():
+                if column not in file.schema_arrow.names:
+                    raise UserError(_missing(column, file.schema_arrow.names, str(path)))
             number = 0
             share = path.stat().st_size / max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                for record in batch.to_pylist():
                     number += 1
-                    if text is not None:
-                        yield _checked(text, text_field, f"{path} row {number}")
+                    yield f"{path} row {number}", record
                 consumed(int(share * batch.num_rows))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a Parquet file that can be read ({str(error)[:200]})") from error
@@ -122,13 +159,24 @@ def _record_text(record: bytes, text_field: str, where: str) -> str:
 
 
 def read_tfds(name: str, split: str, data_dir: str | None, text_field: str) -> Iterator[str]:
-    """Texts of a TensorFlow Datasets split that is stored as ArrayRecord; TensorFlow is not imported.
+    """Texts of a TensorFlow Datasets split: of each record the feature `text_field`; see `tfds_records`."""
+    for where, record in tfds_records(name, split, data_dir):
+        if text_field not in record:
+            raise UserError(_missing(text_field, list(record), where))
+        value = record[text_field]
+        try:
+            yield _checked(value.decode() if isinstance(value, bytes) else value, text_field, where)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where} is not UTF-8: byte {error.start} ({error.reason})") from error
+
+
+def tfds_records(name: str, split: str, data_dir: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Records of a TensorFlow Datasets split that is stored as ArrayRecord; TensorFlow is not imported.
 
     Args:
         name: name, name/config or name/config:version.
         split: such as "train" or "train[:10%]".
         data_dir: where it was prepared, None for the library's own place.
-        text_field: the feature that is the text.
     """
     tfds = _needed("tensorflow_datasets", name)
     try:
@@ -141,13 +189,7 @@ def read_tfds(name: str, split: str, data_dir: str | None, text_field: str) -> I
         record = records[number]
         if not isinstance(record, dict):
             raise UserError(f"{where} has no fields")
-        if text_field not in record:
-            raise UserError(_missing(text_field, list(record), where))
-        value = record[text_field]
-        try:
-            yield _checked(value.decode() if isinstance(value, bytes) else value, text_field, where)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where} is not UTF-8: byte {error.start} ({error.reason})") from error
+        yield where, record
 
 
 def _field(record: Any, text_field: str, where: str) -> str:

@@ -4,12 +4,23 @@ import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from slmjax.data.config import SourceConfig, SourceFormat
+from slmjax.data.placement import local_path
 from slmjax.data.python_text import python_documents, python_files
-from slmjax.data.readers import Consumed, read_array_record, read_jsonl, read_parquet, read_text, read_tfds
+from slmjax.data.readers import (
+    Consumed,
+    json_records,
+    parquet_records,
+    read_array_record,
+    read_jsonl,
+    read_parquet,
+    read_text,
+    read_tfds,
+    tfds_records,
+)
 from slmjax.errors import UserError
 
 _TEXT_SUFFIXES = frozenset(
@@ -63,6 +74,30 @@ def read_documents(source: SourceConfig, consumed: Consumed = lambda _: None) ->
         raise UserError(f"{source.path} holds no text")
 
 
+def read_records(source: SourceConfig, consumed: Consumed = lambda _: None) -> Iterator[tuple[str, Any]]:
+    """The records of a source, each with its place in words, in a fixed order.
+
+    JSON Lines, a JSON array, Parquet or TFDS; what a record must hold is the caller's to say.
+
+    Raises:
+        UserError: missing or damaged data, or a source of another kind.
+    """
+    kind = source_format(source)
+    if kind == "tfds":
+        name, split, data_dir = _tfds(source.path)
+        yield from tfds_records(name, split, data_dir)
+        return
+    readers = {"jsonl": json_records, "parquet": parquet_records}
+    for path in source_files(source):
+        format = _format_of(path) if kind == "auto" else kind
+        if format not in readers:
+            raise UserError(f"{path} holds no records with fields: give JSON Lines, a JSON array, Parquet or tfds:…")
+        try:
+            yield from readers[format](path, consumed)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def source_files(source: SourceConfig) -> list[Path]:
     """The files that a source reads, sorted; none for TFDS, which names its own.
 
@@ -74,7 +109,7 @@ def source_files(source: SourceConfig) -> list[Path]:
         return python_files(_query(source.path))
     if kind == "tfds":
         return []
-    path = Path(source.path).expanduser()
+    path = local_path(source.path, "The source")
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -107,9 +142,7 @@ def _read(source: SourceConfig, consumed: Consumed) -> Iterator[str]:
         yield from python_documents(_query(source.path), consumed)
         return
     if kind == "tfds":
-        query = _query(source.path)
-        name = source.path.removeprefix("tfds:").partition("?")[0]
-        yield from read_tfds(name, query.get("split", "train"), query.get("data_dir"), source.text_field)
+        yield from read_tfds(*_tfds(source.path), source.text_field)
         return
     readers = {"text": read_text, "jsonl": read_jsonl, "parquet": read_parquet, "array_record": read_array_record}
     for path in source_files(source):
@@ -133,6 +166,12 @@ def _format_of(path: Path) -> str | None:
     if suffix == ".parquet":
         return "parquet"
     return "text" if suffix in _TEXT_SUFFIXES else None
+
+
+def _tfds(path: str) -> tuple[str, str, str | None]:
+    """Name, split and directory of tfds:name?split=…&data_dir=…"""
+    query = _query(path)
+    return path.removeprefix("tfds:").partition("?")[0], query.get("split", "train"), query.get("data_dir")
 
 
 def _query(path: str) -> dict[str, str]:

@@ -98,6 +98,7 @@ class TokenStore:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
+        self.name = str(directory)
         self.metadata = _read_meta(self.directory)
         self.num_documents: int = self.metadata["num_documents"]
         self.num_tokens: int = self.metadata["num_tokens"]
@@ -168,6 +169,10 @@ class TokenStore:
         records = self._reader.read([int(d) for d in documents])
         parts = [np.frombuffer(record, self._dtype)[s : s + n] for record, s, n in zip(records, starts, lengths)]  # noqa: B905
         return np.concatenate(parts).astype(np.int32)
+
+    def loss_weights(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """float32 [sum(lengths)]: every token of a corpus is learned."""
+        return np.ones(int(lengths.sum()), np.float32)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse a model whose vocabulary does not hold every id stored here.

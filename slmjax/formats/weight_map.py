@@ -6,6 +6,8 @@ stacks or fuses is undone by views (transposes, slices), so that a memory-mapped
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -114,13 +116,13 @@ class TensorFile(Protocol):
 
 def check_tensors(config: ModelConfig, entries: Sequence[Entry], file: TensorFile, where: str) -> None:
     """UserError naming what is missing, unexpected or misshapen; nothing is read and nothing allocated."""
-    shapes, wanted = file.shapes(), abstract_leaves(config)
+    shapes = file.shapes()
     names = {entry.name for entry in entries}
     wrong = [f"{name} is missing" for name in sorted(names - set(shapes))]
     wrong += [f"{name} is not expected" for name in sorted(set(shapes) - names)]
+    _refuse(wrong, where)
+    wanted = abstract_leaves(config)  # after the names: to trace layers that are not there could take long
     for entry in entries:
-        if entry.name not in shapes:
-            continue
         shape = shapes[entry.name]
         try:
             parts = entry.split(np.broadcast_to(np.float32(0), shape))
@@ -133,6 +135,10 @@ def check_tensors(config: ModelConfig, entries: Sequence[Entry], file: TensorFil
         if not fits:
             ours = " and ".join(str(list(_one_layer(wanted[leaf.path].shape, leaf))) for leaf in entry.leaves)
             wrong.append(f"{entry.name} has shape {list(shape)}, which does not give our {ours}")
+    _refuse(wrong, where)
+
+
+def _refuse(wrong: list[str], where: str) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"{where} does not fit its config: {'; '.join(wrong[:3])}{more}.")
@@ -149,6 +155,7 @@ def read_params(
     """Our nested parameters from a checked file, leaf by leaf, each device getting (and reading) only its own part.
 
     dtype: of the result; None keeps the file's. shardings: of each leaf's path; None puts all on the first device.
+    A warning names arrays that hold NaN or infinity.
     """
     sources: dict[str, dict[int, tuple[Entry, int]]] = {}
     for entry in entries:
@@ -156,30 +163,66 @@ def read_params(
             sources.setdefault(leaf.path, {})[leaf.repeat or 0] = (entry, part)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     flat = {}
-    for path, leaf in abstract_leaves(config).items():
-        stacked = path.startswith("segment_")
-
-        def piece(index, path=path, shape=leaf.shape, stacked=stacked):
-            layers = range(*index[0].indices(shape[0])) if stacked else (0,)
-            rest = index[1:] if stacked else index
-            out: np.ndarray | None = None
-            for n, layer in enumerate(layers):
-                entry, part = sources[path][layer]
-                x = entry.split(file.read(entry.name))[part][rest]
-                if out is None:
-                    out = np.empty((len(layers), *x.shape), dtype or x.dtype)
-                out[n] = x
-            assert out is not None
-            return out if stacked else out[0]
-
+    for path, array in abstract_leaves(config).items():
         sharding = here if shardings is None else shardings[path]
-        flat[path] = jax.make_array_from_callback(leaf.shape, sharding, piece)
+        read = _part_reader(path, array.shape, sources[path], file, dtype)
+        flat[path] = jax.make_array_from_callback(array.shape, sharding, read)
     return nested(flat)
+
+
+def _part_reader(
+    path: str, shape: tuple[int, ...], layers: dict[int, tuple[Entry, int]], file: TensorFile, dtype: Any
+) -> Callable[[Any], np.ndarray]:
+    """From an index of a whole leaf to that part of it, read when it is asked for.
+
+    Devices that hold the same part share one reading of it. What is returned is a copy: the file's pages go back.
+    """
+    known: dict[Any, np.ndarray] = {}
+    stacked = path.startswith("segment_")
+
+    def view(layer: int, rest: tuple[slice, ...]) -> np.ndarray:
+        entry, part = layers[layer]
+        return entry.split(file.read(entry.name))[part][rest]
+
+    def stack(numbers: range, rest: tuple[slice, ...]) -> np.ndarray:
+        first = view(numbers[0], rest)
+        out = _aligned((len(numbers), *first.shape), np.dtype(dtype or first.dtype))
+        for n, layer in enumerate(numbers):
+            out[n] = view(layer, rest)
+        return out
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(one.indices(size) for one, size in zip(index, shape, strict=True))
+        if bounds not in known and stacked:
+            known[bounds] = stack(range(*bounds[0]), index[1:])
+            _warn_of_nan(known[bounds], path)
+        elif bounds not in known:
+            x = view(0, index)
+            known[bounds] = _aligned(x.shape, np.dtype(dtype or x.dtype))
+            known[bounds][...] = x
+            _warn_of_nan(known[bounds], path)
+        return known[bounds]
+
+    return read
+
+
+def _warn_of_nan(part: np.ndarray, path: str) -> None:
+    # A sum is not finite where a value is not, and needs no second array; a large finite sum may overflow.
+    if not np.isfinite(part.sum(dtype=np.float32)) and not all(np.isfinite(row).all() for row in part):
+        warnings.warn(f"the weights {path} hold NaN or infinity", stacklevel=2)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, whose memory jax takes over on a CPU instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def write_tensors(params: Any, entries: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
     """The file's tensors from our parameters, one at a time, in the dtype that they have."""
-    flat = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    flat = {path_string(path): _on_host(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def get(leaf: Leaf) -> np.ndarray:
         array = flat[leaf.path]
@@ -187,6 +230,12 @@ def write_tensors(params: Any, entries: Sequence[Entry]) -> Iterator[tuple[str, 
 
     for entry in entries:
         yield entry.name, np.ascontiguousarray(entry.join([get(leaf) for leaf in entry.leaves]))
+
+
+def _on_host(leaf: Any) -> Any:
+    """A CPU's own array as numpy's view of it; others stay where they are, to be fetched a layer at a time."""
+    one_cpu = isinstance(leaf, jax.Array) and [d.platform for d in leaf.devices()] == ["cpu"]
+    return np.asarray(leaf) if one_cpu else leaf
 
 
 def _one_layer(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from slmjax.data.placement import local_path
 from slmjax.errors import UserError
 from slmjax.inference.saved_model import (
     CONFIG,
@@ -19,12 +20,14 @@ from slmjax.inference.saved_model import (
     read_json,
     read_saved_config,
     read_saved_params,
+    read_saved_stop_ids,
     write_saved,
 )
 from slmjax.models.attention_kernels import attention_for
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
+from slmjax.sharding.rules import tree_shardings
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -35,6 +38,7 @@ class LanguageModel:
     config: ModelConfig
     params: Any
     tokenizer: Tokenizer
+    stop_ids: tuple[int, ...] = ()  # at which generation ends; none: the tokenizer's eos alone
 
     @cached_property
     def model(self) -> Transformer:
@@ -63,7 +67,7 @@ class Location:
 
 def locate(path: str | Path) -> Location:
     """Which of the three kinds of model a path is; UserError when it is none."""
-    path = Path(path).expanduser()
+    path = local_path(path, "The model")
     if not path.exists():
         raise UserError(f"There is no model at {path}.")
     if path.is_file():
@@ -78,7 +82,7 @@ def locate(path: str | Path) -> Location:
         if values.get("format") == FORMAT:
             return Location("saved model", path, read_saved_config(path), {}, None)
         if "model_type" in values or "architectures" in values:
-            raise UserError(f"{path} is a Hugging Face model; this version reads only slmjax's own runs and models.")
+            raise UserError(f"{path} is a Hugging Face model: it is loaded by slmjax.load.")
         if "format" in values:
             raise UserError(f"{path / CONFIG} is of format {values['format']!r}, not {FORMAT!r}.")
     workdir = absolute.parent.parent
@@ -89,16 +93,18 @@ def locate(path: str | Path) -> Location:
     raise UserError(f"{path} is no slmjax run, checkpoint or saved model (it has no {CONFIG} of ours).")
 
 
-def load(path: str | Path) -> LanguageModel:
+def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> LanguageModel:
     """A run's workdir (its newest readable checkpoint), a step directory of it, or a directory that `save` wrote.
 
-    Where a run kept an average of its weights (training.ema_decay), that is what is loaded. A run's arrays are float32,
-    a saved model's are of the dtype in its file.
+    Where a run kept an average of its weights (training.ema_decay), that is what is loaded. mesh: to spread the arrays
+    over; None is the first device. dtype: of the arrays; None is float32 for a run's, that of its file for a saved
+    model's.
     """
     place = locate(path)
     if place.kind == "saved model":
-        params = read_saved_params(place.directory, place.config)
-        return LanguageModel(place.config, params, load_tokenizer(place.directory))
+        params = _placed(read_saved_params(place.directory, place.config), mesh, dtype)
+        tokenizer, stop_ids = load_tokenizer(place.directory), read_saved_stop_ids(place.directory)
+        return LanguageModel(place.config, params, tokenizer, stop_ids)
     from slmjax.training.checkpoints import Checkpointer
 
     tokenizer = load_tokenizer(tokenizer_directory(place))
@@ -106,9 +112,9 @@ def load(path: str | Path) -> LanguageModel:
     tokenizer.settings["add_bos_token"] = bool(_get(place.run, "data", "add_bos"))
     averaged = bool(_get(place.run, "training", "ema_decay"))
     params = Checkpointer(place.directory / "checkpoints").restore_params(
-        _on_this_device(abstract_params(place.config)), step=place.step, name="ema" if averaged else "params"
+        _to_restore(abstract_params(place.config), mesh), step=place.step, name="ema" if averaged else "params"
     )
-    return LanguageModel(place.config, params, tokenizer)
+    return LanguageModel(place.config, _placed(params, None, dtype), tokenizer)
 
 
 def save(lm: LanguageModel, directory: str | Path, *, dtype: str = "float32") -> Path:
@@ -116,7 +122,7 @@ def save(lm: LanguageModel, directory: str | Path, *, dtype: str = "float32") ->
 
     dtype: float32 or bfloat16. Written whole or not at all; an existing saved model is replaced, anything else refused.
     """
-    return write_saved(lm.config, lm.params, lm.tokenizer, Path(directory).expanduser(), dtype)
+    return write_saved(lm.config, lm.params, lm.tokenizer, local_path(directory, "The destination"), dtype, lm.stop_ids)
 
 
 def tokenizer_directory(place: Location) -> Path:
@@ -136,6 +142,16 @@ def _get(run: dict[str, Any], section: str, key: str) -> Any:
     return values.get(key) if isinstance(values, dict) else None
 
 
-def _on_this_device(tree: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+def _to_restore(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """Abstract arrays with the shardings that they are to be restored to."""
+    if mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: here, tree)
+    else:
+        shardings = tree_shardings(tree, mesh)
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
+
+
+def _placed(params: Any, mesh: jax.sharding.Mesh | None, dtype: str | None) -> Any:
+    params = params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params)
+    return params if mesh is None else jax.device_put(params, tree_shardings(params, mesh))

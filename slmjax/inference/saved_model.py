@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,17 @@ def saved_dtypes(directory: Path) -> list[str]:
     return sorted(_FLOATS.get(name, name) for name in names)
 
 
-def write_saved(config: ModelConfig, params: Any, tokenizer: Tokenizer, directory: Path, dtype: str) -> Path:
+def read_saved_stop_ids(directory: Path) -> tuple[int, ...]:
+    """The ids at which generation ends, none where the tokenizer's eos is all there is to say."""
+    ids = read_json(directory / CONFIG).get("stop_ids", [])
+    if not isinstance(ids, list) or not all(type(id) is int and 0 <= id < _MAX_SIZE for id in ids):
+        raise UserError(f"{directory / CONFIG}: stop_ids must be a list of token ids.")
+    return tuple(ids)
+
+
+def write_saved(
+    config: ModelConfig, params: Any, tokenizer: Tokenizer, directory: Path, dtype: str, stop_ids: Sequence[int] = ()
+) -> Path:
     """Write the directory, whole or not at all; what it replaces must be a model that this function wrote."""
     from safetensors.numpy import save_file
 
@@ -131,7 +142,7 @@ def write_saved(config: ModelConfig, params: Any, tokenizer: Tokenizer, director
     with place_directory(directory, lambda: False) as partial:
         tokenizer.save(partial)
         save_file(flat, partial / WEIGHTS)
-        description = {"format": FORMAT, "version": VERSION, "model": config.to_dict()}
+        description = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), "stop_ids": list(stop_ids)}
         (partial / CONFIG).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return directory
 

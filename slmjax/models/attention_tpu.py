@@ -52,12 +52,14 @@ def splash_kernel(num_heads: int, length: int, window: int | None, softcap: floa
 
 
 def run_splash(kernel, q_BTHK, k_BSGK, v_BSGK, q_segments_BT, kv_segments_BS, scale):
-    """Apply a kernel to a batch; it knows nothing of the scale, so the queries carry it."""
+    """Apply a kernel to a batch; it knows nothing of the scale, so the queries carry it.
+
+    A row at a time: the kernel writes its log-sum-exp 128 times over, which for all rows at once would be the largest
+    array of a rematerialized layer.
+    """
     q_BHTK, k_BGSK, v_BGSK = (x.swapaxes(1, 2) for x in (q_BTHK * scale, k_BSGK, v_BSGK))
-    if q_segments_BT is None:
-        out_BHTK = jax.vmap(kernel)(q_BHTK, k_BGSK, v_BGSK)
-    else:
-        out_BHTK = jax.vmap(kernel)(q_BHTK, k_BGSK, v_BGSK, splash.SegmentIds(q=q_segments_BT, kv=kv_segments_BS))
+    segments = None if q_segments_BT is None else splash.SegmentIds(q=q_segments_BT, kv=kv_segments_BS)
+    out_BHTK = jax.lax.map(lambda row: kernel(*row), (q_BHTK, k_BGSK, v_BGSK, segments))
     return out_BHTK.swapaxes(1, 2).astype(q_BTHK.dtype)
 
 

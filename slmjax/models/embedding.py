@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,22 +31,20 @@ def lookup(table_VE: jax.Array, ids_BT: jax.Array, run: Execution) -> jax.Array:
     The table is cast before it is gathered over the mesh (half the bytes in bfloat16), while its gradient is summed in
     float32: frequent tokens add up thousands of rows.
     """
-    return _lookup(run.dtype, run.constrain, table_VE.shape, table_VE, ids_BT)
+    return _lookup(run, table_VE.shape[0], table_VE, ids_BT)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _lookup(dtype: Any, constrain, shape: tuple[int, int], table_VE: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    return jnp.take(constrain(table_VE.astype(dtype), "table"), ids_BT, axis=0, mode="clip")
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _lookup(run: Execution, num_rows: int, table_VE: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    return jnp.take(run.constrain(table_VE.astype(run.dtype), "table"), ids_BT, axis=0, mode="clip")
 
 
-def _forward(dtype, constrain, shape, table_VE, ids_BT):
-    return _lookup(dtype, constrain, shape, table_VE, ids_BT), ids_BT
+def _forward(run, num_rows, table_VE, ids_BT):
+    return _lookup(run, num_rows, table_VE, ids_BT), ids_BT
 
 
-def _backward(dtype, constrain, shape, ids_BT, dy_BTE):
-    dtable_VE = jnp.zeros(shape, jnp.float32).at[ids_BT].add(dy_BTE.astype(jnp.float32), mode="drop")
-    # First as partial sums over the tokens of each device, then cut: one reduce-scatter.
-    return constrain(constrain(dtable_VE, "table"), "table_gradient"), None
+def _backward(run, num_rows, ids_BT, dy_BTE):
+    return run.sum_rows(num_rows, ids_BT, dy_BTE), None
 
 
 _lookup.defvjp(_forward, _backward)

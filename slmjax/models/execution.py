@@ -12,6 +12,10 @@ import jax.numpy as jnp
 from slmjax.errors import UserError
 from slmjax.models.attention_kernels import AttentionFn, xla_attention
 
+# (activation, x [B, T, D], up, down, gate) -> y [B, T, D]. Each of the three is a pair (kernel, bias), None where
+# absent; the activation maps the products of the input, (up) or (gate, up), to what the down projection multiplies.
+FeedForwardFn = Callable[[Callable[..., jax.Array], jax.Array, Any, Any, Any], jax.Array]
+
 _policies = jax.checkpoint_policies
 
 # What the backward pass finds in memory for each layer, from most memory to least.
@@ -26,6 +30,12 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
+def sum_rows(num_rows: int, ids_BT: jax.Array, dy_BTE: jax.Array) -> jax.Array:
+    """The gradient of a table [num_rows, E], float32: dy summed over the tokens that looked up each row."""
+    zeros = jnp.zeros((num_rows, dy_BTE.shape[-1]), jnp.float32)
+    return zeros.at[ids_BT].add(dy_BTE.astype(jnp.float32), mode="drop")
+
+
 def _identity(x: jax.Array, name: str) -> jax.Array:
     del name
     return x
@@ -37,10 +47,12 @@ class Execution:
 
     dtype: Any = jnp.float32  # of activations and of the weights as they are used; parameters keep their own
     attention: AttentionFn = xla_attention
+    feedforward: FeedForwardFn | None = None  # None: plain products
     remat: str = "none"
     scan_unroll: int = 1  # layers unrolled in each iteration of the scan; 0: all of them, which is a plain loop
     flatten_tokens: bool = False  # weight products on [B*T, D]: the CPU's weight gradient is ~1.6x faster so
     constrain: Callable[[jax.Array, str], jax.Array] = _identity  # activation sharding by name
+    sum_rows: Callable[[int, jax.Array, jax.Array], jax.Array] = sum_rows  # the embedding's gradient
 
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:

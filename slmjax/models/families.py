@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 
 from slmjax.errors import UserError
-from slmjax.models import families_layer_norm, families_rms_norm
+from slmjax.models import families_layer_norm, families_phi3, families_rms_norm
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.models.family_shapes import Switches
 
 FAMILIES: dict[str, tuple[Switches, dict[str, Switches]]] = {
     **families_layer_norm.FAMILIES,
+    **families_phi3.FAMILIES,
     **families_rms_norm.FAMILIES,
 }
 _MODELS = {name: {**shared, **size} for shared, sizes in FAMILIES.values() for name, size in sizes.items()}

@@ -29,6 +29,23 @@ FAMILIES: dict[str, tuple[Switches, dict[str, Switches]]] = {
             "cerebras-gpt-2.7b": size(32, 2560, 32),
         },
     ),
+    "lamini-gpt": (  # GPT-2 with one more token, [PAD]
+        {**PLAIN, "vocab_size": 50258, "context_length": 1024, "position": "learned", "activation": "gelu_tanh"},
+        {
+            "lamini-gpt-124m": size(12, 768, 12),
+            "lamini-gpt-774m": size(36, 1280, 20),
+            "lamini-gpt-1.5b": size(48, 1600, 25),
+        },
+    ),
+    "lamini-cerebras": (
+        {**PLAIN, "vocab_size": 50258, "position": "learned", "activation": "gelu"},
+        {
+            "lamini-cerebras-111m": size(10, 768, 12),
+            "lamini-cerebras-256m": size(14, 1088, 17),
+            "lamini-cerebras-590m": size(18, 1536, 12),
+            "lamini-cerebras-1.3b": size(24, 2048, 16),
+        },
+    ),
     "opt": (
         {**PLAIN, "vocab_size": 50272, "position": "learned", "position_offset": 2, "activation": "relu"},
         {
@@ -37,6 +54,11 @@ FAMILIES: dict[str, tuple[Switches, dict[str, Switches]]] = {
             "opt-1.3b": size(24, 2048, 32),
             "opt-2.7b": size(32, 2560, 32),
         },
+    ),
+    # The paper's network has no biases; the released one has them, as it has its norms' gains.
+    "galactica": (
+        {**PLAIN, "vocab_size": 50000, "position": "learned", "position_offset": 2, "activation": "gelu"},
+        {"galactica-125m": size(12, 768, 12), "galactica-1.3b": size(24, 2048, 32)},
     ),
     "bloom": (
         {**PLAIN, "vocab_size": 250880, "position": "alibi", "activation": "gelu_tanh", "embedding_norm": True},

@@ -25,15 +25,19 @@ GEMMA3: Switches = {
     "rope_theta": 1e6,
     "rope_theta_local": 1e4,
 }
+DEEPSEEK_CODER = size(
+    *(24, 2048, 16, 5504),
+    vocab_size=32256,
+    norm_eps=1e-6,
+    rope_theta=1e5,
+    rope_scaling=RopeScaling("linear", factor=4.0),
+    context_length=16384,
+)
 LLAMA3_ROPE = RopeScaling("llama3", factor=32.0, original_context_length=8192)
 
 
 # family -> (switches of the whole family, {model name: what the size adds})
 FAMILIES: dict[str, tuple[Switches, dict[str, Switches]]] = {
-    "phi-3": (
-        {"vocab_size": 32064, "context_length": 4096, "tie_embeddings": False},
-        {"phi-3-mini-4k": size(32, 3072, 32, 8192, window=2047, layer_pattern=("local",))},
-    ),
     "llama": (
         LLAMA,
         {
@@ -44,14 +48,9 @@ FAMILIES: dict[str, tuple[Switches, dict[str, Switches]]] = {
             "sheared-llama-2.7b": size(32, 2560, 20, 6912, context_length=4096),
             "tinyllama-1.1b": size(22, 2048, 32, 5632, 4),
             "prem-1b": size(22, 2048, 32, 5632, 4, context_length=8192),
-            "deepseek-coder-1.3b": size(
-                *(24, 2048, 16, 5504),
-                vocab_size=32256,
-                norm_eps=1e-6,
-                rope_theta=1e5,
-                rope_scaling=RopeScaling("linear", factor=4.0),
-                context_length=16384,
-            ),
+            "prem-1b-chat": size(22, 2048, 32, 5632, 4, context_length=8192, vocab_size=32004),
+            "deepseek-coder-1.3b": DEEPSEEK_CODER,
+            "prem-1b-sql": DEEPSEEK_CODER,
         },
     ),
     "llama-3.2": (
@@ -62,6 +61,14 @@ FAMILIES: dict[str, tuple[Switches, dict[str, Switches]]] = {
         {**LLAMA, "window": 4096, "layer_pattern": ("local",)},
         {
             "mistral-7b-v0.1": size(32, 4096, 32, 14336, 8, context_length=32768),
+            "mistral-7b-v0.3": size(
+                *(32, 4096, 32, 14336, 8),
+                vocab_size=32768,
+                context_length=32768,
+                rope_theta=1e6,
+                window=None,
+                layer_pattern=("global",),
+            ),
             "h2o-danube-1.8b": size(24, 2560, 32, 6912, 8, context_length=16384),
         },
     ),

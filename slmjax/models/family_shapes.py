@@ -14,24 +14,26 @@ def size(layers: int, dim: int, heads: int, ffn: int = 0, kv: int = 0, **rest: A
     return {**shape, "ffn_dim": ffn or 4 * dim, **rest}
 
 
+def make_divisible(value: float, divisor: int) -> int:
+    """The multiple of `divisor` nearest to a width, never more than a tenth below it (OpenELM's rounding)."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
 def openelm(layers: int, dim: int, head_dim: int) -> Switches:
     """OpenELM's layer-wise scaling (arXiv:2404.14619, eq. 2): queries from 0.5 to 1 times dim, ffn from 0.5 to 4."""
-
-    def divisible(value: float, divisor: int) -> int:
-        rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-        return rounded + divisor if rounded < 0.9 * value else rounded
 
     def steps(stop: float) -> list[float]:
         return [round(0.5 + (stop - 0.5) * i / (layers - 1), 2) for i in range(layers)]
 
-    heads = tuple(divisible(dim * m, head_dim * 4) // head_dim for m in steps(1.0))
+    heads = tuple(make_divisible(dim * m, head_dim * 4) // head_dim for m in steps(1.0))
     return {
         "num_layers": layers,
         "embed_dim": dim,
         "head_dim": head_dim,
         "num_heads": heads,
         "num_kv_heads": tuple(h // 4 for h in heads),
-        "ffn_dim": tuple(divisible(dim * m, 256) for m in steps(4.0)),
+        "ffn_dim": tuple(make_divisible(dim * m, 256) for m in steps(4.0)),
     }
 
 

@@ -37,13 +37,26 @@ class FeedForward(nn.Module):
         linear = partial(
             Linear, use_bias=c.ffn_bias, dtype=run.dtype, init_std=c.init_std, flatten_tokens=run.flatten_tokens
         )
-        activation = ACTIVATIONS[c.activation]
-        up_BTF = checkpoint_name(linear(self.ffn_dim, name="up_proj")(x_BTD), "ffn_up")
-        if c.gated:
-            gate_BTF = checkpoint_name(linear(self.ffn_dim, name="gate_proj")(x_BTD), "ffn_gate")
-            h_BTF = activation(gate_BTF) * up_BTF
-        else:
-            h_BTF = activation(up_BTF)
-        h_BTF = run.constrain(h_BTF, "ffn")
         divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
-        return linear(c.embed_dim, init_divisor=divisor, name="down_proj")(h_BTF)
+        up = linear(self.ffn_dim, name="up_proj")
+        gate = linear(self.ffn_dim, name="gate_proj") if c.gated else None
+        down = linear(c.embed_dim, init_divisor=divisor, name="down_proj")
+        activation: Callable[..., jax.Array] = gated_activation if c.gated else plain_activation
+        if run.feedforward is not None and not self.is_initializing():
+            D, F = c.embed_dim, self.ffn_dim
+            weights = up.weights(D), down.weights(F), (None, None) if gate is None else gate.weights(D)
+            return run.feedforward(partial(activation, c.activation), x_BTD.astype(run.dtype), *weights)
+        products: tuple[jax.Array, ...] = (checkpoint_name(up(x_BTD), "ffn_up"),)
+        if gate is not None:
+            products = (checkpoint_name(gate(x_BTD), "ffn_gate"), *products)
+        return down(run.constrain(activation(c.activation, *products), "ffn"))
+
+
+def plain_activation(name: str, up: jax.Array) -> jax.Array:
+    """act(up)."""
+    return ACTIVATIONS[name](up)
+
+
+def gated_activation(name: str, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """act(gate) * up."""
+    return ACTIVATIONS[name](gate) * up

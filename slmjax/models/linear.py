@@ -30,14 +30,18 @@ class Linear(nn.Module):
     flatten_tokens: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def weights(self, inputs: int) -> tuple[jax.Array, jax.Array | None]:
+        """W [inputs, features] and b [features] or None, float32."""
         init = normal_init(self.init_std, self.init_divisor)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype)
+        kernel = self.param("kernel", init, (inputs, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
+        return kernel, bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.weights(x.shape[-1])
+        kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
         if self.flatten_tokens and x.ndim > 2:
             y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], self.features)
         else:
             y = x @ kernel
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
-        return y
+        return y if bias is None else y + bias.astype(self.dtype)

@@ -46,14 +46,28 @@ def _attention_factor(s: RopeScaling) -> float:
     return 1.0
 
 
+def _last_positions(positions_BT: jax.Array) -> jax.Array:
+    """The last position of each token's document, [B, T]: a document ends where the next token's is not one more."""
+    T = positions_BT.shape[1]
+    ends_BT = jnp.diff(positions_BT, axis=1, append=positions_BT[:, -1:]) != 1
+    index_BT = jax.lax.cummin(jnp.where(ends_BT, jnp.arange(T), T - 1), axis=1, reverse=True)
+    return jnp.take_along_axis(positions_BT, index_BT, axis=1)
+
+
 def rope_table(positions_BT: jax.Array, dim: int, theta: float, scaling: RopeScaling | None) -> RopeTable:
     """cos and sin of position x frequency, float32 [B, T, dim / 2], for `dim` rotated dimensions.
 
-    longrope and dynamic switch their frequencies when a position beyond the original context occurs in the batch.
+    longrope and dynamic have other frequencies for documents that reach beyond the original context. Each document
+    decides for itself, by its last position among these tokens: neither the rows beside it nor the documents packed
+    with it have a say. While decoding that is the newest token's position, and what the cache holds stays as it was
+    computed. For dynamic this is what transformers does. For longrope it throws the cache away at the switch and
+    computes all of it again, which a static cache inside one compiled loop cannot: a continuation of ours that
+    crosses the original context attends to keys with short factors before it and long factors after it. Prompts on
+    either side of the switch, and continuations that do not cross it, are exact.
     """
     exponents = np.arange(0, dim, 2, dtype=np.float64) / dim
     inv_freq = theta**-exponents
-    frequencies: jax.Array | np.ndarray = inv_freq
+    frequencies: jax.Array | np.ndarray = inv_freq  # [dim / 2], or [B, T, dim / 2] where documents differ
     scale = 1.0
     if scaling is not None:
         scale = _attention_factor(scaling)
@@ -64,15 +78,14 @@ def rope_table(positions_BT: jax.Array, dim: int, theta: float, scaling: RopeSca
         elif scaling.kind == "yarn":
             frequencies = _yarn(inv_freq, scaling, theta, dim)
         elif scaling.kind == "longrope":
-            longest = jnp.max(positions_BT) + 1
-            short = inv_freq / np.asarray(scaling.short_factor)
-            long = inv_freq / np.asarray(scaling.long_factor)
-            frequencies = jnp.where(
-                longest > scaling.original_context_length, long.astype(np.float32), short.astype(np.float32)
-            )
-        else:  # dynamic: theta grows with the longest sequence seen
-            length = jnp.maximum(jnp.max(positions_BT) + 1, scaling.original_context_length).astype(jnp.float32)
-            ratio = scaling.factor * length / scaling.original_context_length - (scaling.factor - 1)
+            beyond_BT1 = _last_positions(positions_BT)[..., None] >= scaling.original_context_length
+            short = (inv_freq / np.asarray(scaling.short_factor)).astype(np.float32)
+            long = (inv_freq / np.asarray(scaling.long_factor)).astype(np.float32)
+            frequencies = jnp.where(beyond_BT1, long, short)
+        else:  # dynamic: theta grows with the length of the document
+            length_BT1 = _last_positions(positions_BT)[..., None] + 1
+            length_BT1 = jnp.maximum(length_BT1, scaling.original_context_length).astype(jnp.float32)
+            ratio = scaling.factor * length_BT1 / scaling.original_context_length - (scaling.factor - 1)
             frequencies = (theta * ratio ** (dim / (dim - 2))) ** -jnp.asarray(exponents, jnp.float32)
     angles_BTR = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
     return jnp.cos(angles_BTR) * scale, jnp.sin(angles_BTR) * scale

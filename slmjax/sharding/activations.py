@@ -12,18 +12,19 @@ from jax.sharding import PartitionSpec as P
 from slmjax.errors import UserError
 from slmjax.models.attention_kernels import AttentionFn
 from slmjax.models.config import ModelConfig
+from slmjax.models.execution import sum_rows
 from slmjax.sharding.mesh import BATCH, WEIGHTS
 
 _NAMED = {
     "table": ("tensor", None),  # [V, E], gathered for the lookup
-    "table_gradient": ("tensor", WEIGHTS),  # [V, E]
     "residual": (BATCH, "sequence", None),  # [B, T, D]
     "ffn": (BATCH, "sequence", "tensor"),  # [B, T, F]
     "heads": (BATCH, "sequence", "tensor", None),  # [B, T, H, K]
 }
 
 
-def _divides(mesh: Mesh, axes, size: int) -> bool:
+def divides(mesh: Mesh, axes, size: int) -> bool:
+    """Whether the mesh axes (one, several, none) cut `size` into equal parts."""
     names = () if axes is None else (axes,) if isinstance(axes, str) else axes
     total = 1
     for name in names:
@@ -35,10 +36,38 @@ def make_constrain(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
     """The `Execution.constrain` of a mesh; dimensions that an axis does not divide stay whole (a batch of 1, say)."""
 
     def constrain(x: jax.Array, name: str) -> jax.Array:
-        spec = P(*(a if _divides(mesh, a, n) else None for a, n in zip(_NAMED[name], x.shape, strict=True)))
+        spec = P(*(a if divides(mesh, a, n) else None for a, n in zip(_NAMED[name], x.shape, strict=True)))
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     return constrain
+
+
+def sharded_sum_rows(mesh: Mesh) -> Callable[[int, jax.Array, jax.Array], jax.Array]:
+    """The `Execution.sum_rows` of a mesh: each device sums over its own tokens, then one reduce-scatter.
+
+    Left to itself the compiler sums the whole table on every device and cuts it afterwards.
+    """
+
+    def run(num_rows: int, ids_BT: jax.Array, dy_BTE: jax.Array) -> jax.Array:
+        B, T, E = dy_BTE.shape
+        rows = BATCH if divides(mesh, BATCH, B) else None
+        positions = "sequence" if divides(mesh, "sequence", T) else None
+        if rows is None or positions is None or not divides(mesh, WEIGHTS, E):
+            return sum_rows(num_rows, ids_BT, dy_BTE)
+        vocab = "tensor" if divides(mesh, "tensor", num_rows) else None
+
+        def device(ids, dy):
+            share = num_rows // mesh.shape["tensor"] if vocab else num_rows
+            ids = ids - (jax.lax.axis_index("tensor") * share if vocab else 0)
+            ids = jnp.where(ids < 0, share, ids)  # a negative index would count from the end
+            table = jax.lax.psum_scatter(sum_rows(share, ids, dy), WEIGHTS, scatter_dimension=1, tiled=True)
+            return jax.lax.psum(table, "data")
+
+        specs = (P(rows, positions), P(rows, positions, None))
+        mapped = jax.shard_map(device, mesh=mesh, in_specs=specs, out_specs=P(vocab, WEIGHTS), check_vma=False)
+        return mapped(ids_BT, dy_BTE)
+
+    return run
 
 
 def check_mesh_fits(config: ModelConfig, mesh: Mesh, sequence_length: int) -> None:
@@ -73,7 +102,7 @@ def sharded_attention(attention: AttentionFn, mesh: Mesh) -> AttentionFn:
         G = k_BSGK.shape[2]
         if G % tensor:  # fewer key/value heads than shards: each shard gets a copy of the one that it needs
             k_BSGK, v_BSGK = (jnp.repeat(x, tensor // G, axis=2) for x in (k_BSGK, v_BSGK))
-        rows = BATCH if _divides(mesh, BATCH, B) else None
+        rows = BATCH if divides(mesh, BATCH, B) else None
         split = shards > 1 and T % shards == 0 and isinstance(q_offset, int)
         q_positions = "sequence" if split else None
         q_spec, kv_spec = P(rows, q_positions, "tensor", None), P(rows, None, "tensor", None)

@@ -49,8 +49,9 @@ def topology_devices(name: str) -> list[jax.Device]:
 
     platform_name = "v5" if generation == "v5p" else generation
     try:
+        one_chip = {"chips_per_host_bounds": (1, 1, 1)} if count == "1" else {}  # the default is a host of four
         description = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{platform_name}:{chip.shapes[int(count)]}"
+            platform="tpu", topology_name=f"{platform_name}:{chip.shapes[int(count)]}", **one_chip
         )
     except Exception as error:
         raise UserError(

@@ -14,7 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 
+from slmjax.errors import UserError
+
 SPACE = "▁"  # how SentencePiece writes a space inside a piece
+Offsets = list[tuple[int, int]]  # of each token: where in the text it begins and ends, in characters
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -25,6 +28,7 @@ class Backend(Protocol):
 
     def encode(self, text: str, allow_special: bool) -> list[int]: ...
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_with_offsets(self, text: str, allow_special: bool) -> tuple[list[int], Offsets]: ...
     def decode(self, ids: Sequence[int], keep_special: bool) -> str: ...
     def token_to_id(self, token: str) -> int | None: ...
     def id_to_token(self, id: int) -> str | None: ...
@@ -44,6 +48,7 @@ class HuggingFaceBackend:
         self._plain = tokenizer
         self._plain.encode_special_tokens = True  # the library's name for "treat special tokens as ordinary text"
         self._special: tokenizers.Tokenizer | None = None
+        self._tracking: dict[bool, tokenizers.Tokenizer] = {}
         self._vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         self._tokens = {id: token for token, id in self._vocabulary.items()}
         self.vocab_size = max(self._tokens, default=-1) + 1  # ids may have gaps: the count of entries is no bound
@@ -63,6 +68,17 @@ class HuggingFaceBackend:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, computed on the library's threads; offsets are not tracked, which is faster."""
         return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_with_offsets(self, text: str, allow_special: bool) -> tuple[list[int], Offsets]:
+        """Token ids of `text` and the characters that each stands for; tokens that share a character overlap."""
+        if allow_special not in self._tracking:
+            # A post-processor adds nothing here, and that of GPT-2 takes the spaces out of the offsets.
+            description = json.loads(self._plain.to_str()) | {"post_processor": None}
+            encoder = tokenizers.Tokenizer.from_str(json.dumps(description))
+            encoder.encode_special_tokens = not allow_special
+            self._tracking[allow_special] = encoder
+        encoding = self._tracking[allow_special].encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], keep_special: bool) -> str:
         """Text of `ids`; ids beyond the vocabulary (a padded model's) stand for nothing."""
@@ -131,18 +147,38 @@ class SentencePieceBackend:
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """Token ids of `text`; the library never reads control pieces out of text, so they are split off by hand."""
-        if not allow_special:
-            return self._processor.encode(text)
-        special = self.special_ids()
-        parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
+        special = self.special_ids() if allow_special else {}
         ids: list[int] = []
-        for part in filter(None, parts):
+        for part in _parts(text, special):
             ids.extend([special[part]] if part in special else self._processor.encode(part))
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, on as many threads as the machine has cores."""
         return self._processor.encode(list(texts), num_threads=self._threads)
+
+    def encode_with_offsets(self, text: str, allow_special: bool) -> tuple[list[int], Offsets]:
+        """Token ids of `text` and the characters that each stands for; a prefixed space stands for none.
+
+        Computed from the pieces, since the library's own offsets are of bytes or of characters by its version.
+
+        Raises:
+            UserError: the model rewrites the text (Unicode normalization, spaces removed).
+        """
+        special = self.special_ids() if allow_special else {}
+        ids: list[int] = []
+        offsets: Offsets = []
+        begin = 0
+        for part in _parts(text, special):
+            if part in special:
+                ids.append(special[part])
+                offsets.append((begin, begin + len(part)))
+            else:
+                ids.extend(self._processor.encode(part))
+                spans = _piece_spans(self._processor.encode(part, out_type=str), part)
+                offsets.extend((begin + start, begin + end) for start, end in spans)
+            begin += len(part)
+        return ids, offsets
 
     def decode(self, ids: Sequence[int], keep_special: bool) -> str:
         """Text of `ids`; control pieces are written only with `keep_special`."""
@@ -195,6 +231,26 @@ class SentencePieceBackend:
     def save(self, directory: Path) -> None:
         """Write `tokenizer.model`."""
         (directory / "tokenizer.model").write_bytes(self._model)
+
+
+def _parts(text: str, special: dict[str, int]) -> list[str]:
+    """`text` cut before and after each of its special tokens."""
+    parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
+    return [part for part in parts if part]
+
+
+def _piece_spans(pieces: list[str], text: str) -> Offsets:
+    """The characters of `text` that each piece stands for; the bytes of one character all stand for it."""
+    character = [number for number, c in enumerate(text) for _ in c.encode()]  # of each byte
+    sizes = [1 if _BYTE_PIECE.fullmatch(piece) else len(piece.replace(SPACE, " ").encode()) for piece in pieces]
+    prefix = sum(sizes) - len(character)  # 1 where the model puts a space before the text
+    if prefix not in (0, 1):
+        raise UserError("this SentencePiece model rewrites the text, so its tokens cannot be told apart by place")
+    spans, end = [], -prefix
+    for size in sizes:
+        begin, end = max(end, 0), end + size
+        spans.append((character[begin], character[end - 1] + 1) if end > begin else (begin, begin))
+    return spans
 
 
 def _without_nulls(value: Any) -> Any:

@@ -75,6 +75,20 @@ class Tokenizer:
         """`[encode(text) for text in texts]`, on all cores."""
         return self._backend.encode_batch([_encodable(text) for text in texts])
 
+    def encode_with_offsets(self, text: str, allow_special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, and for each token the characters [begin, end) of `text` that it stands for.
+
+        Tokens that share a character (the bytes of an emoji) have the same place.
+
+        Raises:
+            UserError: a lone surrogate, or a SentencePiece model that rewrites the text.
+        """
+        return self._backend.encode_with_offsets(_encodable(text), allow_special)
+
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens, as text writes them, and their ids."""
+        return self._backend.special_ids()
+
     def decode(self, ids: Sequence[int] | np.ndarray, keep_special: bool = False) -> str:
         """Text of `ids`. Special tokens and ids beyond the vocabulary stand for nothing, unless `keep_special`."""
         return self._backend.decode([int(id) for id in ids], keep_special)
@@ -113,7 +127,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Args:
         path: a `tokenizer.json`, a SentencePiece `.model`, or a directory with one of these or with a pair
             `*vocab.json` and `*merges.txt` (GPT-2). `tokenizer_config.json` and `special_tokens_map.json` beside it
-            name the special tokens.
+            name the special tokens; a `chat_template.jinja` there is the chat template (settings["chat_template"]).
 
     Raises:
         UserError: nothing there, more than one candidate, or a file that does not parse.
@@ -249,6 +263,12 @@ def _settings(directory: Path) -> dict[str, Any]:
             raise UserError(f"{file} is not valid JSON ({_one_line(error)})") from error
         if isinstance(content, dict):
             settings |= content
+    template = directory / "chat_template.jinja"
+    if template.is_file():  # it outranks the one inside tokenizer_config.json, as in transformers
+        try:
+            settings["chat_template"] = template.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise UserError(f"{template} is not UTF-8 text ({_one_line(error)})") from error
     return settings
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from slmjax.data.placement import place_directory
+from slmjax.data.placement import local_path, place_directory
 from slmjax.errors import UserError
 from slmjax.models.counting import count_parameters, flops_per_token
 from slmjax.peft.base import fingerprint
 from slmjax.training.checkpoints import Checkpointer, Restored
-from slmjax.training.config import RunConfig
+from slmjax.training.config import RunConfig, run_config
 from slmjax.training.corpus import Corpus, check_vocabulary, open_corpus
 from slmjax.training.interrupts import StopRequest
+from slmjax.training.memory import out_of_memory_is_the_users
 from slmjax.training.metrics import FILE_NAME as METRICS
 from slmjax.training.metrics import (
     MetricsWriter,
@@ -30,9 +31,10 @@ from slmjax.training.metrics import (
     peak_flops,
     read_metrics,
 )
-from slmjax.training.program import Program, build, local_rows, out_of_memory_is_the_users, to_devices
+from slmjax.training.program import Program, build, local_rows, to_devices
 from slmjax.training.progress import Progress
 from slmjax.training.run_directory import claim, refuse_another
+from slmjax.training.schedules import make_schedule
 from slmjax.training.state import TrainState, without_base
 
 CHECKPOINTS = "checkpoints"
@@ -59,7 +61,7 @@ def train(
     Everything goes under `workdir`: config.json, data/, checkpoints/, metrics.jsonl, tensorboard/, loss.png. Every
     process of a multi-process run calls this with the same config.
     """
-    workdir = Path(workdir)
+    workdir = local_path(workdir, "The workdir")
     if base is not None:
         config = dataclasses.replace(config, peft=dataclasses.replace(config.peft, fingerprint=fingerprint(base)))
     elif config.peft.method != "full":
@@ -77,7 +79,10 @@ def train(
     batches = corpus.batches(config, rows)
 
     checkpointer = Checkpointer(workdir / CHECKPOINTS, config.checkpoint)
-    restored = checkpointer.restore_latest(without_base(program.state)) or _branch(program)
+    restored = checkpointer.restore_latest(without_base(program.state))
+    branching = restored is None and bool(config.training.branch_from)
+    if branching:
+        restored = _branch(program)
     if restored is None:
         start, state = 0, program.initialize(base)
     else:
@@ -89,13 +94,14 @@ def train(
     with (
         Progress(total, start) as progress,
         StopRequest() as stop,
+        out_of_memory_is_the_users(config, program.mesh),  # a step's comes when its metrics are read
         _Closing(MetricsWriter(workdir, resume_step=start)) as writer,
         _Closing(checkpointer),
     ):
         say = say or (progress.say if primary else lambda message: None)
         say(f"{_describe(program)}")
         if restored is not None:
-            say(f"Continuing after step {start} of {total}.")
+            say(f"Continuing after step {start}{_rates_there(program, restored) if branching else f' of {total}'}.")
         step_fn = program.compile() if start < total else None
         meter = _Meter(program)
         pending: Any = None  # metrics of the step that is still running
@@ -110,10 +116,7 @@ def train(
             waiting = time.perf_counter()
             batch = to_devices(next(batches), program)
             meter.waited(time.perf_counter() - waiting)
-            with (
-                jax.profiler.StepTraceAnnotation("train", step_num=step),
-                out_of_memory_is_the_users(config, program.mesh),
-            ):
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 assert step_fn is not None
                 state, metrics = step_fn(state, batch)
             # The host reads the metrics of the step before while the device works on this one.
@@ -251,12 +254,10 @@ def _last_evaluation(workdir: Path) -> dict[str, float]:
     return {k: v for k, v in lines[-1].items() if k.startswith("validation_")} if lines else {}
 
 
-def _branch(program: Program) -> Restored | None:
-    """The state of another run that this one starts from, if the config names one."""
+def _branch(program: Program) -> Restored:
+    """The state of the other run that this one starts from."""
     t = program.config.training
-    if not t.branch_from:
-        return None
-    source = Checkpointer(Path(t.branch_from) / CHECKPOINTS)
+    source = Checkpointer(local_path(t.branch_from, "training.branch_from") / CHECKPOINTS)
     step = source.latest_step() if t.branch_step < 0 else t.branch_step
     if step is None:
         raise UserError(f"training.branch_from={t.branch_from} has no checkpoint to start from.")
@@ -266,6 +267,15 @@ def _branch(program: Program) -> Restored | None:
             f"{program.config.total_steps}: raise its budget or choose an earlier training.branch_step."
         )
     return source.restore(step, without_base(program.state))
+
+
+def _rates_there(program: Program, restored: Restored) -> str:
+    """The learning rate on both sides of a branch: a jump there is seldom meant."""
+    other = run_config(restored.run_config)
+    accepted = restored.step - int(restored.state.skipped)
+    before = float(make_schedule(other.schedule, other.total_steps)(accepted - 1))
+    after = float(program.schedule(accepted))
+    return f" of {program.config.training.branch_from}: its learning rate was {before:.4g}, here it is {after:.4g}"
 
 
 def _describe(program: Program) -> str:

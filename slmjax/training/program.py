@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +15,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from slmjax.errors import UserError
 from slmjax.models.attention_kernels import attention_for
-from slmjax.models.counting import count_parameters
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
 from slmjax.objectives.cross_entropy import LOGITS_BYTES
 from slmjax.objectives.next_token import Objective, next_token
 from slmjax.peft.method import Method, make_method
-from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention
+from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention, sharded_sum_rows
+from slmjax.sharding.lean_feedforward import lean_feedforward
 from slmjax.sharding.mesh import batch_spec, make_mesh
 from slmjax.training.config import RunConfig
+from slmjax.training.memory import out_of_memory_is_the_users, require_host_memory
 from slmjax.training.optimizers import make_optimizer, with_multipliers
 from slmjax.training.schedules import Schedule, make_schedule
 from slmjax.training.state import TrainState, abstract_state, init_state
@@ -68,6 +67,8 @@ class Program:
             ema = bool(training.ema_decay)
             return init_state(self.model, self.optimizer, training.seed, ema=ema, method=self.method, base=base)
 
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.state))
+        require_host_memory(self.config, self.mesh, held)
         with out_of_memory_is_the_users(self.config, self.mesh):
             return jax.jit(fresh, out_shardings=shardings, donate_argnums=self._donated)(base)
 
@@ -87,7 +88,13 @@ class Program:
     def compile(self) -> Any:
         """The train step, compiled: called as (state, batch) -> (state, metrics), it can never compile again."""
         with out_of_memory_is_the_users(self.config, self.mesh):
-            return self.train_step.lower(self.state, self.batch).compile()
+            compiled = self.train_step.lower(self.state, self.batch).compile()
+        memory = compiled.memory_analysis()
+        if memory is not None:
+            parts = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes)
+            held = sum(parts) - memory.alias_size_in_bytes  # by one device; emulated ones share the host's memory
+            require_host_memory(self.config, self.mesh, held * self.mesh.size)
+        return compiled
 
 
 def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
@@ -96,14 +103,18 @@ def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
     on_cpu = platform == "cpu"
     t = config.training
     dtype = ("float32" if on_cpu else "bfloat16") if t.dtype == "auto" else t.dtype
+    remat = ("none" if on_cpu else "full") if t.remat == "auto" else t.remat
     attention = attention_for(platform, t.attention)
+    lean = not on_cpu and remat in ("full", "context", "attention")  # policies that keep none of its products
     return Execution(
         dtype=jnp.dtype(dtype),
         attention=sharded_attention(attention, mesh) if mesh.size > 1 else attention,
-        remat=("none" if on_cpu else "full") if t.remat == "auto" else t.remat,
+        feedforward=lean_feedforward(mesh if mesh.size > 1 else None) if lean else None,
+        remat=remat,
         scan_unroll=(0 if on_cpu else 1) if t.scan_unroll < 0 else t.scan_unroll,
         flatten_tokens=on_cpu and mesh.shape["sequence"] == 1,
         constrain=make_constrain(mesh) if mesh.size > 1 else Execution().constrain,
+        sum_rows=sharded_sum_rows(mesh) if mesh.size > 1 else Execution().sum_rows,
     )
 
 
@@ -190,30 +201,3 @@ def to_devices(batch: dict[str, np.ndarray], program: Program) -> dict[str, jax.
         for name, array in batch.items()
         if name in program.batch
     }
-
-
-@contextmanager
-def out_of_memory_is_the_users(config: RunConfig, mesh: Mesh) -> Iterator[None]:
-    """Turn the compiler's or the allocator's out-of-memory into a sentence that says what to turn, with numbers."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError, ValueError) as error:
-        text = str(error)
-        memory = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "HbmOom", "Unable to allocate")
-        if not isinstance(error, MemoryError) and not any(phrase in text for phrase in memory):
-            raise
-        sizes = re.findall(r"\d[\d.,]*\s?[KMGT]i?B?\b", text)
-        t = config.training
-        rows = t.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * t.accumulation)
-        state = 16 * count_parameters(config.model).total / 2**30
-        shards = mesh.shape["fsdp"] * mesh.shape["sequence"] * mesh.shape["tensor"]
-        raise UserError(
-            f"Out of memory on {mesh.devices.flat[0].device_kind}"
-            + (f" (the compiler speaks of {', '.join(sizes[:3])})" if sizes else "")
-            + f": parameters, gradients and AdamW take {state / shards:.2f} GiB a device ({state:.2f} GiB over "
-            f"{shards} shards), and a micro-batch is {rows} rows of {config.data.sequence_length} tokens a device. "
-            f"Turn, in this order: training.accumulation={2 * t.accumulation} (half the rows at once), "
-            f"training.remat=full (now {t.remat}), a smaller training.batch_size (now {t.batch_size}) or "
-            f"data.sequence_length, a larger mesh.fsdp or mesh.tensor (now {mesh.shape['fsdp']} and "
-            f"{mesh.shape['tensor']}) on more devices."
-        ) from error

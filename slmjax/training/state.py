@@ -46,7 +46,9 @@ def init_state(
     """
     params_key, rng = jax.random.split(jax.random.key(seed))
     if base is None:
-        base = model.init(params_key, jnp.zeros((1, 1), jnp.int32))["params"]
+        # Of layers that are alike, one is compiled: random numbers make long programs, and this one runs once.
+        rolled = model.clone(execution=dataclasses.replace(model.execution, scan_unroll=1))
+        base = rolled.init(params_key, jnp.zeros((1, 1), jnp.int32))["params"]
     params, frozen = method.split(base, jax.random.fold_in(params_key, 1))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(

@@ -9,18 +9,12 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
 import slmjax
-from slmjax.cli.config_files import load_config
 from slmjax.cli.main import main
-from slmjax.errors import UserError
-from slmjax.sharding.mesh import make_mesh
 from slmjax.tokenization.tokenizer import load_tokenizer
-from slmjax.training.config import run_config
-from slmjax.training.program import out_of_memory_is_the_users
 
 CONFIG = """
 from slmjax.models.config import ModelConfig
@@ -218,18 +212,6 @@ def test_a_run_whose_checkpoints_are_all_damaged(run, place, tmp_path, capsys):
     sentence = refused(capsys, "train", "--config", place / "config.py", "--workdir", tmp_path / "run")
     assert "can be read" in sentence
     assert "can be read" in refused(capsys, "generate", "--model", tmp_path / "run", "--prompt", "x")
-
-
-def test_out_of_memory_says_what_to_turn(place):
-    config = run_config(load_config(str(place / "config.py"), ["--config.mesh.data=1"]))
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    message = "RESOURCE_EXHAUSTED: Out of memory allocating 68.7GiB of 15.75G"
-    with pytest.raises(UserError) as caught, out_of_memory_is_the_users(config, mesh):
-        raise jax.errors.JaxRuntimeError(message)
-    for said in ("68.7GiB", "training.accumulation=2", "training.remat=full", "batch_size (now 8)", "mesh.fsdp"):
-        assert said in str(caught.value)
-    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory_is_the_users(config, mesh):
-        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_other_mistakes(run, place, tmp_path, capsys):

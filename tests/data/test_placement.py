@@ -2,18 +2,31 @@
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from slmjax.data.placement import place_directory
+from slmjax.data.placement import local_path, place_directory
 from slmjax.errors import UserError
 
 
 def _never() -> bool:
     return False
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "gs:/bucket/run", "s3://bucket", "hf+x://a/b"])
+def test_a_buckets_address_is_no_directory(address):
+    with pytest.raises(UserError, match=rf"The workdir is the address {re.escape(address)}.*mount the bucket"):
+        local_path(address, "The workdir")
+
+
+@pytest.mark.parametrize("path", ["runs/x", "/a:/b", "C:/runs", "a b", ".", ""])
+def test_paths_stay_paths(path):
+    assert local_path(path, "The workdir") == Path(path)
 
 
 def test_it_is_there_only_after_the_block(tmp_path):

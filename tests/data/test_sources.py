@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.data.config import SourceConfig
+from slmjax.data.conversations import parse_record
 from slmjax.data.readers import cut_text
-from slmjax.data.sources import read_documents, source_files
+from slmjax.data.sources import read_documents, read_records, source_files
 from slmjax.errors import UserError
 
 TEXTS = ["The first text.\n\nWith two paragraphs.", "naïve café ☃ \U0001f600", "third " * 3000]
@@ -172,13 +173,16 @@ def test_a_tfds_data_set_is_read_without_tensorflow(tmp_path, monkeypatch):
         "class TinyText(tfds.core.GeneratorBasedBuilder):\n"
         "    VERSION = tfds.core.Version('1.0.0')\n\n"
         "    def _info(self):\n"
-        "        features = {'text': tfds.features.Text(), 'title': tfds.features.Text()}\n"
+        "        text = tfds.features.Text()\n"
+        "        messages = tfds.features.Sequence({'role': text, 'content': text})\n"
+        "        features = {'text': text, 'title': text, 'messages': messages}\n"
         "        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))\n\n"
         "    def _split_generators(self, manager):\n"
         "        return {'train': self._generate_examples()}\n\n"
         "    def _generate_examples(self):\n"
         "        for i in range(5):\n"
-        "            yield i, {'text': f'number {i} ☃', 'title': str(i)}\n",
+        "            yield i, {'text': f'number {i} ☃', 'title': str(i), 'messages': [\n"
+        "                {'role': 'user', 'content': 'é'}, {'role': 'assistant', 'content': str(i)}]}\n",
         encoding="utf-8",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -188,6 +192,8 @@ def test_a_tfds_data_set_is_read_without_tensorflow(tmp_path, monkeypatch):
     path = f"tfds:tiny_text:1.0.0?split=train&data_dir={tmp_path / 'data'}"
     assert sorted(_read(path)) == [f"number {i} ☃" for i in range(5)]
     assert sorted(_read(path, text_field="title")) == list("01234")
+    chats = [parse_record(record, {}) for _, record in read_records(SourceConfig(path))]
+    assert sorted(chat.messages[1]["content"] for chat in chats) == list("01234")
     assert "tensorflow" not in sys.modules
     with pytest.raises(UserError, match="has no field 'body'"):
         _read(path, text_field="body")

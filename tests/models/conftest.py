@@ -28,6 +28,10 @@ def miniature(config: ModelConfig) -> ModelConfig:
     pattern = config.layer_pattern
     if len(set(pattern)) == 2:
         pattern, layers = ("local", "global"), 4
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "longrope":
+        factors = {"short_factor": scaling.short_factor[:4], "long_factor": scaling.long_factor[-4:]}
+        scaling = dataclasses.replace(scaling, **factors)
     return dataclasses.replace(
         config,
         vocab_size=67,
@@ -42,6 +46,7 @@ def miniature(config: ModelConfig) -> ModelConfig:
         layer_pattern=pattern,
         norm_eps=1e-5,
         rope_theta=100.0,
+        rope_scaling=scaling,
         rope_theta_local=None if config.rope_theta_local is None else 10.0,
         rope_fraction=0.5 if config.rope_fraction < 1 else 1.0,
         embedding_projection_dim=None if config.embedding_projection_dim is None else 16,

@@ -14,6 +14,7 @@ from slmjax.models.transformer import Transformer
 # Sizes of the released checkpoints.
 PUBLISHED = {
     "gpt2": 124_439_808,
+    "lamini-gpt-124m": 124_440_576,  # 768 numbers for one more token
     "opt-125m": 125_239_296,
     "opt-350m": 331_196_416,
     "pythia-14m": 14_067_712,
@@ -27,10 +28,14 @@ PUBLISHED = {
     "phi-1.5": 1_418_270_720,
     "phi-2": 2_779_683_840,
     "phi-3-mini-4k": 3_821_079_552,
+    "phi-3-mini-128k": 3_821_079_552,
     "llama-7b": 6_738_415_616,
     "mistral-7b-v0.1": 7_241_732_096,
+    "mistral-7b-v0.3": 7_248_023_552,
     "tinyllama-1.1b": 1_100_048_384,
     "prem-1b": 1_100_048_384,
+    "prem-1b-chat": 1_100_064_768,
+    "prem-1b-sql": 1_346_471_936,
     "deepseek-coder-1.3b": 1_346_471_936,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,

@@ -86,6 +86,29 @@ def test_the_switch_lies_just_beyond_the_original_context(name):
     assert (beyond < at * (1 - 1e-7))[1:].all()
 
 
+@pytest.mark.parametrize("name", ["dynamic", "longrope"])
+def test_each_document_switches_for_itself(name):
+    """A long row beside a short one, a long document packed with a short one, left padding: each as if alone."""
+
+    def table(positions):
+        return [np.asarray(t) for t in rope_table(jnp.asarray(positions), DIM, THETA, SCALINGS[name])]
+
+    n = 40
+    long, short = np.arange(ORIGINAL + n), np.arange(n)
+    for alone, other in ((long, short), (short, long)):
+        expected = table(alone[None])
+        padded = np.concatenate([np.zeros(len(long) - len(alone), int), alone])
+        beside = table(np.stack([padded, np.arange(len(long))]))
+        before, after = table(np.concatenate([alone, other])[None]), table(np.concatenate([other, alone])[None])
+        for want, *got in zip(expected, beside, before, after, strict=True):
+            np.testing.assert_array_equal(got[0][0, -len(alone) :], want[0])
+            np.testing.assert_array_equal(got[1][0, : len(alone)], want[0])
+            np.testing.assert_array_equal(got[2][0, len(other) :], want[0])
+    newest = [t[0, -1] for t in table(long[None])]
+    for want, got in zip(newest, table(np.asarray([[3], [long[-1]]])), strict=True):  # a decoding step
+        np.testing.assert_array_equal(got[1, 0], want)
+
+
 @pytest.mark.parametrize("rotary_dim", [DIM, 16])
 def test_scores_depend_on_the_distance_alone(rotary_dim):
     q, k = (jnp.asarray(np.random.default_rng(i).standard_normal((1, 1, 1, DIM)), jnp.float32) for i in (1, 2))

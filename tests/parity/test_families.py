@@ -1,4 +1,4 @@
-"""Logits of miniatures of every family that transformers has, against transformers, in float32.
+"""Logits of miniatures of the families without RMSNorm, against transformers, in float32.
 
 The same random weights go into both; transformers' names and layouts are undone here, in the test.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slmjax.models.config import ModelConfig, RopeScaling
+from slmjax.models.config import ModelConfig
 from slmjax.models.families import model_config
 from slmjax.models.transformer import Transformer
 
@@ -20,14 +20,6 @@ transformers = pytest.importorskip("transformers")
 
 VOCAB, D, H, G, K, F, L, CONTEXT = 67, 32, 4, 2, 8, 48, 2, 64
 T = 24
-
-LLAMA3 = RopeScaling("llama3", factor=4.0, original_context_length=16)
-LLAMA3_PARAMETERS = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3_PARAMETERS |= {"original_max_position_embeddings": 16}
-SHORT, LONG = [1.0, 1.2, 1.4, 1.6], [2.0, 3.0, 4.0, 5.0]
-LONGROPE = RopeScaling("longrope", 4.0, 16, short_factor=tuple(SHORT), long_factor=tuple(LONG))
-LONGROPE_PARAMETERS = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG, "factor": 4.0}
-LONGROPE_PARAMETERS |= {"original_max_position_embeddings": 16}
 
 # name -> (transformers class, its arguments beyond the common ones, changes to our miniature)
 CASES = {
@@ -43,70 +35,17 @@ CASES = {
     "falcon-7b": ("Falcon", {"multi_query": True, "parallel_attn": True, "ffn_hidden_size": F}, {"num_kv_heads": 1}),
     "pythia-14m": ("GPTNeoX", {"rope_parameters": {"partial_rotary_factor": 0.25}}, {"rope_fraction": 0.25}),
     "phi-1": ("Phi", {"rope_parameters": {"partial_rotary_factor": 0.5}}, {}),
-    "phi-3-mini-4k": ("Phi3", {"sliding_window": 5, "pad_token_id": 0}, {"window": 5}),
-    "phi-3-mini-4k, longrope": (
-        "Phi3",
-        {"rope_parameters": LONGROPE_PARAMETERS, "original_max_position_embeddings": 16, "pad_token_id": 0},
-        {"rope_scaling": LONGROPE, "layer_pattern": ("global",)},
-    ),
-    "llama-2-7b": ("Llama", {}, {}),
-    "llama-3.2-1b": ("Llama", {"rope_parameters": LLAMA3_PARAMETERS}, {"rope_scaling": LLAMA3}),
-    "mistral-7b-v0.1": ("Mistral", {"sliding_window": 5}, {"window": 5}),
-    "qwen2-0.5b": ("Qwen2", {}, {}),
-    "qwen3-0.6b": ("Qwen3", {}, {}),
-    "smollm3-3b": (
-        "SmolLM3",
-        {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "pad_token_id": 0},
-        {"num_layers": 4},
-    ),
-    "gemma-2b": ("Gemma", {}, {"embedding_multiplier": D**0.5}),
-    "gemma-2-2b": (
-        "Gemma2",
-        {"query_pre_attn_scalar": 11, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
-        {"embedding_multiplier": D**0.5, "window": 5, "attention_scale": 11**-0.5},
-    ),
-    "gemma-3-1b": (
-        "Gemma3",
-        {
-            "num_hidden_layers": 6,
-            "query_pre_attn_scalar": 11,
-            "sliding_window": 5,
-            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
-            "rope_parameters": {
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-            },
-        },
-        {
-            "num_layers": 6,
-            "embedding_multiplier": D**0.5,
-            "window": 5,
-            "attention_scale": 11**-0.5,
-            "rope_scaling": RopeScaling("linear", factor=8.0),
-        },
-    ),
     "olmo-1b": ("Olmo", {}, {}),
-    "olmo-2-1b": ("Olmo2", {}, {}),
     "stablelm-3b": ("StableLm", {"rope_parameters": {"partial_rotary_factor": 0.25}}, {"rope_fraction": 0.25}),
     "stablelm-2-1.6b": (
         "StableLm",
         {"rope_parameters": {"partial_rotary_factor": 0.25}, "use_qkv_bias": True},
         {"rope_fraction": 0.25},
     ),
-    "granite-3.1-2b": (
-        "Granite",
-        {
-            "embedding_multiplier": 12.0,
-            "attention_multiplier": 1 / 64,
-            "residual_multiplier": 0.22,
-            "logits_scaling": 8.0,
-        },
-        {},
-    ),
     "minitron-4b": ("Nemotron", {"rope_parameters": {"partial_rotary_factor": 0.5}}, {}),
 }
 # The others are slow: all together they take half a minute.
-QUICK = {"gpt2", "falcon-7b", "llama-3.2-1b", "phi-3-mini-4k, longrope", "smollm3-3b", "gemma-2-2b", "gemma-3-1b"}
+QUICK = {"gpt2", "falcon-7b", "stablelm-3b"}
 NO_GROUPS = {"gpt2", "opt-125m", "opt-350m", "bloom-560m", "falcon-rw-1b", "pythia-14m", "phi-1"}
 NORM_EPS = {"Nemotron": "norm_eps", "GPT2": "layer_norm_epsilon", "Bloom": "layer_norm_epsilon"}
 NORM_EPS |= {"Falcon": "layer_norm_epsilon", "GPTNeoX": "layer_norm_eps", "Phi": "layer_norm_eps"}
@@ -218,10 +157,10 @@ def test_logits_are_those_of_transformers(case):
     if name not in NO_GROUPS and family != "Falcon":
         common["num_key_value_heads"] = G
     arguments = dict(arguments)
-    if family not in ("GPT2", "OPT", "Bloom", "Gemma3"):
+    if family not in ("GPT2", "OPT", "Bloom"):
         rope = {"rope_type": "default", "rope_theta": config.rope_theta}
         arguments["rope_parameters"] = rope | arguments.get("rope_parameters", {})
-    config_class = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+    config_class = f"{family}Config"
     model_class = {"GPT2": "GPT2LMHeadModel"}.get(family, f"{family}ForCausalLM")
     torch.manual_seed(0)
     theirs = getattr(transformers, config_class)(**common | arguments)

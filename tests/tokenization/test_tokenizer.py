@@ -202,9 +202,9 @@ def test_the_reference_vectors_of_llama_cpp_hold(assets, directory, vectors):
     root = assets / "data" / "tokenizers"
     tokenizer = load_tokenizer(root / directory)
     texts = (root / f"ggml-vocab-{vectors}.gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
-    lines = (root / f"ggml-vocab-{vectors}.gguf.out").read_text().split("\n")[:-1]
-    assert len(lines) >= 46
-    for text, line in zip(texts, lines, strict=False):  # the last text is the end of the file
+    lines = (root / f"ggml-vocab-{vectors}.gguf.out").read_text().split("\n")
+    assert len(lines) == 47  # the last text is empty, and so are its ids
+    for text, line in zip(texts, lines, strict=True):
         assert tokenizer.encode(text) == [int(id) for id in line.split()], repr(text)
 
 

@@ -150,6 +150,37 @@ def test_a_branch_begins_with_the_state_and_the_data_of_its_step(
         loop.train(tiny_config(steps=5, **{"training.branch_from": str(workdir)}), tmp_path / "late")
 
 
+@pytest.mark.slow
+def test_a_decay_branched_from_the_stable_phase_is_the_uninterrupted_shorter_run(
+    tiny_config, tmp_path, monkeypatch, saved, assert_bitwise_equal, capsys
+):
+    """WSD as it is used: a long run is planned; its stable checkpoint decays now, over a third of a shorter budget."""
+
+    def wsd(steps, **changes):
+        schedule = {"schedule.name": "wsd", "schedule.warmup_steps": 2, "schedule.final_fraction": 0.0}
+        return tiny_config(steps, **schedule, **{"training.log_every": 1, "training.eval_every": 0}, **changes)
+
+    def rates(workdir):
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line["learning_rate"] for line in lines if line["split"] == "train"}
+
+    shorter = {"schedule.decay_fraction": 0.34}
+    loop.train(wsd(9, **shorter), tmp_path / "straight")
+    with monkeypatch.context() as patched:
+        stop_at(patched, 6)
+        loop.train(wsd(100), tmp_path / "stable")
+    branch = wsd(9, **shorter, **{"training.branch_from": str(tmp_path / "stable")})
+    capsys.readouterr()
+    assert loop.train(branch, tmp_path / "branch").step == 9
+    assert "its learning rate was 0.003, here it is 0.00" in capsys.readouterr().err
+    expected, stable, decayed = (rates(tmp_path / name) for name in ("straight", "stable", "branch"))
+    assert stable == {step: expected[step] for step in range(1, 7)}
+    assert list(stable.values()) == pytest.approx([0.0015] + 5 * [0.003])
+    assert decayed == {step: expected[step] for step in range(7, 10)}
+    assert expected[6] > expected[7] > expected[8] > expected[9] == 0
+    assert_bitwise_equal(saved(branch, tmp_path / "straight").state, saved(branch, tmp_path / "branch").state)
+
+
 def test_evaluation_is_that_of_the_averaged_weights(tiny_config, tmp_path):
     config = tiny_config(**{"training.ema_decay": 0.9})
     p = program.build(config)

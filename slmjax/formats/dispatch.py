@@ -1,0 +1,61 @@
+"""The front doors: load a model from whatever a path is, save it as whatever is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from slmjax.errors import UserError
+from slmjax.formats.hub import download, is_hub_id
+from slmjax.formats.huggingface import DTYPES, is_huggingface, load_huggingface
+from slmjax.formats.huggingface_export import save_huggingface
+from slmjax.inference import language_model
+from slmjax.inference.language_model import LanguageModel
+
+FORMATS = ("slmjax", "huggingface", "gguf")
+_GGUF_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> LanguageModel:
+    """A model from a run's workdir, a checkpoint, a directory that `save` wrote, a directory of Hugging Face (one file
+    or sharded), a .gguf file, or a name on the Hugging Face hub ("organization/name", needs slmjax[hub]).
+
+    mesh: to spread the parameters over; None is the first device. dtype: of the parameters, "float32", "bfloat16" or
+    "float16"; None keeps the file's (a run's and a GGUF file's are float32). UserError when it is none of these.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
+    if is_hub_id(path):
+        path = download(str(path))
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        from slmjax.formats.gguf import load_gguf
+
+        return LanguageModel(*load_gguf(path, mesh=mesh, dtype=None if dtype is None else jnp.dtype(dtype)))
+    if is_huggingface(path):
+        return load_huggingface(path, mesh=mesh, dtype=dtype)
+    return language_model.load(path, mesh=mesh, dtype=dtype)
+
+
+def save(lm: LanguageModel, path: str | Path, *, format: str = "slmjax", dtype: str | None = None) -> Path:
+    """Write a model, whole or not at all; returns where.
+
+    format: "slmjax" and "huggingface" make a directory, "gguf" a file. dtype: float32 (the default of slmjax),
+    bfloat16, or for huggingface also float16 (its default is that of the parameters); gguf has also q8_0, q4_0, q4_1,
+    q5_0 and q5_1, and float16 by default. What it replaces must be a model of that format and nothing but that.
+    """
+    path = Path(path).expanduser()
+    if format == "slmjax":
+        return language_model.save(lm, path, dtype=dtype or "float32")
+    if format == "huggingface":
+        stored = lm.params["embedder"]["embedding"].dtype.name
+        dtype = dtype or (stored if stored in DTYPES else "float32")
+        return save_huggingface(lm.config, lm.params, lm.tokenizer, path, dtype=dtype, stop_ids=lm.stop_ids)
+    if format == "gguf":
+        from slmjax.formats.gguf import save_gguf
+
+        dtype = dtype or "float16"
+        return save_gguf(lm.config, lm.params, lm.tokenizer, path, _GGUF_DTYPES.get(dtype, dtype))
+    raise UserError(f"format is {format!r}; choose {', '.join(FORMATS)}.")

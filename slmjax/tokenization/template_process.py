@@ -1,0 +1,154 @@
+"""The program of the process that renders a chat template: `python template_process.py`, one JSON line in, one out.
+
+A template is a program of strangers. Jinja's sandbox keeps it from Python's insides, but not from taking forever or
+all of memory within one operation that no Python code can interrupt (comparing nested lists is one). So it runs here,
+where memory, files and processor time are limited by the system, and whoever waits for it can end it.
+
+First line in: {"source", "output_limit", "memory_limit", "seconds"}. Out: {"generation": are there such blocks}.
+Further lines in: a list of {"variables", "marks"}. Out: a list of {"text"}. In place of each out: {"error", "raised"}.
+"""
+
+import contextlib
+import datetime
+import json
+import sys
+import time
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+
+class Generation(jinja2.ext.Extension):
+    """`{% generation %} … {% endgeneration %}`: what the model writes. Put between marks where they are asked for."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
+
+    def parse(self, parser: Any) -> jinja2.nodes.Node:
+        """The block as a call of `_marked`."""
+        self.environment.has_generation = True  # type: ignore[attr-defined]
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Any) -> str:
+        before, after = self.environment.marks  # type: ignore[attr-defined]
+        return before + caller() + after
+
+
+class Raised(jinja2.TemplateError):
+    """The template's own `raise_exception`."""
+
+
+class PlainDict:
+    """`dict` in a template: a function, without the class's attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        """A new dict."""
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
+        """A new dict of these keys."""
+        return dict.fromkeys(keys, value)
+
+
+def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    """Jinja as chat templates expect it: transformers' settings, filters and functions."""
+    env: Any = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    env.marks, env.has_generation = ("", ""), False
+    env.filters["tojson"] = _to_json  # Jinja's own escapes HTML
+    env.globals |= {"raise_exception": _raise, "strftime_now": _now, "dict": PlainDict(), "namespace": _namespace}
+    return env
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+):
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: Any) -> None:
+    raise Raised(str(message))
+
+
+def _now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
+
+
+def _namespace(*args: Any, **kwargs: Any) -> jinja2.utils.Namespace:
+    names = [name for name in dict(*args, **kwargs) if str(name).startswith("_")]
+    if names:
+        raise jinja2.exceptions.SecurityError(f"a namespace may not hold {names[0]!r}")
+    return jinja2.utils.Namespace(*args, **kwargs)
+
+
+def render(env: Any, template: jinja2.Template, request: dict[str, Any], output_limit: int) -> dict[str, Any]:
+    """{"text"} or {"error", "raised"}."""
+    env.marks = request["marks"]
+    pieces, size = [], 0
+    try:
+        for piece in template.generate(**request["variables"]):
+            pieces.append(piece)
+            size += len(piece)
+            if size > output_limit:
+                return {"error": f"it writes more than {output_limit:,} characters", "raised": False}
+        return {"text": "".join(pieces)}
+    except Exception as error:  # a template may cause any
+        return _failure(error)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    text = str(error) if isinstance(error, Raised) else f"{type(error).__name__}: {error}"
+    line = getattr(error, "lineno", None)
+    return {"error": text + (f" in line {line}" if line else ""), "raised": isinstance(error, Raised)}
+
+
+def _limit(memory: int) -> None:
+    """Memory and files, from now on."""
+    _set_limit("RLIMIT_AS", memory)
+    _set_limit("RLIMIT_FSIZE", 0)
+    _set_limit("RLIMIT_CORE", 0)
+
+
+def _limit_seconds(seconds: float) -> None:
+    """Of processor time, from now on: whoever waits counts too, but may itself be killed meanwhile."""
+    _set_limit("RLIMIT_CPU", int(time.process_time() + seconds) + 2)
+
+
+def _set_limit(name: str, limit: int) -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):  # a system without it: the waiting side's clock remains
+        import resource
+
+        kind = getattr(resource, name)
+        _, most = resource.getrlimit(kind)
+        resource.setrlimit(kind, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    requests, answers = sys.stdin, sys.stdout
+    first = json.loads(requests.readline())
+    _limit(first["memory_limit"])
+    env: Any = environment()
+
+    def answer(value: Any) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    try:
+        _limit_seconds(first["seconds"])
+        template = env.from_string(first["source"])
+    except Exception as error:
+        answer(_failure(error))
+        return
+    answer({"generation": env.has_generation})
+    for line in requests:
+        _limit_seconds(first["seconds"])
+        answer([render(env, template, request, first["output_limit"]) for request in json.loads(line)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The notebooks of colab/: valid, without outputs, and every cell but the installation runs, on tiny settings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "colab").glob("*.ipynb"))
+TINY = {
+    "quickstart": {"WORKDIR": "run", "STEPS": 6},
+    "train_your_own": {"WORKDIR": "run", "STEPS": 6, "BATCH_SIZE": 4, "VOCAB_SIZE": 300, "LAYERS": 1}
+    | {"TEXT": "python:stdlib?max_megabytes=0.3"},
+}
+# Runs the cells of argv[1] as a kernel would, one namespace for all; what only a notebook has is stood in for.
+KERNEL = """
+import json, sys, types
+import matplotlib
+matplotlib.use("agg")
+display = types.ModuleType("IPython.display")
+display.Image = lambda path, **_: open(path, "rb").read(4) == b"\\x89PNG" or sys.exit(f"{path} is no picture")
+sys.modules["IPython.display"] = display
+sys.modules["IPython"] = types.SimpleNamespace(version_info=(9, 0), get_ipython=lambda: None, display=display)
+namespace = {"__name__": "__main__"}
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    tags = cell["metadata"].get("tags", [])
+    if cell["cell_type"] == "code" and "install" not in tags:
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), namespace)
+    if "parameters" in tags:
+        assert json.loads(sys.argv[2]).keys() <= namespace.keys()
+        namespace |= json.loads(sys.argv[2])
+"""
+
+
+def code_cells(path):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def test_there_are_notebooks_and_each_has_its_settings():
+    assert {path.stem for path in NOTEBOOKS} == TINY.keys()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_valid_and_bare(path):
+    notebook = json.loads(path.read_text())
+    assert (notebook["nbformat"], notebook["metadata"]["kernelspec"]["language"]) == (4, "python")
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids) and all(cell["cell_type"] in ("code", "markdown") for cell in notebook["cells"])
+    tags = [tag for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])]
+    assert sorted(tags) == ["install", "parameters"]
+    for cell in code_cells(path):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+        if "install" in cell["metadata"].get("tags", []):
+            assert '%pip install -q "slmjax{EXTRA} @ git+{REPOSITORY}"' in "".join(cell["source"])
+        else:
+            compile("".join(cell["source"]), cell["id"], "exec")  # no magic outside of the installation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_cell_runs(path, tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path.parents[1]), env.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", KERNEL, str(path), json.dumps(TINY[path.stem])]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "loss.png").is_file() and (tmp_path / "run" / "model" / "config.json").is_file()
