@@ -6,6 +6,7 @@ for arrays of the collection at the module's own path; the layer scan slices the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,8 @@ def applied(
         elif cache is None:  # a cache's index counts the prefix already
             positions_BT = jnp.broadcast_to(jnp.arange(n, n + tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
         inputs = (tokens_BT, positions_BT, segments_BT, cache)
+    # A feed-forward that is run from its weights never calls the products that something is added to.
+    model = model.clone(execution=dataclasses.replace(model.execution, feedforward=None))
     rngs = {"dropout": rng} if rng is not None and options.dropout else {}
     with nn.intercept_methods(_interceptor(options)):
         return model.apply(variables, *inputs, hidden=hidden, rngs=rngs)

@@ -62,13 +62,13 @@ class Program:
         """A fresh state, created in its place on the mesh. `base`, the parameters to fine-tune, is used up."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         training = self.config.training
-        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.state))
-        require_host_memory(self.config, self.mesh, held)
 
         def fresh(base):
             ema = bool(training.ema_decay)
             return init_state(self.model, self.optimizer, training.seed, ema=ema, method=self.method, base=base)
 
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.state))
+        require_host_memory(self.config, self.mesh, held)
         with out_of_memory_is_the_users(self.config, self.mesh):
             return jax.jit(fresh, out_shardings=shardings, donate_argnums=self._donated)(base)
 
@@ -105,8 +105,7 @@ def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
     dtype = ("float32" if on_cpu else "bfloat16") if t.dtype == "auto" else t.dtype
     remat = ("none" if on_cpu else "full") if t.remat == "auto" else t.remat
     attention = attention_for(platform, t.attention)
-    # Under policies that keep none of its products; adapters are hung on the plain products.
-    lean = not on_cpu and remat in ("full", "context", "attention") and config.peft.method == "full"
+    lean = not on_cpu and remat in ("full", "context", "attention")  # policies that keep none of its products
     return Execution(
         dtype=jnp.dtype(dtype),
         attention=sharded_attention(attention, mesh) if mesh.size > 1 else attention,

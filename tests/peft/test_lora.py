@@ -12,6 +12,7 @@ from slmjax.errors import UserError
 from slmjax.models.execution import Execution
 from slmjax.peft.lora import LoraConfig
 from slmjax.peft.targets import flatten, nested
+from slmjax.sharding.lean_feedforward import lean_feedforward
 
 KINDS = {
     "lora": {},
@@ -113,12 +114,21 @@ def test_scan_is_the_loop_and_dropout_is_only_of_training(tune, jit):
     lora = {"r": 4, "dropout": 0.5, "dora": True}
     scanned = tune(method="lora", lora=lora, execution=Execution(remat="full"))
     looped = tune(method="lora", lora=lora, execution=Execution(scan_unroll=0))
-    moved = jax.tree.map(lambda x: x + 0.1, scanned.trained)
+    moved = jax.tree.map(lambda x: x + 0.02, scanned.trained)
     for rng in (None, jax.random.key(1)):
         results = [jit(jax.value_and_grad(tuned.loss))(moved, rng) for tuned in (scanned, looped)]
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4 * float(jnp.abs(y).max())), *results)
     losses = {float(jit(scanned.loss)(moved, rng)) for rng in (None, jax.random.key(1), jax.random.key(2))}
     assert len(losses) == 3
+
+
+@pytest.mark.parametrize("quantize", ["", "int8"])
+def test_a_lean_feed_forward_does_not_pass_over_what_is_added(quantize, tune, jit):
+    lora = {"r": 4, "targets": ("up_proj",)}
+    plain = tune(method="lora", lora=lora, quantize=quantize)
+    lean = tune(method="lora", lora=lora, quantize=quantize, execution=Execution(feedforward=lean_feedforward(None)))
+    moved = jax.tree.map(lambda x: x + 0.1, plain.trained)
+    np.testing.assert_allclose(jit(lean.loss)(moved), jit(plain.loss)(moved), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
