@@ -42,7 +42,7 @@ OOM_MARKS = ("CompileTimeHbmOom", "RESOURCE_EXHAUSTED", "Ran out of memory in me
 def compile_once(python: str, topology: str, batch: int, length: int, tiling: int, extra: list[str]) -> dict:
     """Compiles one train step in a fresh process; `batch` sequences of `length` tokens a chip. Returns one report.
 
-    `temp_bytes`, `argument_bytes` and `peak_bytes` (arguments in it) are the compiler's, for one chip. Out of memory sets `error` to "out of memory",
+    `temp_bytes` and `argument_bytes` are the compiler's, for one chip. Out of memory sets `error` to "out of memory",
     `detail` to the compiler's sentence; any other failure sets `error` to the last lines that MaxText printed.
     """
     find = "import importlib.util as u; print(u.find_spec('maxtext').submodule_search_locations[0])"
@@ -71,12 +71,10 @@ def compile_once(python: str, topology: str, batch: int, length: int, tiling: in
         "extra": extra,
         "temp_bytes": None,
         "argument_bytes": None,
-        "peak_bytes": None,
         "seconds": round(time.perf_counter() - begin, 1),
         "error": None,
     }
-    fields = {"temp_bytes": "temp_size", "argument_bytes": "argument_size", "peak_bytes": "peak_memory"}
-    for key, name in fields.items():
+    for key, name in (("temp_bytes", "temp_size"), ("argument_bytes", "argument_size")):
         if found := re.search(rf"\b{name}_in_bytes=(\d+)", done.stdout):
             report[key] = int(found[1])
     if report["temp_bytes"] is None:
