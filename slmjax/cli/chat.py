@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from slmjax.cli.sampling_arguments import add_sampling_arguments, sampling_settings
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         elif line:
             try:
                 with _ctrl_c() as pressed:
-                    conversation.answer(line, lambda piece, pressed=pressed: _show(piece) or bool(pressed))
+                    conversation.answer(line, partial(_show, pressed))
             except UserError as error:
                 if not sys.stdin.isatty():
                     raise
@@ -73,8 +74,10 @@ def _lines() -> Iterator[str]:
             return
 
 
-def _show(piece: str) -> None:
+def _show(pressed: list[int], piece: str) -> bool:
+    """Print a piece of an answer; whether it is to end here."""
     print(piece, end="", flush=True)
+    return bool(pressed)
 
 
 @contextmanager

@@ -57,7 +57,8 @@ def prefill(model: Transformer, params, rows: Rows, length: int, inputs, stops, 
     """
     run = model.execution
     cache = empty_cache(model.config, inputs[0].shape[0], length, run.dtype, layers_apart=run.layers_apart)
-    cache = cache.replace(index=0)  # known to be empty: the prompts attend to themselves alone
+    # Known to be empty: the prompts attend to themselves alone.
+    cache = cache.replace(index=0)  # type: ignore[attr-defined]
     return _draw(model, params, rows.replace(cache=cache), inputs, stops, sampling)  # type: ignore[attr-defined]
 
 

@@ -69,12 +69,11 @@ class Attention(nn.Module):
         v_BSGK = checkpoint_name(v_BTGK, "value")
         if cache is not None:
             cache = kv_cache.write(cache, k_BTGK, v_BTGK, 0 if index is None else index, repeat)
-        cached = cache is not None and index is not None  # else the new tokens are all that there is
+        held = None if index is None else cache  # None: the new tokens are all that there is
         rounds = c.position == "alibi" and c.alibi_scaled
-        if cached and not run.layers_apart:
-            k_BSGK, v_BSGK = (array.astype(run.dtype) for array in kv_cache.read(cache, repeat))
-        elif cached and rounds:
-            k_BSGK, v_BSGK = (array.astype(run.dtype).swapaxes(1, 2) for array in cache)
+        apart = run.layers_apart and not rounds
+        if held is not None and not apart:
+            k_BSGK, v_BSGK = (array.astype(run.dtype) for array in kv_cache.read(held, repeat))
         num_prefix = 0 if prefix is None else prefix[0].shape[-3]
         if prefix is not None and cache is None:
             k_BSGK, v_BSGK = (
@@ -97,8 +96,8 @@ class Attention(nn.Module):
         if rounds:
             bias_BSH = alibi_rounding(H, kv_segments_BS, k_BSGK.shape[1])
             q_BTHK, k_BSGK, v_BSGK = with_key_bias(q_BTHK, k_BSGK, v_BSGK, bias_BSH)
-        if cached and run.layers_apart and not rounds:
-            context_BTHK = cached_attention(q_BTHK, *cache, index=index, **masks, **form)
+        if held is not None and index is not None and apart:
+            context_BTHK = cached_attention(q_BTHK, held[0], held[1], index=index, **masks, **form)
         else:
             offset = 0 if index is None else index - num_prefix
             context_BTHK = run.attention(q_BTHK, k_BSGK, v_BSGK, q_offset=offset, prefix=num_prefix, **masks, **form)

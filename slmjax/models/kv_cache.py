@@ -58,7 +58,7 @@ def empty_cache(
 def write(
     cache: LayerCache, k_BTGK: jax.Array, v_BTGK: jax.Array, index: jax.Array | int, repeat: jax.Array | None
 ) -> LayerCache:
-    """The cache with T new positions of one layer at `index`: of layer `repeat` of the scan, or None with layers apart."""
+    """The cache with T new positions at `index`: of layer `repeat` of the scan, or None with layers apart."""
 
     def put(whole: jax.Array, new_BTGK: jax.Array) -> jax.Array:
         new_BTGK = new_BTGK.astype(whole.dtype)
@@ -69,7 +69,9 @@ def write(
     return put(cache[0], k_BTGK), put(cache[1], v_BTGK)
 
 
-def read(cache: LayerCache, repeat: jax.Array) -> LayerCache:
-    """Keys and values [B, S, G, K] of layer `repeat` of the scan."""
+def read(cache: LayerCache, repeat: jax.Array | None) -> LayerCache:
+    """Keys and values [B, S, G, K]: of layer `repeat` of the scan, or None with layers apart."""
+    if repeat is None:
+        return cache[0].swapaxes(1, 2), cache[1].swapaxes(1, 2)
     keys, values = (jax.lax.dynamic_index_in_dim(array, repeat, keepdims=False) for array in cache)
     return keys, values
