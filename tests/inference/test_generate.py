@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.inference import generate as module
+from slmjax.inference import decoding
 from slmjax.inference.generate import generate, generate_ids
 from slmjax.inference.sampling import GREEDY, Sampling
 
@@ -75,16 +75,32 @@ def test_streamed_tokens_are_the_result(lm):
 
 def test_lengths_of_one_bucket_share_their_programs(lm):
     generate_ids(lm, [[1] * 3], max_new_tokens=5, sampling=GREEDY)
-    sizes = module._prefill._cache_size(), module._decode._cache_size()
+    sizes = decoding.prefill._cache_size(), decoding.decode._cache_size()
     for n, new in ((1, 1), (20, 64), (64, 30)):
         generate_ids(lm, [[2] * n], max_new_tokens=new, sampling=GREEDY, stop_ids=[3], seed=n)
-    assert (module._prefill._cache_size(), module._decode._cache_size()) == sizes
+    assert (decoding.prefill._cache_size(), decoding.decode._cache_size()) == sizes
 
 
 def test_streamed_text_joined_is_the_text(lm):
     pieces = []
     texts = generate(lm, ["the old", "", "a", "b"], max_new_tokens=40, **OPTIONS, stream=pieces.append)
     assert "".join(pieces) == texts[0] != "" and len(pieces) > 1
+
+
+def test_a_stop_string_cuts_the_text_before_it_also_in_the_stream(lm):
+    free = generate(lm, ["the old", "a"], max_new_tokens=40, **OPTIONS)
+    stop = free[0][5:8]
+    pieces = []
+    cut = generate(lm, ["the old", "a"], max_new_tokens=40, **OPTIONS, stop=[stop], stream=pieces.append)
+    assert cut == [text.split(stop)[0] for text in free]
+    assert "".join(pieces) == cut[0]
+
+
+def test_a_repetition_penalty_without_end_never_repeats(lm):
+    rows = generate_ids(lm, PROMPTS[:1], max_new_tokens=20, sampling=Sampling(repetition_penalty=1e9))
+    tokens = PROMPTS[0] + rows[0]
+    positive = [token for token in tokens if tokens.count(token) > 1]
+    assert not positive
 
 
 def test_texts_and_their_ids_are_one_prompt(lm):

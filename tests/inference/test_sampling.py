@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.inference.sampling import GREEDY, Sampling, filtered_logits, sample
+from slmjax.inference.sampling import GREEDY, Sampling, filtered_logits, penalized_logits, sample
 
 LOGITS_BV = 3 * np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
 SETTINGS = [
@@ -15,6 +15,8 @@ SETTINGS = [
     Sampling(0.7, 10, 0.5),
     Sampling(1.5, 0, 0.01),
     Sampling(2.0, 1000, 0.99),
+    Sampling(0.8, 0, 1.0, min_p=0.1),
+    Sampling(1.2, 20, 0.9, min_p=0.05),
 ]
 
 
@@ -45,10 +47,24 @@ def test_transformers_draws_from_the_same(sampling):
     warpers = [transformers.TemperatureLogitsWarper(sampling.temperature)]
     warpers += [transformers.TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
     warpers += [transformers.TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    warpers += [transformers.MinPLogitsWarper(sampling.min_p)] if sampling.min_p else []
     for warper in warpers:
         scores = warper(None, scores)
     ours = jax.nn.softmax(filtered_logits(jnp.asarray(LOGITS_BV), sampling), axis=-1)
     np.testing.assert_allclose(ours, torch.softmax(scores, -1).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [0.8, 1.0, 1.3])
+def test_transformers_penalizes_alike(penalty):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    seen = np.random.default_rng(1).integers(0, LOGITS_BV.shape[1], (LOGITS_BV.shape[0], 9))
+    processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    theirs = processor(torch.tensor(seen), torch.tensor(LOGITS_BV)).numpy()
+    seen_BV = np.zeros(LOGITS_BV.shape, bool)
+    np.put_along_axis(seen_BV, seen, True, axis=1)
+    ours = penalized_logits(jnp.asarray(LOGITS_BV), jnp.asarray(seen_BV), penalty)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_draws_follow_the_probabilities():
@@ -68,7 +84,11 @@ def test_a_row_is_a_function_of_its_logits_and_key():
     assert together.tolist() == alone
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 2.0}]
+)
+    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 2.0}]
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Sampling(**wrong)
