@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.inference import generate as module
+from slmjax.inference import decoding
 from slmjax.inference.generate import generate, generate_ids
 from slmjax.inference.sampling import GREEDY, Sampling
 
@@ -74,11 +74,11 @@ def test_streamed_tokens_are_the_result(lm):
 
 
 def test_lengths_of_one_bucket_share_their_programs(lm):
-    generate_ids(lm, [[1] * 3], max_new_tokens=5, sampling=GREEDY)
-    sizes = module._prefill._cache_size(), module._decode._cache_size()
-    for n, new in ((1, 1), (20, 64), (64, 30)):
+    generate_ids(lm, [[1] * 33], max_new_tokens=5, sampling=GREEDY)
+    sizes = decoding.prefill._cache_size(), decoding.decode._cache_size()
+    for n, new in ((40, 1), (50, 64), (64, 30)):
         generate_ids(lm, [[2] * n], max_new_tokens=new, sampling=GREEDY, stop_ids=[3], seed=n)
-    assert (module._prefill._cache_size(), module._decode._cache_size()) == sizes
+    assert (decoding.prefill._cache_size(), decoding.decode._cache_size()) == sizes
 
 
 def test_streamed_text_joined_is_the_text(lm):
