@@ -26,7 +26,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 class Continuation:
-    """The text of one row's continuation, as it grows and as a whole, without the first `stop` string to come and the rest.
+    """The text of one row's continuation, as it grows and as a whole, up to the first `stop` string to be complete.
 
     Tokens are decoded together with those before them: alone they may lack the space that they begin with
     (SentencePiece), and a character may span several (byte-level BPE).
