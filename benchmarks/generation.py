@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--peer", help="the same model for transformers (default: --model)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rows", nargs="*", default=[], help="beginnings of names: only these rows of the table")
     args = parser.parse_args()
 
     lm = slmjax.load(args.model)
@@ -67,11 +68,12 @@ def main() -> None:
         return (lambda: generate_ids(lm, prompts.tolist(), max_new_tokens=new)), run_theirs
 
     new = args.new_tokens
-    rows = {  # what: (tokens counted, seconds to take away: those of prefill, pair)
+    rows = {  # what: (tokens counted, the pair whose seconds are taken away: prefill's, pair)
         "decode, batch 1": (new - 1, pair(1, PROMPT, 1), pair(1, PROMPT, new)),
         "decode, batch 16": (16 * (new - 1), pair(16, PROMPT, 1), pair(16, PROMPT, new)),
         "prefill, 4 x 512": (4 * 512, None, pair(4, 512, 1)),
     }
+    rows = {name: row for name, row in rows.items() if not args.rows or name.startswith(tuple(args.rows))}
     limit = memory_limit(4 * count_parameters(lm.config).total)
     limit()
     for name, (tokens, start, whole) in rows.items():

@@ -106,13 +106,12 @@ class Conversation:
         key = jax.random.fold_in(self._key, len(self.messages))
         capacity = -(-self._max_new_tokens // BUCKET) * BUCKET
         seen_BV = seen_tokens([ids], config.vocab_size, self._sampling)
-        fresh = empty_rows(key, [len(ids)], capacity, seen_BV)
         cache = self._cache.replace(index=np.int32(at))  # type: ignore[attr-defined]
-        rows = fresh
         for piece in pieces(ids[at:]):
             tokens_1T = np.zeros((1, next(size for size in CHUNKS if len(piece) <= size)), np.int32)
             tokens_1T[0, : len(piece)] = piece
-            rows = fresh.replace(cache=cache)  # type: ignore[attr-defined]
+            # What is drawn after all but the last piece is of no interest: each begins with rows that drew nothing.
+            rows = empty_rows(key, [len(ids)], capacity, seen_BV).replace(cache=cache)  # type: ignore[attr-defined]
             rows = extend(model, params, rows, tokens_1T, len(piece), stops, self._sampling)
             cache = rows.cache
         return rows

@@ -26,7 +26,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 class Continuation:
-    """The text of one row's continuation, as it grows and as a whole; it ends before the first of the `stop` strings.
+    """The text of one row's continuation, as it grows and as a whole, up to the first `stop` string to be complete.
 
     Tokens are decoded together with those before them: alone they may lack the space that they begin with
     (SentencePiece), and a character may span several (byte-level BPE).
@@ -74,9 +74,9 @@ class Continuation:
     def _show(self, piece: str, *, last: bool) -> str:
         self._text += piece
         # What was shown begins no stop string, so none can begin in it.
-        found = [at for stop in self._stop if (at := self._text.find(stop, self._shown)) >= 0]
+        found = [(at + len(s), at) for s in self._stop if (at := self._text.find(s, self._shown)) >= 0]
         if found:
-            self.stopped, self._text = True, self._text[: min(found)]
+            self.stopped, self._text = True, self._text[: min(found)[1]]
         until = len(self._text) if self.stopped or last else len(self._text) - self._held_back()
         shown, self._shown = self._text[self._shown : until], until
         return shown

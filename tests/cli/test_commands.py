@@ -1,5 +1,6 @@
 """The command line, end to end on a tiny run; a user's mistake is one sentence and status 2."""
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 
 import slmjax
 from slmjax.cli.main import main
+from slmjax.inference.chat import Conversation
 from slmjax.tokenization.tokenizer import load_tokenizer
 from slmjax.training import memory
 
@@ -86,6 +88,29 @@ def test_generate_streams_one_prompt_and_lists_several(run, capsys):
     first, second = map(json.loads, both.splitlines())
     assert streamed == first["prompt"] + first["text"] + "\n"
     assert second["prompt"] == ""
+
+
+def test_generate_ends_at_a_text_and_takes_every_setting(run, capsys):
+    options = ("generate", "--model", run, "--max-new-tokens", 5, "--prompt", "the old", "--json")
+    whole = json.loads(printed(capsys, *options))["text"]
+    assert json.loads(printed(capsys, *options, "--stop", whole[1:3]))["text"] == whole[: whole.index(whole[1:3])]
+    settings = ("--temperature", 1, "--top-k", 9, "--top-p", 0.9, "--min-p", 0.01, "--repetition-penalty", 1.2)
+    assert printed(capsys, *options, *settings, "--seed", 3) == printed(capsys, *options, *settings, "--seed", 3)
+    assert "min_p" in refused(capsys, *options, "--min-p", 2)
+
+
+def test_chat_answers_lines_and_forgets_when_told(run, tmp_path, capsys, monkeypatch):
+    assert "no chat template" in refused(capsys, "chat", "--model", run)
+    model = slmjax.save(slmjax.load(run), tmp_path / "talker")
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the old\n\nriver\n/reset\nthe old\n/exit\nnever\n"))
+    answers: list[str] = []
+    answer = Conversation.answer
+    monkeypatch.setattr(Conversation, "answer", lambda *args: answers.append(answer(*args)) or answers[-1])
+    options = ("--max-new-tokens", 4, "--context", 120, "--system", "be brief", "--temperature", 2)
+    assert printed(capsys, "chat", "--model", model, *options) == "".join(f"{text}\n" for text in answers)
+    first, second, again = answers
+    assert first == again != second  # the draws of a turn follow from the seed and its place in the conversation
 
 
 def test_inspect_says_what_it_is(run, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Generation: the cache changes nothing, neither does a neighbour, the seed decides everything."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -74,33 +76,61 @@ def test_streamed_tokens_are_the_result(lm):
 
 
 def test_lengths_of_one_bucket_share_their_programs(lm):
-    generate_ids(lm, [[1] * 3], max_new_tokens=5, sampling=GREEDY)
+    generate_ids(lm, [[1] * 33], max_new_tokens=5, sampling=GREEDY)
     sizes = decoding.prefill._cache_size(), decoding.decode._cache_size()
-    for n, new in ((1, 1), (20, 64), (64, 30)):
+    for n, new in ((40, 1), (50, 64), (64, 30)):
         generate_ids(lm, [[2] * n], max_new_tokens=new, sampling=GREEDY, stop_ids=[3], seed=n)
     assert (decoding.prefill._cache_size(), decoding.decode._cache_size()) == sizes
+
+
+def test_a_row_that_is_told_to_end_ends_alone(lm):
+    free = generate_ids(lm, PROMPTS, max_new_tokens=9, sampling=DRAW, seed=6)
+    rows = generate_ids(lm, PROMPTS, max_new_tokens=9, sampling=DRAW, seed=6, stream=lambda row, token: row == 1)
+    assert rows == [row[:1] if i == 1 else row for i, row in enumerate(free)]
+
+
+def test_stop_strings_cut_each_row_where_they_begin(lm):
+    options = {"max_new_tokens": 30, **OPTIONS, "seed": 2, "stop_at_eos": False}
+    free = generate(lm, PROMPTS, **options)
+    stop = [free[0][5:7], free[1][9:10]]
+    pieces = []
+    texts = generate(lm, PROMPTS, **options, stop=stop, stream=pieces.append)
+    assert texts == [text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)] for text in free]
+    assert "".join(pieces) == texts[0] and len(texts[0]) <= 5 < len(free[0])
+    assert generate(lm, PROMPTS, **options, stop=stop) == texts
+
+
+def test_many_stop_ids(lm):
+    free = generate_ids(lm, [[5]], max_new_tokens=10)[0]
+    unused = [token for token in range(lm.config.vocab_size) if token not in free][:20]
+    assert generate_ids(lm, [[5]], max_new_tokens=10, stop_ids=unused)[0] == free
+    assert generate_ids(lm, [[5]], max_new_tokens=10, stop_ids=[*unused, free[0]])[0] == []
+
+
+def test_a_models_own_stop_ids_are_the_ones(lm):
+    ids = generate_ids(lm, [[5]], max_new_tokens=10)[0]
+    changed = dataclasses.replace(lm, stop_ids=(ids[4],))
+    assert generate(changed, [[5]], max_new_tokens=10) == [lm.tokenizer.decode(ids[: ids.index(ids[4])])]
+
+
+def test_a_penalty_counts_the_prompt_and_what_was_drawn_in_each_row_alone(lm):
+    """Greedy steps of the full forward pass, penalized by hand."""
+    sampling, apply = Sampling(repetition_penalty=1.5), jax.jit(lm.apply)
+    together = generate_ids(lm, PROMPTS, max_new_tokens=8, sampling=sampling)
+    for prompt, new in zip(PROMPTS[:2], together, strict=False):
+        logits_TV = np.asarray(apply(lm.params, np.asarray([prompt + new]))[0])
+        for n, token in enumerate(new):
+            scores = logits_TV[len(prompt) + n - 1].copy()
+            seen = list({*prompt, *new[:n]})
+            scores[seen] = np.where(scores[seen] < 0, scores[seen] * 1.5, scores[seen] / 1.5)
+            assert token == scores.argmax()
+    assert together != generate_ids(lm, PROMPTS, max_new_tokens=8)
 
 
 def test_streamed_text_joined_is_the_text(lm):
     pieces = []
     texts = generate(lm, ["the old", "", "a", "b"], max_new_tokens=40, **OPTIONS, stream=pieces.append)
     assert "".join(pieces) == texts[0] != "" and len(pieces) > 1
-
-
-def test_a_stop_string_cuts_the_text_before_it_also_in_the_stream(lm):
-    free = generate(lm, ["the old", "a"], max_new_tokens=40, **OPTIONS)
-    stop = free[0][5:8]
-    pieces = []
-    cut = generate(lm, ["the old", "a"], max_new_tokens=40, **OPTIONS, stop=[stop], stream=pieces.append)
-    assert cut == [text.split(stop)[0] for text in free]
-    assert "".join(pieces) == cut[0]
-
-
-def test_a_repetition_penalty_without_end_never_repeats(lm):
-    rows = generate_ids(lm, PROMPTS[:1], max_new_tokens=20, sampling=Sampling(repetition_penalty=1e9))
-    tokens = PROMPTS[0] + rows[0]
-    positive = [token for token in tokens if tokens.count(token) > 1]
-    assert not positive
 
 
 def test_texts_and_their_ids_are_one_prompt(lm):
@@ -139,6 +169,8 @@ def test_a_model_trained_with_bos_is_prompted_with_it(lm, monkeypatch):
         ([[-1]], {}, "-1"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
         ("text", {}, "list of texts"),
+        ([[1]], {"stop": "text"}, "list of texts"),
+        ([[1]], {"stop": [""]}, "none of them empty"),
     ],
 )
 def test_what_cannot_be_continued_is_refused(lm, prompts, options, said):

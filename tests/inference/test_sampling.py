@@ -15,8 +15,10 @@ SETTINGS = [
     Sampling(0.7, 10, 0.5),
     Sampling(1.5, 0, 0.01),
     Sampling(2.0, 1000, 0.99),
-    Sampling(0.8, 0, 1.0, min_p=0.1),
-    Sampling(1.2, 20, 0.9, min_p=0.05),
+    Sampling(1.0, min_p=0.1),
+    Sampling(0.7, 20, 0.9, 0.05),
+    Sampling(1.3, 0, 0.8, 0.3, repetition_penalty=1.3),
+    Sampling(0.9, 5, 1.0, 0.0, repetition_penalty=0.8),
 ]
 
 
@@ -43,28 +45,25 @@ def test_of_equally_likely_tokens_no_more_stay_than_needed():
 def test_transformers_draws_from_the_same(sampling):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    scores = torch.tensor(LOGITS_BV)
-    warpers = [transformers.TemperatureLogitsWarper(sampling.temperature)]
+    scores, held = torch.tensor(LOGITS_BV), np.random.default_rng(1).integers(0, 40, (5, 12))
+    warpers = [transformers.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
+    warpers += [transformers.TemperatureLogitsWarper(sampling.temperature)]
     warpers += [transformers.TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
     warpers += [transformers.TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
     warpers += [transformers.MinPLogitsWarper(sampling.min_p)] if sampling.min_p else []
     for warper in warpers:
-        scores = warper(None, scores)
-    ours = jax.nn.softmax(filtered_logits(jnp.asarray(LOGITS_BV), sampling), axis=-1)
+        scores = warper(torch.tensor(held), scores)
+    seen_BV = np.zeros(LOGITS_BV.shape, bool)
+    np.put_along_axis(seen_BV, held, True, axis=1)
+    penalized = penalized_logits(jnp.asarray(LOGITS_BV), seen_BV, sampling.repetition_penalty)
+    ours = jax.nn.softmax(filtered_logits(penalized, sampling), axis=-1)
     np.testing.assert_allclose(ours, torch.softmax(scores, -1).numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("penalty", [0.8, 1.0, 1.3])
-def test_transformers_penalizes_alike(penalty):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    seen = np.random.default_rng(1).integers(0, LOGITS_BV.shape[1], (LOGITS_BV.shape[0], 9))
-    processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
-    theirs = processor(torch.tensor(seen), torch.tensor(LOGITS_BV)).numpy()
-    seen_BV = np.zeros(LOGITS_BV.shape, bool)
-    np.put_along_axis(seen_BV, seen, True, axis=1)
-    ours = penalized_logits(jnp.asarray(LOGITS_BV), jnp.asarray(seen_BV), penalty)
-    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+def test_min_p_keeps_what_is_a_share_as_likely_as_the_best():
+    probs = jnp.asarray([[0.5, 0.26, 0.2, 0.04]])
+    for min_p, kept in ((0.01, 4), (0.1, 3), (0.5, 2), (0.6, 1), (1.0, 1)):
+        assert np.isfinite(filtered_logits(jnp.log(probs), Sampling(1.0, min_p=min_p))).sum() == kept
 
 
 def test_draws_follow_the_probabilities():
@@ -85,9 +84,15 @@ def test_a_row_is_a_function_of_its_logits_and_key():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 2.0}]
-)
-    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 2.0}]
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

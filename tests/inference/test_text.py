@@ -17,6 +17,30 @@ def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer, prompt, tex
     assert "".join(pieces) + row.end() == text == row.whole(ids)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    text=st.text("ab日 ", max_size=24), stop=st.lists(st.text("ab日", min_size=1, max_size=4), min_size=1, max_size=3)
+)
+def test_a_row_ends_exactly_before_the_stop_string_that_is_whole_first(tokenizer, text, stop):
+    row = Continuation(tokenizer, tokenizer.encode("b"), stop)
+    pieces = []
+    for token in tokenizer.encode(text):
+        pieces.append(row.add(token))
+        if row.stopped:
+            break
+    end = next((n for n in range(len(text) + 1) if any(text[:n].endswith(s) for s in stop)), len(text))
+    expected = text[: end - max((len(s) for s in stop if text[:end].endswith(s)), default=0)]
+    assert "".join(pieces) + row.end() == row.whole(tokenizer.encode(text)) == expected
+    assert row.stopped == (expected != text)
+
+
+def test_what_may_begin_a_stop_string_waits(tokenizer):
+    row = Continuation(tokenizer, tokenizer.encode("x"), ["END", "NO"])
+    pieces = [row.add(token) for letter in "aEN" for token in tokenizer.encode(letter)]
+    assert pieces == ["a", "", ""]
+    assert row.add(tokenizer.encode("b")[0]) == "ENb" and not row.stopped
+
+
 def test_a_character_that_the_prompt_began_is_completed(tokenizer):
     ids = tokenizer.encode("日")
     assert len(ids) > 1

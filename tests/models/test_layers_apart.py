@@ -1,0 +1,75 @@
+"""The form that a CPU decodes is the same network."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slmjax.models.config import ModelConfig
+from slmjax.models.kv_cache import empty_cache
+from slmjax.models.layers_apart import cast_weights, take_apart
+from slmjax.models.transformer import Transformer
+
+B, T, PREFILL = 3, 10, 6
+PADS = np.array([0, 1, 4])
+SIZES = {"vocab_size": 31, "num_layers": 4, "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 24}
+UNTIED = ModelConfig(**SIZES, window=4, layer_pattern=("local", "global"), tie_embeddings=False)
+
+
+def test_layers_apart_prefill_and_decode_what_the_stack_computes(config, random_params, quick_jit):
+    """Whole sequences, a prefill that is known to be the first, and steps of a left-padded batch."""
+    tokens_BT = np.random.default_rng(5).integers(0, config.vocab_size, (B, T))
+    positions_BT = np.maximum(np.arange(T) - PADS[:, None], 0)
+    segments_BT = (np.arange(T) >= PADS[:, None]).astype(np.int32)
+    params = random_params(config)
+    stacked = Transformer(config)
+    apart = Transformer(config, dataclasses.replace(stacked.execution, layers_apart=True))
+    variables = {"params": take_apart(config, params, jnp.float32)}
+    full_BTV = quick_jit(stacked.apply)({"params": params}, tokens_BT, positions_BT, segments_BT)
+    whole_BTV = quick_jit(apart.apply)(variables, tokens_BT, positions_BT, segments_BT)
+
+    def prefill(variables, *inputs):
+        cache = empty_cache(config, B, T + 3, jnp.float32, layers_apart=True).replace(index=0)
+        return apart.apply(variables, *inputs, cache)
+
+    parts = [array[:, :PREFILL] for array in (tokens_BT, positions_BT, segments_BT)]
+    logits_BTV, cache = quick_jit(prefill)(variables, *parts)
+    outputs, step = [logits_BTV], quick_jit(apart.apply)
+    for t in range(PREFILL, T):
+        parts = [array[:, t : t + 1] for array in (tokens_BT, positions_BT, segments_BT)]
+        logits_BTV, cache = step(variables, *parts, cache)
+        outputs.append(logits_BTV)
+    decoded_BTV = np.concatenate(outputs, axis=1)
+    for b, pad in enumerate(PADS):
+        for got in (whole_BTV, decoded_BTV):
+            np.testing.assert_allclose(got[b, pad:], full_BTV[b, pad:], atol=5e-5, rtol=1e-4)
+
+
+def test_every_weight_is_taken_once_and_kernels_are_transposed(random_params):
+    params = random_params(UNTIED)
+    apart = take_apart(UNTIED, params, jnp.float32)
+    assert sum(leaf.size for leaf in jax.tree.leaves(apart)) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    kernel = params["segment_0"]["block_0"]["attention"]["q_proj"]["kernel"]
+    for i, layer in enumerate(apart["segment_0"]):
+        np.testing.assert_array_equal(layer["block_0"]["attention"]["q_proj"]["kernel"], kernel[i].T)
+    np.testing.assert_array_equal(apart["lm_head"]["kernel"], params["lm_head"]["kernel"].T)
+
+
+def test_matrices_alone_are_cast(random_params):
+    def dtypes(tree):
+        return {str(path[-1].key): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+    params = random_params(UNTIED)
+    for cast in (take_apart(UNTIED, params, jnp.bfloat16), cast_weights(params, jnp.bfloat16)):
+        kinds = dtypes(cast)
+        assert kinds.pop("kernel") == kinds.pop("embedding") == jnp.bfloat16
+        assert set(kinds.values()) <= {jnp.dtype(jnp.float32)}
+
+
+def test_the_cache_of_layers_apart_takes_the_same_bytes():
+    def count(apart):
+        cache = jax.eval_shape(lambda: empty_cache(UNTIED, 2, 16, jnp.float32, layers_apart=apart))
+        return sum(leaf.size for leaf in jax.tree.leaves(cache.layers))
+
+    assert count(True) == count(False)
