@@ -141,6 +141,8 @@ def small_tokenizer() -> Tokenizer:
 # Families, or single models, that no architecture of GGUF expresses, and the switch that is named.
 INEXPRESSIBLE = {
     "cerebras-gpt": "activation",
+    "lamini-cerebras": "activation",
+    "galactica": "activation",
     "opt": "position_offset|its shapes",
     "falcon-rw-1b": "position",
     "dclm": "qk_norm",

@@ -87,7 +87,7 @@ def test_loss_and_gradients_are_those_of_the_dense_weights(tuned, jit):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert abs(float(loss - jit(tuned.plain_loss)(tuned.base))) > 1e-3  # the adapter does something
     for (path, g), e in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(g, e, atol=2e-5 * float(jnp.abs(e).max()) + 1e-6, err_msg=str(path))
+        np.testing.assert_allclose(g, e, atol=5e-5 * float(jnp.abs(e).max()) + 1e-6, err_msg=str(path))
         assert jnp.abs(g).max() > 0, path
 
 
