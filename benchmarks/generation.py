@@ -5,7 +5,8 @@ ours, one of theirs, and a matrix-vector product over as many bytes as the model
 row: every weight is read once a token). Prints a line a row of the table with medians and the ratio of each round.
 
 Example:
-  python benchmarks/generation.py --model ../shared/models/smollm2-135m-instruct-hf --rounds 5
+  slmjax convert SmolLM2-135M-Instruct.Q4_1.gguf smollm2 --format huggingface --dtype float32
+  python benchmarks/generation.py --model smollm2 --rounds 5
 """
 
 import argparse
