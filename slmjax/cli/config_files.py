@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from slmjax.errors import UserError
 from slmjax.training.config import nearest
 
+SOURCES = ("data.sources", "data.validation")  # where names are the user's own
+
 
 def load_config(path: str, overrides: list[str]) -> ConfigDict:
     """Run a config file and apply `--config.a.b=value` overrides to what its `get_config()` returns."""
@@ -46,16 +48,17 @@ def apply_override(config: ConfigDict, override: str) -> None:
     node: Any = config
     for depth, section in enumerate([*sections, name]):
         place = ".".join(key.split(".")[:depth]) or "the config"
-        if not isinstance(node, ConfigDict) or (section not in node and place != "data.sources"):
+        if not isinstance(node, ConfigDict) or (section not in node and place not in SOURCES):
             known = list(node.keys()) if isinstance(node, ConfigDict) else []
             raise UserError(f"--config.{key}: {place} has no key {section!r}; {nearest(section, known)}")
         if depth == len(sections):
             break
-        if place == "data.sources":  # a source may be new, and a config file names only the fields that it sets
-            defaults = {"path": "", "weight": 1.0, "format": "auto", "text_field": "text"}
+        if place in SOURCES:  # a source may be new, and a config file names only the fields that it sets
+            conversations = "chat_template" in config.data
+            defaults = {"path": "", "weight": 1.0, "format": "auto"} | ({} if conversations else {"text_field": "text"})
             node[section] = ConfigDict(defaults | (node[section].to_dict() if section in node else {}))
         node = node[section]
-    if sections == ["data", "sources"]:
+    if ".".join(sections) in SOURCES:
         raise UserError(f"--config.{key} names a source: set its path, as in --config.{key}.path={text}.")
     if isinstance(node.get(name), ConfigDict):
         raise UserError(f"--config.{key} is a section: set one of its keys, {', '.join(node[name].keys())}.")

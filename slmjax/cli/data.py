@@ -57,12 +57,18 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _data_config(args: argparse.Namespace) -> DataConfig:
     from slmjax.data.config import DataConfig
+    from slmjax.errors import UserError
 
     if args.config:
         from slmjax.cli.config_files import load_config
         from slmjax.training.config import run_config
 
-        return run_config(load_config(args.config, args.overrides)).data
+        data = run_config(load_config(args.config, args.overrides)).data
+        if not isinstance(data, DataConfig):
+            raise UserError(
+                f"{args.config} reads conversations: slmjax train encodes them, there is nothing to prepare."
+            )
+        return data
     # A source's name becomes a directory, and numbers keep equal names apart.
     names = [Path(path.partition("?")[0].partition(":")[2] or path).name.split(".")[0] for path in args.source]
     safe = ["".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in name) for name in names]

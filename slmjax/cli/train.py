@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 
-HELP = "pretrain or over-train a model from a config file"
+HELP = "pretrain, over-train or fine-tune a model from a config file"
 EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=200"
 
 
@@ -30,15 +30,15 @@ def run(args: argparse.Namespace) -> int:
     _initialize(args)
     from slmjax.training.loop import train
 
-    base = None
+    base = tokenizer = None
     if config.peft.base:
         from slmjax.formats.dispatch import load
         from slmjax.peft.base import require_same_model
 
         lm = load(config.peft.base)
         require_same_model(config.model, lm.config, config.peft.base)
-        base = lm.params
-    result = train(config, args.workdir, base=base)
+        base, tokenizer = lm.params, lm.tokenizer
+    result = train(config, args.workdir, base=base, tokenizer=tokenizer)
     if args.json:
         print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics}))
     else:

@@ -13,6 +13,7 @@ from slmjax.formats.huggingface import DTYPES, is_huggingface, load_huggingface
 from slmjax.formats.huggingface_export import save_huggingface
 from slmjax.inference import language_model
 from slmjax.inference.language_model import LanguageModel
+from slmjax.tokenization.tokenizer import load_tokenizer
 
 FORMATS = ("slmjax", "huggingface", "gguf")
 _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -36,7 +37,26 @@ def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str 
         return LanguageModel(*load_gguf(path, mesh=mesh, dtype=None if dtype is None else jnp.dtype(dtype)))
     if is_huggingface(path):
         return load_huggingface(path, mesh=mesh, dtype=dtype)
+    place = language_model.locate(path)
+    if place.run.get("peft", {}).get("method", "full") != "full":
+        return _finetuned(place, dtype)
     return language_model.load(path, mesh=mesh, dtype=dtype)
+
+
+def _finetuned(place: language_model.Location, dtype: str | None) -> LanguageModel:
+    """A fine-tuned run merged into its base. UserError for methods that no weights can express (prefixes, adapters)."""
+    from slmjax.training.config import run_config
+    from slmjax.training.finetuned import load_finetuned
+
+    config = run_config(place.run)
+    base = load(config.peft.base, dtype="float32")
+    tokenizer = load_tokenizer(language_model.tokenizer_directory(place))
+    checkpoints = place.directory / "checkpoints"
+    tuned = load_finetuned(config, checkpoints, base.params, step=place.step, encode=tokenizer.encode)
+    params = tuned.merged()
+    if dtype is not None:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return LanguageModel(config.model, params, tokenizer, base.stop_ids)
 
 
 def save(lm: LanguageModel, path: str | Path, *, format: str = "slmjax", dtype: str | None = None) -> Path:

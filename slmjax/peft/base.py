@@ -35,8 +35,9 @@ def fingerprint(params: Any) -> str:
 def require_same_model(wanted: ModelConfig, base: ModelConfig, where: str) -> None:
     """UserError naming what differs, unless the base at `where` is the network that the config describes."""
     ours, theirs = wanted.to_dict(), base.to_dict()
-    different = [f"{k} is {theirs[k]!r} there, {ours[k]!r} here" for k in ours if ours[k] != theirs[k]]
-    different = [d for d in different if not d.startswith("context_length")]  # a run may be shorter than its base
+    # A run may be shorter than its base, and no file says how its weights began.
+    free = ("context_length", "init_std", "init_scale_residual")
+    different = [f"{k} is {theirs[k]!r} there, {ours[k]!r} here" for k in ours if k not in free and ours[k] != theirs[k]]
     if different:
         more = f" and {len(different) - 4} more" if len(different) > 4 else ""
         raise UserError(

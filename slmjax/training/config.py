@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slmjax.data.config import DataConfig
+from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
@@ -80,7 +81,7 @@ class RunConfig:
     """All sections of one run."""
 
     model: ModelConfig
-    data: DataConfig
+    data: DataConfig | SftConfig
     training: TrainingConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
@@ -119,8 +120,11 @@ SECTIONS = {
 }
 
 
-def default_config(model: ModelConfig) -> ConfigDict:
-    """Every section with its defaults, for a config file to change. The budget is Chinchilla's 20 tokens/param."""
+def default_config(model: ModelConfig, *, data: type[DataConfig] | type[SftConfig] = DataConfig) -> ConfigDict:
+    """Every section with its defaults, for a config file to change. The budget is Chinchilla's 20 tokens/param.
+
+    data: what is read, text (DataConfig) or conversations to fine-tune on (SftConfig).
+    """
 
     def section(name, cls):
         if name == "model":
@@ -129,10 +133,12 @@ def default_config(model: ModelConfig) -> ConfigDict:
             values = {f.name: _default(f) for f in dataclasses.fields(cls)}
         return ConfigDict({k: _plain(v) for k, v in values.items()}, convert_dict=True)
 
-    config = ConfigDict({name: section(name, cls) for name, cls in SECTIONS.items()})
+    config = ConfigDict({name: section(name, cls) for name, cls in (SECTIONS | {"data": data}).items()})
     config.training.tokens_per_param = CHINCHILLA_TOKENS_PER_PARAM
     config.lock()
-    config.data.sources.unlock()  # the one place where names are the user's own
+    for name in ("sources", "validation"):  # the places where names are the user's own
+        if name in config.data:
+            config.data[name].unlock()
     return config
 
 
@@ -171,6 +177,8 @@ def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     built = {}
     for name, cls in SECTIONS.items():
         section = values.get(name) or {}
+        if name == "data" and "chat_template" in section:
+            cls = SftConfig
         if not isinstance(section, Mapping):
             raise UserError(f"The config's section {name!r} is {section!r}: it must be a table of keys and values.")
         known = [f.name for f in dataclasses.fields(cls)]

@@ -1,4 +1,4 @@
-"""The data of a run: tokenizer and token stores, prepared once, opened by every process."""
+"""The data of a run: text in token stores, prepared once and opened by every process, or conversations in memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import jax
 import numpy as np
 
 from slmjax.data.config import DataConfig
+from slmjax.data.examples import ExampleStore, load_examples, sft_template
 from slmjax.data.pipeline import training_batches, validation_batches
 from slmjax.data.prepare import open_stores, prepare, tokenizer_for
+from slmjax.data.sft_config import SftConfig
 from slmjax.data.store import TokenStore
 from slmjax.errors import UserError
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -24,8 +26,8 @@ class Corpus:
     """What a run reads."""
 
     tokenizer: Tokenizer
-    train: list[tuple[TokenStore, float]]  # with mixture weights
-    validation: list[TokenStore]
+    train: list[tuple[TokenStore | ExampleStore, float]]  # with mixture weights
+    validation: list[TokenStore | ExampleStore]
 
     def batches(self, config: RunConfig, rows: list[int]) -> Any:
         """The endless, resumable iterator over this process's rows of the training batches."""
@@ -54,12 +56,16 @@ class Corpus:
             )
 
 
-def open_corpus(config: DataConfig, directory: Path, *, progress: bool = True) -> Corpus:
+def open_corpus(
+    config: DataConfig | SftConfig, directory: Path, *, tokenizer: Tokenizer | None = None, progress: bool = True
+) -> Corpus:
     """Prepare what is not prepared yet under `data.cache_dir` (or `directory`), and open it.
 
     With no sources, `data.cache_dir` names a corpus that `slmjax data prepare` made. Process 0 prepares, the others
-    wait for it.
+    wait for it. tokenizer: of the model that is fine-tuned; conversations are encoded with it, by every process.
     """
+    if isinstance(config, SftConfig):
+        return _conversations(config, tokenizer, progress=progress)
     if not config.sources:
         if not config.cache_dir:
             raise UserError("The config names no text: set data.sources, or data.cache_dir to a prepared corpus.")
@@ -83,6 +89,16 @@ def open_corpus(config: DataConfig, directory: Path, *, progress: bool = True) -
         train=[(store, weights[name]) for name, store in stores.items()],
         validation=list(open_stores(prepared, "validation").values()),
     )
+
+
+def _conversations(config: SftConfig, tokenizer: Tokenizer | None, *, progress: bool) -> Corpus:
+    if tokenizer is None:
+        raise UserError("Conversations are read in the tokens of a model: set peft.base to the one to fine-tune.")
+    template = sft_template(config, tokenizer)
+    if template is not None:
+        tokenizer.settings["chat_template"] = template.source  # what the fine-tuned model will be talked to with
+    examples = load_examples(config, tokenizer, progress=progress)
+    return Corpus(tokenizer, list(examples.train), list(examples.validation))
 
 
 def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:

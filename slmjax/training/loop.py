@@ -17,6 +17,7 @@ from slmjax.data.placement import local_path, place_directory
 from slmjax.errors import UserError
 from slmjax.models.counting import count_parameters, flops_per_token
 from slmjax.peft.base import fingerprint
+from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.training.checkpoints import Checkpointer, Restored
 from slmjax.training.config import RunConfig, run_config
 from slmjax.training.corpus import Corpus, check_vocabulary, open_corpus
@@ -52,11 +53,17 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, workdir: str | Path, *, base: Any = None, say: Callable[[str], None] | None = None
+    config: RunConfig,
+    workdir: str | Path,
+    *,
+    base: Any = None,
+    tokenizer: Tokenizer | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train until the budget is spent, continuing whatever the workdir already holds.
 
     base: the parameters that are fine-tuned (of `config.peft.base`); they are used up. None: random ones.
+    tokenizer: that of the base, for conversations.
 
     Everything goes under `workdir`: config.json, data/, checkpoints/, metrics.jsonl, tensorboard/, loss.png. Every
     process of a multi-process run calls this with the same config.
@@ -67,7 +74,7 @@ def train(
     elif config.peft.method != "full":
         raise UserError(f"peft.method={config.peft.method} needs a model to start from: set peft.base to its path.")
     refuse_another(workdir, config)
-    corpus = open_corpus(config.data, workdir / "data", progress=jax.process_index() == 0)
+    corpus = open_corpus(config.data, workdir / "data", tokenizer=tokenizer, progress=jax.process_index() == 0)
     check_vocabulary(corpus, config.model.vocab_size)
     tokenizer = corpus.tokenizer
     program = build(config, token_bytes=tokenizer.token_bytes(), base=base, encode=tokenizer.encode)
