@@ -37,7 +37,8 @@ def require_same_model(wanted: ModelConfig, base: ModelConfig, where: str) -> No
     ours, theirs = wanted.to_dict(), base.to_dict()
     # A run may be shorter than its base, and no file says how its weights began.
     free = ("context_length", "init_std", "init_scale_residual")
-    different = [f"{k} is {theirs[k]!r} there, {ours[k]!r} here" for k in ours if k not in free and ours[k] != theirs[k]]
+    keys = [key for key in ours if key not in free and ours[key] != theirs[key]]
+    different = [f"{key} is {theirs[key]!r} there, {ours[key]!r} here" for key in keys]
     if different:
         more = f" and {len(different) - 4} more" if len(different) > 4 else ""
         raise UserError(
