@@ -1,7 +1,7 @@
 """Seconds from the start of `slmjax generate` to its first new text, the compilation cached on disk or not.
 
 Example:
-  python benchmarks/first_token.py --model ../shared/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf --runs 3
+  python benchmarks/first_token.py --model SmolLM2-135M-Instruct.Q4_1.gguf --runs 3
 """
 
 import argparse
