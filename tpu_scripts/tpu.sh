@@ -109,7 +109,7 @@ train() {
   done
   on_hosts all "cd ~/slmjax; rm -f ~/train.rc
     nohup bash -c '~/venv/bin/slmjax train --distributed \"\$@\" >> ~/train.log 2>&1; echo \$? > ~/train.rc' \
-      train$words > /dev/null 2>&1 < /dev/null &"
+      train$words > /dev/null 2>&1 < /dev/null & echo \$! > ~/train.pid"
   say 'training was started on every host; the command logs follows it'
 }
 
@@ -118,7 +118,7 @@ training() {
   if [ -n "$dry_run" ]; then echo 'done'; return; fi
   local answer
   # shellcheck disable=SC2016  # the host expands it
-  answer=$(on_hosts 0 'if [ ! -f ~/train.rc ]; then pgrep -f "[b]in/slmjax train" > /dev/null && echo running || echo stopped
+  answer=$(on_hosts 0 'if [ ! -f ~/train.rc ]; then kill -0 "$(cat ~/train.pid)" && echo running || echo stopped
     elif [ "$(cat ~/train.rc)" != 0 ]; then echo failed
     elif tail -n 3 ~/train.log | grep -q "goes on from there"; then echo stopped
     else echo done; fi' 2>/dev/null) || answer=unreachable
