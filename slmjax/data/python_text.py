@@ -1,6 +1,8 @@
 """The text that every Python installation carries: documentation topics, and the standard library with docstrings."""
 
+import functools
 import hashlib
+import os
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -39,15 +41,8 @@ def python_files(query: Mapping[str, str]) -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     budget = _megabytes(query) * 1e6
     topics = root / "pydoc_data" / "topics.py"
-    found = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).parts
-        generated = path.name.startswith(("_sysconfigdata", "sitecustomize", "_sitebuiltins"))
-        if not _SKIPPED.intersection(parts) and not parts[0].startswith("config-") and not generated:
-            found.append(path)
-    found.sort(key=lambda path: hashlib.blake2b(path.relative_to(root).as_posix().encode()).digest())
     chosen = []
-    for path in ([topics] if topics.is_file() else []) + found:
+    for path in ([topics] if topics.is_file() else []) + _library(root):
         size = path.stat().st_size
         if 0 < size <= min(budget, _LARGEST_FILE):
             chosen.append(path)
@@ -55,6 +50,17 @@ def python_files(query: Mapping[str, str]) -> list[Path]:
     if not chosen:
         raise UserError(f"the Python installation at {root} holds no library text: name another source of text")
     return sorted(chosen, key=lambda path: (path != topics, path.relative_to(root).as_posix()))
+
+
+@functools.cache
+def _library(root: Path) -> list[Path]:
+    """The library's own modules, in the order of the hash of their name; installed packages are never walked."""
+    found = []
+    for directory, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in _SKIPPED and not name.startswith("config-")]
+        generated = ("_sysconfigdata", "sitecustomize", "_sitebuiltins")
+        found += [Path(directory, n) for n in names if n.endswith(".py") and not n.startswith(generated)]
+    return sorted(found, key=lambda path: hashlib.blake2b(path.relative_to(root).as_posix().encode()).digest())
 
 
 def python_documents(query: Mapping[str, str], consumed: Callable[[int], object] = lambda _: None) -> Iterator[str]:

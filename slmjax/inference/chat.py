@@ -81,7 +81,7 @@ class Conversation:
         return self.messages[-1]["content"]
 
     def _generate(self, ids: list[int], max_new_tokens: int, show: Callable[[int, int], bool]) -> list[int]:
-        model, params = self._lm.decoding
+        model, params = self._lm.decoding(1)
         stops = padded_stops(stop_ids_of(self._lm))
         rows, self._cache = self._prefilled(ids, stops), None  # the cache's buffers are given to what runs next
         rows = streamed(
@@ -95,7 +95,7 @@ class Conversation:
 
     def _prefilled(self, ids: list[int], stops: np.ndarray) -> Rows:
         """One row of these tokens, of which those that the cache holds are not run."""
-        model, params = self._lm.decoding
+        model, params = self._lm.decoding(1)
         run, config = model.execution, self._lm.config
         if self._cache is None:
             length = -(-self._context // BUCKET) * BUCKET + CHUNKS[-1]  # room for the padding of the last piece

@@ -67,7 +67,7 @@ def generate_ids(
         n = len(prompt)
         inputs[:, row, T - n :] = prompt, np.arange(n), np.ones(n)
     stops = padded_stops(stop_ids)
-    model, params = lm.decoding
+    model, params = lm.decoding(B)
     seen_BV = seen_tokens(prompts, lm.config.vocab_size, sampling)
     rows = empty_rows(jax.random.key(seed), [len(prompt) for prompt in prompts], capacity, seen_BV)
     rows = prefill(model, params, rows, T + capacity, tuple(inputs), stops, sampling)

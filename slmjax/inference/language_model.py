@@ -51,14 +51,28 @@ class LanguageModel:
         execution = Execution(dtype=dtype, attention=attention_for(platform), scan_unroll=0 if on_cpu else 1)
         return Transformer(self.config, execution)
 
+    def decoding(self, num_rows: int) -> tuple[Transformer, Any]:
+        """The network and the parameters that generation of so many rows runs.
+
+        On CPU these are a second copy of the parameters, made at the first use and kept until another arrangement is
+        asked for: one row and several are fastest in different ones.
+        """
+        merged = num_rows == 1 and jax.default_backend() == "cpu"
+        if self._arranged.get("merged") != merged:
+            self._arranged.clear()  # before the new copy is made: two at once are enough
+            self._arranged.update(merged=merged, decoding=self._arrange(merged))
+        return self._arranged["decoding"]
+
     @cached_property
-    def decoding(self) -> tuple[Transformer, Any]:
-        """The network and the parameters that generation runs; on CPU a second copy of them, made at the first use."""
+    def _arranged(self) -> dict[str, Any]:
+        return {}
+
+    def _arrange(self, merged: bool) -> tuple[Transformer, Any]:
         model, dtype = self.model, self.model.execution.dtype
         if jax.default_backend() != "cpu":
             return model, cast_weights(self.params, dtype)
-        apart = dataclasses.replace(model.execution, layers_apart=True)
-        return Transformer(self.config, apart), take_apart(self.config, self.params, dtype)
+        apart = dataclasses.replace(model.execution, layers_apart=True, merged=merged)
+        return Transformer(self.config, apart), take_apart(self.config, self.params, dtype, merged=merged)
 
     def apply(self, params: Any, tokens_BT: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of int32 tokens [B, T]; pure, and may be jitted."""

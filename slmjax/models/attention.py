@@ -50,8 +50,16 @@ class Attention(nn.Module):
             Linear, dtype=run.dtype, init_std=c.init_std, flatten_tokens=run.flatten_tokens, rows=run.layers_apart
         )
 
+        if run.merged:
+            merged = linear((H + 2 * G) * K, use_bias=c.qkv_bias, rows=False, flatten_tokens=True, name="qkv_proj")
+            qkv = merged(x_BTD)
+
         def project(name: str, heads: int) -> jax.Array:
-            y = linear(heads * K, use_bias=c.qkv_bias, name=f"{name}_proj")(x_BTD)
+            if run.merged:
+                begin = {"q": 0, "k": H, "v": H + G}[name] * K
+                y = qkv[..., begin : begin + heads * K]
+            else:
+                y = linear(heads * K, use_bias=c.qkv_bias, name=f"{name}_proj")(x_BTD)
             if c.clip_qkv is not None:
                 y = jnp.clip(y, -c.clip_qkv, c.clip_qkv)
             if c.qk_norm == "full" and name != "v":

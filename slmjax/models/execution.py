@@ -52,6 +52,7 @@ class Execution:
     scan_unroll: int = 1  # layers unrolled in each iteration of the scan; 0: all of them, which is a plain loop
     flatten_tokens: bool = False  # weight products on [B*T, D]: the CPU's weight gradient is ~1.6x faster so
     layers_apart: bool = False  # parameters and caches as `layers_apart.py` arranges them: how a CPU decodes fast
+    merged: bool = False  # and with q, k, v in one product and gate, up in another: how it decodes one row
     constrain: Callable[[jax.Array, str], jax.Array] = _identity  # activation sharding by name
     sum_rows: Callable[[int, jax.Array, jax.Array], jax.Array] = sum_rows  # the embedding's gradient
 

@@ -43,6 +43,10 @@ class FeedForward(nn.Module):
             rows=run.layers_apart,
         )
         divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
+        if run.merged and c.gated:
+            both = linear(2 * self.ffn_dim, rows=False, flatten_tokens=True, name="gate_up_proj")(x_BTD)
+            hidden = gated_activation(c.activation, *jnp.split(both, 2, axis=-1))
+            return linear(c.embed_dim, name="down_proj")(hidden)
         up = linear(self.ffn_dim, name="up_proj")
         gate = linear(self.ffn_dim, name="gate_proj") if c.gated else None
         down = linear(c.embed_dim, init_divisor=divisor, name="down_proj")

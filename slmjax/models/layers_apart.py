@@ -10,39 +10,55 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from slmjax.models.config import ModelConfig
 
 
-def take_apart(config: ModelConfig, params: dict, dtype: Any) -> dict:
+MERGED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def take_apart(config: ModelConfig, params: dict, dtype: Any, *, merged: bool = False) -> dict:
     """A copy of the parameters for `Execution(layers_apart=True)`: `segment_s` is a tuple, one subtree a repeat.
 
     Kernels become [out, in], of `dtype` as the network would cast them at each use; so does the token table. Gains and
     biases stay as they are: some families use them in float32.
+    merged: for `Execution(merged=True)`; the merged kernels are [in, out], which one row runs at the speed of memory.
     """
     apart: dict = {}
     for name, tree in params.items():
         if name.startswith("segment_"):
             repeats = config.segments[int(name.removeprefix("segment_"))].repeats
-            apart[name] = tuple(_layer(tree, i, dtype) for i in range(repeats))
+            apart[name] = tuple(_layer(tree, i, dtype, merged) for i in range(repeats))
         else:
-            apart[name] = _layer(tree, None, dtype)
+            apart[name] = _layer(tree, None, dtype, merged)
     return apart
 
 
-def _layer(tree: dict, repeat: int | None, dtype: Any) -> dict:
-    return {
-        name: _layer(leaf, repeat, dtype)
-        if isinstance(leaf, dict)
-        else _leaf(leaf, repeat, dtype if name in ("kernel", "embedding") else leaf.dtype, name == "kernel")
-        for name, leaf in tree.items()
-    }
+def _layer(tree: dict, repeat: int | None, dtype: Any, merged: bool) -> dict:
+    layer, rest = {}, dict(tree)
+    for name, parts in MERGED.items() if merged else ():
+        if parts[0] in rest:
+            trees = [rest.pop(part) for part in parts]
+            layer[name] = {
+                leaf: _leaf([part[leaf] for part in trees], repeat, dtype if leaf == "kernel" else array.dtype, False)
+                for leaf, array in trees[0].items()
+            }
+    for name, leaf in rest.items():
+        if isinstance(leaf, dict):
+            layer[name] = _layer(leaf, repeat, dtype, merged)
+        else:
+            cast = dtype if name in ("kernel", "embedding") else leaf.dtype
+            layer[name] = _leaf([leaf], repeat, cast, name == "kernel")
+    return layer
 
 
 @partial(jax.jit, static_argnames=("dtype", "transpose"))
-def _leaf(array: jax.Array, repeat: int | None, dtype: Any, transpose: bool) -> jax.Array:
+def _leaf(parts: list[jax.Array], repeat: int | None, dtype: Any, transpose: bool) -> jax.Array:
+    """One layer's array: `parts` side by side along the outputs."""
     if repeat is not None:
-        array = jax.lax.dynamic_index_in_dim(array, repeat, keepdims=False)
+        parts = [jax.lax.dynamic_index_in_dim(part, repeat, keepdims=False) for part in parts]
+    array = jnp.concatenate(parts, axis=-1)
     return (array.T if transpose else array).astype(dtype)
 
 

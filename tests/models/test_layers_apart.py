@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from slmjax.models.config import ModelConfig
 from slmjax.models.kv_cache import empty_cache
@@ -17,15 +18,16 @@ SIZES = {"vocab_size": 31, "num_layers": 4, "embed_dim": 16, "num_heads": 4, "nu
 UNTIED = ModelConfig(**SIZES, window=4, layer_pattern=("local", "global"), tie_embeddings=False)
 
 
-def test_layers_apart_prefill_and_decode_what_the_stack_computes(config, random_params, quick_jit):
+@pytest.mark.parametrize("merged", [False, True])
+def test_layers_apart_prefill_and_decode_what_the_stack_computes(config, merged, random_params, quick_jit):
     """Whole sequences, a prefill that is known to be the first, and steps of a left-padded batch."""
     tokens_BT = np.random.default_rng(5).integers(0, config.vocab_size, (B, T))
     positions_BT = np.maximum(np.arange(T) - PADS[:, None], 0)
     segments_BT = (np.arange(T) >= PADS[:, None]).astype(np.int32)
     params = random_params(config)
     stacked = Transformer(config)
-    apart = Transformer(config, dataclasses.replace(stacked.execution, layers_apart=True))
-    variables = {"params": take_apart(config, params, jnp.float32)}
+    apart = Transformer(config, dataclasses.replace(stacked.execution, layers_apart=True, merged=merged))
+    variables = {"params": take_apart(config, params, jnp.float32, merged=merged)}
     full_BTV = quick_jit(stacked.apply)({"params": params}, tokens_BT, positions_BT, segments_BT)
     whole_BTV = quick_jit(apart.apply)(variables, tokens_BT, positions_BT, segments_BT)
 
@@ -54,6 +56,16 @@ def test_every_weight_is_taken_once_and_kernels_are_transposed(random_params):
     for i, layer in enumerate(apart["segment_0"]):
         np.testing.assert_array_equal(layer["block_0"]["attention"]["q_proj"]["kernel"], kernel[i].T)
     np.testing.assert_array_equal(apart["lm_head"]["kernel"], params["lm_head"]["kernel"].T)
+
+
+def test_merged_kernels_are_those_of_the_parts_side_by_side(random_params):
+    params = random_params(UNTIED)
+    merged = take_apart(UNTIED, params, jnp.float32, merged=True)
+    assert sum(leaf.size for leaf in jax.tree.leaves(merged)) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    parts = params["segment_0"]["block_0"]["attention"]
+    for i, layer in enumerate(merged["segment_0"]):
+        whole = np.concatenate([parts[f"{name}_proj"]["kernel"][i] for name in "qkv"], axis=-1)
+        np.testing.assert_array_equal(layer["block_0"]["attention"]["qkv_proj"]["kernel"], whole)
 
 
 def test_matrices_alone_are_cast(random_params):

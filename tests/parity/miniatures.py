@@ -50,9 +50,10 @@ def their_logits(model, tokens, **kwargs):
         return model(torch.tensor(tokens), **{k: torch.tensor(v) for k, v in kwargs.items()}).logits.numpy()
 
 
-def assert_close(logits, expected):
-    """Within the tolerance of logits of size one; larger ones have the rounding of their size."""
+def assert_close(logits, expected) -> float:
+    """Within the tolerance of logits of size one; larger ones have the rounding of their size. The largest difference."""
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE * max(1.0, np.abs(expected).max()), rtol=0)
+    return float(np.abs(logits - expected).max())
 
 
 def our_logits(config: ModelConfig, params, tokens):
@@ -72,8 +73,11 @@ def cached_logits(config: ModelConfig, params, tokens, prefill=9):
     return np.concatenate(outputs, axis=1)
 
 
-def assert_family(model, directory, *, cached=True):
-    """Every road of a family: in, with a cache, left-padded, out, and back into transformers."""
+def assert_family(model, directory, *, cached=True) -> tuple[float, float]:
+    """Every road of a family: in, with a cache, left-padded, out, and back into transformers.
+
+    Returns the largest differences of logits: of whole sequences, and of left-padded ones or through the cache.
+    """
     model.save_pretrained(directory / "theirs")
     place = open_huggingface(directory / "theirs")
     assert place.family.model_type == model.config.model_type
@@ -81,10 +85,10 @@ def assert_family(model, directory, *, cached=True):
     tokens = random_tokens()
     expected = their_logits(model, tokens)
     assert np.abs(expected).max() > 0.1
-    assert_close(our_logits(config, params, tokens), expected)
+    whole = assert_close(our_logits(config, params, tokens), expected)
+    others = [assert_left_padding(model, config, params, tokens)]
     if cached:
-        assert_close(cached_logits(config, params, tokens), expected)
-    assert_left_padding(model, config, params, tokens)
+        others.append(assert_close(cached_logits(config, params, tokens), expected))
 
     save_huggingface(config, params, tokenizer(), directory / "ours", family=model.config.model_type)
     family_for(config)  # some family can say it without being named
@@ -95,10 +99,10 @@ def assert_family(model, directory, *, cached=True):
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
     np.testing.assert_array_equal(their_logits(back, tokens), expected)
-    return json.loads((directory / "ours" / "config.json").read_text())
+    return whole, max(others)
 
 
-def assert_left_padding(model, config, params, tokens, pad=5):
+def assert_left_padding(model, config, params, tokens, pad=5) -> float:
     """A row padded on the left has the logits of transformers with the same mask and positions."""
     mask = np.ones_like(tokens)
     mask[0, :pad] = 0
@@ -110,4 +114,4 @@ def assert_left_padding(model, config, params, tokens, pad=5):
     run = jax.jit(lambda p, t, q, s, c: Transformer(config).apply({"params": p}, t, q, s, c))
     logits, _ = run(params, tokens, positions.astype(np.int32), mask.astype(np.int32), cache)
     seen = mask == 1
-    assert_close(np.asarray(logits)[seen], expected[seen])
+    return assert_close(np.asarray(logits)[seen], expected[seen])

@@ -2,7 +2,7 @@
 
 Of each family a tiny random network with its quirks on, and no gain or bias at its neutral value. transformers builds
 and runs it where it has the class; else a short numpy network, written from the papers and released configurations.
-`pytest -rP` prints each family's largest differences.
+benchmarks/family_parity.py makes a table of each family's largest differences.
 """
 
 import inspect
@@ -120,7 +120,7 @@ def write(directory, family, config, params) -> dict:
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in CASES])
-def test_a_directory_of_transformers(case, tmp_path):
+def test_a_directory_of_transformers(case, tmp_path, record_property):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     kind, arguments = CASES[case]
@@ -147,7 +147,7 @@ def test_a_directory_of_transformers(case, tmp_path):
         return whole(tokens, attention_mask=torch.tensor(mask), **more)
 
     config, params, plain, cached = largest_differences(tmp_path / "theirs", whole, padded)
-    print(f"| {case} | {plain:.1e} | {cached:.1e} |")
+    record_property("largest_differences", (case, plain, cached))
     assert max(plain, cached) < 1e-4
 
     family = family_for(config)
@@ -262,7 +262,7 @@ OWN_CODE = {
 
 
 @pytest.mark.parametrize("model_type", OWN_CODE)
-def test_a_directory_that_brings_its_own_code(model_type, tmp_path):
+def test_a_directory_that_brings_its_own_code(model_type, tmp_path, record_property):
     reference, values = OWN_CODE[model_type]
     family = FAMILIES[model_type]
     values = {"model_type": model_type, "auto_map": {"AutoModelForCausalLM": "evil.Model"}, **values}
@@ -292,7 +292,7 @@ def test_a_directory_that_brings_its_own_code(model_type, tmp_path):
         return logits
 
     config, params, plain, cached = largest_differences(tmp_path / "theirs", whole, padded)
-    print(f"| {model_type} | {plain:.1e} | {cached:.1e} |")
+    record_property("largest_differences", (model_type, plain, cached))
     assert max(plain, cached) < 1e-4
 
     written = write(tmp_path / "ours", family_for(config, model_type), config, params)

@@ -66,8 +66,9 @@ QUICK = {"llama 3.2", "mistral", "gemma3_text", "phi3, longrope"}  # one each of
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in CASES])
-def test_transformers_and_back(case, tmp_path):
+def test_transformers_and_back(case, tmp_path, record_property):
     family, changes = CASES[case]
     config = getattr(transformers, f"{family}Config")(**SIZES | changes)
     # HF drops its cache when generation crosses longrope's switch; with ours the early keys stay as they were.
-    mini.assert_family(mini.random_model(config), tmp_path, cached="longrope" not in case)
+    found = mini.assert_family(mini.random_model(config), tmp_path, cached="longrope" not in case)
+    record_property("largest_differences", (case, *found))  # benchmarks/family_parity.py makes a table of them
