@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from slmjax.models.config import ModelConfig
 
-
 MERGED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 

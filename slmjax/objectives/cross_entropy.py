@@ -22,6 +22,7 @@ from slmjax.models.transformer import scale_logits
 from slmjax.sharding.mesh import BATCH, WEIGHTS
 
 LOGITS_BYTES = 2**26  # of one chunk's float32 logits on an accelerator
+CPU_LOGITS_BYTES = 2**24  # on a CPU: they then stay in cache
 # Which gradients the forward pass computes; a frozen head needs none, nor an array of its size.
 NO_GRADS, HIDDEN_GRADS, ALL_GRADS = "none", "hidden", "all"
 
@@ -34,6 +35,11 @@ class LossSums(NamedTuple):
     correct: jax.Array  # the target is the most likely token
 
 
+def logits_bytes_for(platform: str, config: ModelConfig) -> int:
+    """Bytes of a chunk's logits; on a CPU no fewer than of the head, whose gradient each chunk adds to in memory."""
+    return max(CPU_LOGITS_BYTES, 4 * config.vocab_size * config.embed_dim) if platform == "cpu" else LOGITS_BYTES
+
+
 def _chunk_size(num_tokens: int, vocab_size: int, limit_bytes: int) -> int:
     """Tokens in a chunk: a divisor-friendly size whose float32 logits stay within the limit."""
     chunk = max(128, limit_bytes // (4 * vocab_size) // 128 * 128)
@@ -41,7 +47,7 @@ def _chunk_size(num_tokens: int, vocab_size: int, limit_bytes: int) -> int:
     return -(-num_tokens // pieces)
 
 
-def _chunk(config, z_loss, vocab_axis, x_NE, kernel_EV, bias_V, targets_N, weights_N, *, grads: str):
+def _chunk(config, z_loss, vocab_axis, on_cpu, x_NE, kernel_EV, bias_V, targets_N, weights_N, *, grads: str):
     """Loss sums of one chunk, and the gradients of their loss that `grads` names: (sums, (dx, dkernel, dbias))."""
     raw_NV = jnp.matmul(x_NE, kernel_EV, preferred_element_type=jnp.float32)
     if bias_V is not None:
@@ -80,14 +86,16 @@ def _chunk(config, z_loss, vocab_axis, x_NE, kernel_EV, bias_V, targets_N, weigh
     dx_NE = jnp.matmul(draw_NV, kernel_EV.T, preferred_element_type=jnp.float32)
     if vocab_axis is not None:
         dx_NE = jax.lax.psum(dx_NE, vocab_axis)
-    dkernel_EV = jnp.matmul(x_NE.T, draw_NV, preferred_element_type=jnp.float32) if wants_head else None
+    # XLA's CPU backend takes twice as long for this product (V = 49,152) where it folds the transpose into it.
+    x_EN = jax.lax.optimization_barrier(x_NE.T) if on_cpu else x_NE.T
+    dkernel_EV = jnp.matmul(x_EN, draw_NV, preferred_element_type=jnp.float32) if wants_head else None
     return sums, (dx_NE.astype(x_NE.dtype), dkernel_EV, dbias_V)
 
 
-def _local(config, z_loss, chunk, vocab_axis, grads, x_NE, kernel_EV, bias_V, targets_N, weights_N):
+def _local(config, z_loss, chunk, vocab_axis, on_cpu, grads, x_NE, kernel_EV, bias_V, targets_N, weights_N):
     """All chunks of one device's tokens: (sums, (dx [N, E], dkernel [E, V], dbias [V]) or None)."""
     N, E = x_NE.shape
-    run = partial(_chunk, config, z_loss, vocab_axis, grads=grads)
+    run = partial(_chunk, config, z_loss, vocab_axis, on_cpu, grads=grads)
     if chunk >= N:
         return run(x_NE, kernel_EV, bias_V, targets_N, weights_N)
     pieces = -(-N // chunk)
@@ -118,11 +126,12 @@ def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V,
     """Loss sums over all tokens of all devices, with gradients in the shapes (and shardings) of the inputs."""
     flat = lambda a: a.reshape(-1, *a.shape[2:])  # noqa: E731
     V = kernel_EV.shape[1]
+    on_cpu = mesh is not None and mesh.devices.flat[0].platform == "cpu"
     kernel = kernel_EV.astype(x_BTE.dtype)  # cast before it is gathered: half the bytes
     if mesh is None or mesh.size == 1:
         chunk = _chunk_size(targets_BT.size, V, limit_bytes)
         sums, gradients = _local(
-            config, z_loss, chunk, None, grads, flat(x_BTE), kernel, bias_V, flat(targets_BT), flat(weights_BT)
+            config, z_loss, chunk, None, on_cpu, grads, flat(x_BTE), kernel, bias_V, flat(targets_BT), flat(weights_BT)
         )
         if grads != NO_GRADS:
             gradients = (gradients[0].reshape(x_BTE.shape), *gradients[1:])
@@ -141,7 +150,7 @@ def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V,
             kernel = jax.lax.all_gather(kernel, weight_axes, axis=0, tiled=True)
         chunk = _chunk_size(targets.size, kernel.shape[1], limit_bytes)
         sums, gradients = _local(
-            config, z_loss, chunk, vocab_axis, grads, flat(x), kernel, bias, flat(targets), flat(weights)
+            config, z_loss, chunk, vocab_axis, on_cpu, grads, flat(x), kernel, bias, flat(targets), flat(weights)
         )
         sums = jax.lax.psum(sums, token_axes) if token_axes else sums
         if grads == NO_GRADS:

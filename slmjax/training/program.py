@@ -17,7 +17,7 @@ from slmjax.errors import UserError
 from slmjax.models.attention_kernels import attention_for
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
-from slmjax.objectives.cross_entropy import LOGITS_BYTES
+from slmjax.objectives.cross_entropy import logits_bytes_for
 from slmjax.objectives.next_token import Objective, next_token
 from slmjax.peft.method import Method, make_method
 from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention, sharded_sum_rows
@@ -29,8 +29,6 @@ from slmjax.training.optimizers import make_optimizer, with_multipliers
 from slmjax.training.schedules import Schedule, make_schedule
 from slmjax.training.state import TrainState, abstract_state, init_state
 from slmjax.training.step import make_eval_step, make_train_step
-
-CPU_LOGITS_BYTES = 2**24  # of a chunk's logits on a CPU: they then stay in cache
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,9 @@ def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
     on_cpu = platform == "cpu"
     t = config.training
     dtype = ("float32" if on_cpu else "bfloat16") if t.dtype == "auto" else t.dtype
-    remat = ("none" if on_cpu else "full") if t.remat == "auto" else t.remat
+    # With a frozen base a CPU gains from remat in time as well as memory, without one it loses (benchmarks/RESULTS.md).
+    on_cpu_remat = "none" if config.peft.method == "full" else "projections"
+    remat = (on_cpu_remat if on_cpu else "full") if t.remat == "auto" else t.remat
     attention = attention_for(platform, t.attention)
     lean = not on_cpu and remat in ("full", "context", "attention")  # policies that keep none of its products
     return Execution(
@@ -111,7 +111,8 @@ def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
         attention=sharded_attention(attention, mesh) if mesh.size > 1 else attention,
         feedforward=lean_feedforward(mesh if mesh.size > 1 else None) if lean else None,
         remat=remat,
-        scan_unroll=(0 if on_cpu else 1) if t.scan_unroll < 0 else t.scan_unroll,
+        # Unrolled on a CPU, XLA merges what is rematerialized with the forward pass and nothing is saved.
+        scan_unroll=(0 if on_cpu and remat == "none" else 1) if t.scan_unroll < 0 else t.scan_unroll,
         flatten_tokens=on_cpu and mesh.shape["sequence"] == 1,
         constrain=make_constrain(mesh) if mesh.size > 1 else Execution().constrain,
         sum_rows=sharded_sum_rows(mesh) if mesh.size > 1 else Execution().sum_rows,
@@ -141,7 +142,6 @@ def build(
             f"training.batch_size={B} is not a multiple of {shards} = mesh.data x mesh.fsdp x training.accumulation: "
             "every device must get the same number of rows in every micro-batch."
         )
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
     model = Transformer(config.model, execution_for(config, mesh))
     schedule = make_schedule(config.schedule, config.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -153,7 +153,7 @@ def build(
         method,
         z_loss=config.training.z_loss,
         mesh=mesh,
-        logits_bytes=CPU_LOGITS_BYTES if on_cpu else LOGITS_BYTES,
+        logits_bytes=logits_bytes_for(mesh.devices.flat[0].platform, config.model),
     )
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
     ema = bool(config.training.ema_decay)

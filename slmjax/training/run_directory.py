@@ -20,6 +20,7 @@ FREE = (
     "data.num_threads",
     "data.prefetch",
     "data.cache_dir",
+    "training.accumulation",
     "training.attention",
     "training.remat",
     "training.scan_unroll",

@@ -1,7 +1,5 @@
 """Tiny random models of transformers with their quirks switched on, and what every family is asked to prove."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +49,7 @@ def their_logits(model, tokens, **kwargs):
 
 
 def assert_close(logits, expected) -> float:
-    """Within the tolerance of logits of size one; larger ones have the rounding of their size. The largest difference."""
+    """Within the tolerance of logits of size one; larger ones have the rounding of their size. Returns the largest."""
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE * max(1.0, np.abs(expected).max()), rtol=0)
     return float(np.abs(logits - expected).max())
 
