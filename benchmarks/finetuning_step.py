@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face directory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps in a window")
-    parser.add_argument("--remat", default="auto", help="training.remat of our sides, as in projections@1 with training.scan_unroll")
+    parser.add_argument("--remat", default="auto", help="our training.remat, or REMAT@UNROLL")
     parser.add_argument("--sides", nargs="+", default=["ours-full", "theirs-full", "ours-lora", "theirs-lora"])
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()

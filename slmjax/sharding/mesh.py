@@ -40,9 +40,10 @@ class MeshConfig:
         if -1 in sizes and num_devices % known == 0:
             sizes[sizes.index(-1)] = num_devices // known
         if math.prod(sizes) != num_devices:
+            there = "is 1 device" if num_devices == 1 else f"are {num_devices} devices"
             raise UserError(
-                f"{named} multiply to {known}{' times -1' if -1 in sizes else ''}, but there "
-                f"{'is 1 device' if num_devices == 1 else f'are {num_devices} devices'}: make the product equal to the devices, or set one axis to -1."
+                f"{named} multiply to {known}{' times -1' if -1 in sizes else ''}, but there {there}: "
+                "make the product equal to the devices, or set one axis to -1."
             )
         return tuple(sizes)
 
