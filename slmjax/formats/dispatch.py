@@ -57,6 +57,7 @@ def _finetuned(place: language_model.Location, dtype: str | None, merge: bool) -
     config = run_config(place.run)
     base = load(config.peft.base, dtype="float32")
     tokenizer = load_tokenizer(language_model.tokenizer_directory(place))
+    tokenizer.settings["add_bos_token"] = config.data.add_bos  # prompts begin as the run's texts did
     checkpoints = place.directory / "checkpoints"
     tuned = load_finetuned(config, checkpoints, base.params, step=place.step, encode=tokenizer.encode)
     merge = merge and config.peft.method in MERGEABLE

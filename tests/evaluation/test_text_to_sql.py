@@ -147,3 +147,18 @@ def test_from_the_shell(data, talker, tmp_path, capsys):
     ):
         assert main([*command, *wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_geography_questions_and_their_shorter_queries(assets):
+    """Every question of which a query runs has a record, and the shorter queries find what the originals find."""
+    directory = assets / "data" / "sft" / "text2sql_geography"
+    if not directory.is_dir():
+        pytest.skip(f"{directory} is not at hand")
+    counts = {split: tuple(map(len, training_records(directory, split))) for split in ("train", "dev", "test")}
+    assert counts == {"train": (548, 1), "dev": (49, 0), "test": (279, 0)}
+    records = training_records(directory, "test")[0]
+    assert not any("alias" in record["completion"] for record in records)
+    with Database(directory / "geography.sqlite") as database:
+        questions = module.read_questions(directory / "geography.json", "test")
+        judged = [judge(database, q, r["completion"]) for q, r in zip(questions, records, strict=True)]
+    assert all(j["right"] for j in judged)

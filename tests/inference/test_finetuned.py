@@ -1,6 +1,7 @@
 """What a fine-tune adds is run as it was trained: by generation with its cache, in conversations, in evaluation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,44 +47,59 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def tuned(lm, name, seed=0):
-    """The model with a method that has moved away from its start."""
-    config = PeftConfig(**({"method": name} | METHODS[name]))
-    method = make_method(config, Transformer(lm.config))
-    trained, frozen = jax.jit(method.split)(lm.params, jax.random.key(seed))
-    rng = np.random.default_rng(seed)
-    trained = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), trained)
-    variables = jax.jit(method.variables)(trained, frozen)
-    return dataclasses.replace(lm, params=variables["params"], peft=variables["peft"], options=method.options)
+@pytest.fixture(scope="module")
+def tuned(lm):
+    """tuned(name, **changes of its config): the model with a method that has moved away from its start."""
+
+    @functools.cache
+    def tune(name, seed=0, **changes):
+        model = lm
+        if changes:
+            network = dataclasses.replace(lm.config, **changes)
+            params = jax.jit(Transformer(network).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+            model = LanguageModel(network, params, lm.tokenizer)
+        config = PeftConfig(**({"method": name} | METHODS[name]))
+        method = make_method(config, Transformer(model.config))
+        trained, frozen = jax.jit(method.split)(model.params, jax.random.key(seed))
+        rng = np.random.default_rng(seed)
+        trained = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), trained)
+        variables = jax.jit(method.variables)(trained, frozen)
+        return dataclasses.replace(model, **variables, options=method.options)
+
+    return tune
+
+
+def argmax_of_the_full_forward(model, outputs):
+    """For each prompt and its continuation, what should have come at each place of the continuation."""
+    apply, length = jax.jit(model.apply), max(map(len, PROMPTS)) + 8
+    rows = [prompt + new + [0] * length for prompt, new in zip(PROMPTS, outputs, strict=True)]
+    logits_BTV = apply(model.params, np.asarray([row[:length] for row in rows]))  # causal: what follows is not seen
+    return [
+        np.argmax(logits_TV[len(prompt) - 1 : len(prompt) + 7], axis=-1).tolist()
+        for prompt, logits_TV in zip(PROMPTS, logits_BTV, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_greedy_decoding_is_the_argmax_of_the_full_forward(lm, name):
+def test_greedy_decoding_is_the_argmax_of_the_full_forward(lm, tuned, name):
     """Of a left-padded batch; and it is another text than the base's, else nothing was shown."""
-    model = tuned(lm, name)
-    apply = jax.jit(model.apply)
+    model = tuned(name)
     outputs = generate_ids(model, PROMPTS, max_new_tokens=8)
-    for prompt, new in zip(PROMPTS, outputs, strict=True):
-        logits_TV = apply(model.params, np.asarray([prompt + new]))[0]
-        assert new == np.argmax(logits_TV[len(prompt) - 1 : -1], axis=-1).tolist()
+    assert outputs == argmax_of_the_full_forward(model, outputs)
     assert outputs != generate_ids(lm, PROMPTS, max_new_tokens=8)
 
 
 @pytest.mark.parametrize("place", OTHER_PLACES)
-def test_a_prefix_is_seen_through_windows_and_stands_before_all_places(lm, place):
-    config = dataclasses.replace(lm.config, **OTHER_PLACES[place])
-    params = Transformer(config).init(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
-    model = tuned(LanguageModel(config, params, lm.tokenizer), "prefix")
-    apply = jax.jit(model.apply)
-    for prompt, new in zip(PROMPTS, generate_ids(model, PROMPTS, max_new_tokens=8), strict=True):
-        logits_TV = apply(model.params, np.asarray([prompt + new]))[0]
-        assert new == np.argmax(logits_TV[len(prompt) - 1 : -1], axis=-1).tolist()
+def test_a_prefix_is_seen_through_windows_and_stands_before_all_places(tuned, place):
+    model = tuned("prefix", **OTHER_PLACES[place])
+    outputs = generate_ids(model, PROMPTS, max_new_tokens=8)
+    assert outputs == argmax_of_the_full_forward(model, outputs)
 
 
 @pytest.mark.parametrize("name", ["prefix", "houlsby"])
-def test_a_conversation_keeps_what_was_run_behind_the_prefix(lm, name, monkeypatch):
+def test_a_conversation_keeps_what_was_run_behind_the_prefix(lm, tuned, name, monkeypatch):
     monkeypatch.setitem(lm.tokenizer.settings, "chat_template", "{% for m in messages %}[{{ m.content }}]{% endfor %}")
-    model = tuned(lm, name)
+    model = tuned(name)
     conversation = Conversation(model, max_new_tokens=6)
     for line in ("the old river", "walks"):
         asked = "".join(f"[{m['content']}]" for m in [*conversation.messages, {"content": line}])
@@ -92,8 +108,8 @@ def test_a_conversation_keeps_what_was_run_behind_the_prefix(lm, name, monkeypat
 
 
 @pytest.mark.parametrize("name", ["lora", "prefix"])
-def test_evaluation_is_of_the_fine_tuned_network(lm, name):
-    model = tuned(lm, name)
+def test_evaluation_is_of_the_fine_tuned_network(lm, tuned, name):
+    model = tuned(name)
     texts = [model.tokenizer.encode(text) for text in TEXT]
     nll = 0.0
     for ids in texts:
@@ -107,8 +123,8 @@ def test_evaluation_is_of_the_fine_tuned_network(lm, name):
 
 
 @pytest.mark.parametrize("name", PREFIXED)
-def test_a_prefix_takes_of_the_context(lm, name):
-    model = tuned(lm, name)
+def test_a_prefix_takes_of_the_context(lm, tuned, name):
+    model = tuned(name)
     longest = model.context_length
     n = next(iter(METHODS[name].values()))["num_tokens"]
     assert longest == lm.context_length - n
@@ -116,8 +132,8 @@ def test_a_prefix_takes_of_the_context(lm, name):
         generate_ids(model, [[5] * (longest - 3)], max_new_tokens=4)
 
 
-def test_rows_of_a_batch_have_adapters_of_their_own(lm):
-    first, second = tuned(lm, "lora", seed=1), tuned(lm, "lora", seed=2)
+def test_rows_of_a_batch_have_adapters_of_their_own(lm, tuned):
+    first, second = tuned("lora", seed=1), tuned("lora", seed=2)
     together = lm.with_adapters([second.peft, {}, first.peft])
     prompts = [PROMPTS[0]] * 3
     alone = [generate_ids(model, prompts[:1], max_new_tokens=8)[0] for model in (second, lm, first)]
@@ -130,7 +146,28 @@ def test_rows_of_a_batch_have_adapters_of_their_own(lm):
 
 @pytest.mark.parametrize(("name", "said"), [("prefix", "prefix"), ("houlsby", "bottleneck"), ("lora", "not merged")])
 @pytest.mark.parametrize("format", ["slmjax", "huggingface", "gguf"])
-def test_what_no_file_of_weights_can_hold_is_not_saved(lm, name, said, format, tmp_path):
+def test_what_no_file_of_weights_can_hold_is_not_saved(tuned, name, said, format, tmp_path):
     with pytest.raises(UserError, match=said):
-        slmjax.save(tuned(lm, name), tmp_path / "model", format=format)
+        slmjax.save(tuned(name), tmp_path / "model", format=format)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_prompt_of_real_tokens_continues_as_the_text_in_front_does(assets):
+    """Of the real model: prompt tuning that starts from a text is that text, before any training."""
+    path = assets / "models" / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path} is not at hand")
+    lm = slmjax.load(path)
+    front, rest = (
+        lm.tokenizer.encode("The capital of France is Paris."),
+        lm.tokenizer.encode(" The capital of Italy is"),
+    )
+    prompt = {"num_tokens": len(front), "init": "text", "init_text": "front"}
+    method = make_method(PeftConfig(method="prompt", prompt=prompt), Transformer(lm.config), lambda _: front)
+    trained, frozen = method.split(lm.params, jax.random.key(0))
+    variables = method.variables(trained, frozen)
+    model = dataclasses.replace(lm, peft=variables["peft"], options=method.options)
+    whole = generate_ids(lm, [front + rest], max_new_tokens=8)
+    assert generate_ids(model, [rest], max_new_tokens=8) == whole
+    assert whole != generate_ids(lm, [rest], max_new_tokens=8)
