@@ -1,6 +1,6 @@
 """PubMedQA (Jin et al. 2019, arXiv:1909.06146), expert-labelled: does an abstract answer its question yes, no or maybe.
 
-The prompt and the choice by log-likelihood are lm-evaluation-harness's (`pubmedqa`, version 1.0). The 500 test
+The prompt and the choice by log-likelihood are lm-evaluation-harness's (task `pubmedqa`). The 500 test
 questions are those of the authors' test_ground_truth.json; the other 500 are for training.
 """
 

@@ -78,6 +78,7 @@ def test_any_of_the_gold_queries_may_be_met(database):
     for answer, right in (("select 1", True), ("select 2", True), ("select 3", False)):
         judged = judge(database, question, answer)
         assert judged["right"] is right and judged["gold_error"] is None
+        assert judged["right_by_first_gold"] is False  # it cannot be run
 
 
 def test_rows_are_a_multiset():
@@ -108,6 +109,7 @@ def test_answers_are_generated_run_and_counted(data, talker, monkeypatch):
     assert asked == [f"question: where is {name}\nsql:" for name in ("iowa", "utah", "ohio")]
     assert result["questions"] == 3 and result["gold_failures"] == 1
     assert result["execution_accuracy"] == result["valid_sql"] == 2 / 3
+    assert result["execution_accuracy_first_gold"] == 1 / 3
     assert [p["right"] for p in result["predictions"]] == [True, True, False]
     assert result["predictions"][0]["answer"] == "select 'iowa'"
 
