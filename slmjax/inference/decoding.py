@@ -113,8 +113,10 @@ def decode(network: Network, variables, rows: Rows, until, stops, sampling: Samp
 
 def _draw(network: Network, variables, rows: Rows, inputs, stops, sampling: Sampling, last=-1) -> Rows:
     """Run T tokens a row through the cache and draw the one that follows the `last` of them."""
-    model = network.model
-    hidden_BTE, cache = applied(model, variables, *inputs, rows.cache, hidden=True, options=network.options)
+    model, (tokens_BT, positions_BT, segments_BT) = network.model, inputs
+    hidden_BTE, cache = applied(
+        model, variables, tokens_BT, positions_BT, segments_BT, rows.cache, hidden=True, options=network.options
+    )
     apart = model.execution.layers_apart
     head = head_weights(model.config, variables["params"], rows=apart)
     logits_BV = logits_from_hidden(model.config, hidden_BTE[:, last], *head, rows=apart)

@@ -94,13 +94,14 @@ def test_what_is_not_reading_within_limits_fails_and_changes_nothing(database, p
     assert database.run("SELECT count(*) FROM city") == [(200,)]  # the next one is not disturbed
 
 
-def test_the_process_stays_small(database):
-    with pytest.raises(QueryError, match="memory"):
-        database.run(HOSTILE["sorted cross join"].replace("random()", "c0.name"))
-    status = Path(f"/proc/{database._process.pid}/status")
-    if not status.is_file():
-        pytest.skip("this system does not tell a process's memory")
-    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+def test_the_process_stays_small(path):
+    with Database(path, seconds=10) as database:
+        with pytest.raises(QueryError, match="memory"):
+            database.run(HOSTILE["sorted cross join"].replace("random()", "c0.name"))
+        status = Path(f"/proc/{database._process.pid}/status")
+        if not status.is_file():
+            pytest.skip("this system does not tell a process's memory")
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     assert int(peak.split()[1]) < 150_000  # KiB
 
 
