@@ -17,15 +17,21 @@ SOURCES = ("data.sources", "data.validation")  # where names are the user's own
 
 
 def load_config(path: str, overrides: list[str]) -> ConfigDict:
-    """Run a config file and apply `--config.a.b=value` overrides to what its `get_config()` returns."""
-    file = Path(path)
+    """Run a config file and apply `--config.a.b=value` overrides to what its `get_config()` returns.
+
+    FILE.py:ARGUMENT calls `get_config("ARGUMENT")`: one file for experiments that differ in more than a key.
+    """
+    file, given = Path(path), []
+    if not file.is_file() and ":" in path:
+        path, _, argument = path.rpartition(":")
+        file, given = Path(path), [argument]
     if not file.is_file():
         raise UserError(f"There is no config file {path}; the ones that ship are in configs/.")
     try:
         get_config = runpy.run_path(str(file)).get("get_config")
         if get_config is None:
             raise UserError(f"{path} has no function get_config().")
-        config = get_config()
+        config = get_config(*given)
     except UserError:
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`slmjax data prepare|inspect`: tokenize text once; look at what came of it."""
+"""`slmjax data prepare|inspect|records`: tokenize text once; look at what came of it; a task as training records."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from slmjax.cli.text_sources import add_format_arguments, source_of
 if TYPE_CHECKING:
     from slmjax.data.config import DataConfig
 
-HELP = "tokenize text into a corpus, or look at one"
+HELP = "tokenize text into a corpus, look at one, or write a task's records"
 EXAMPLE = "slmjax data prepare --source books.jsonl.gz --tokenizer train:8192 --output corpus"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="prepare|inspect")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="prepare|inspect|records")
     prepare = actions.add_parser(
         "prepare", help="tokenize text into OUTPUT/corpus", epilog=f"Example: {EXAMPLE}", allow_abbrev=False
     )
@@ -34,11 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     inspect.add_argument("directory")
     inspect.add_argument("--json", action="store_true", help="print JSON")
+    records = actions.add_parser(
+        "records",
+        help="write what a task gives to fine-tune on",
+        epilog="Example: slmjax data records --task text2sql --data-dir text2sql_geography --output text2sql",
+        allow_abbrev=False,
+    )
+    records.add_argument("--task", required=True, help="text2sql, pubmedqa")
+    records.add_argument("--data-dir", required=True, help="where the task's data lie")
+    records.add_argument("--output", required=True, help="directory for train.jsonl, test.jsonl ...")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare or describe."""
-    return _inspect(args) if args.action == "inspect" else _prepare(args)
+    """Prepare, describe or write records."""
+    return {"inspect": _inspect, "prepare": _prepare, "records": _records}[args.action](args)
+
+
+def _records(args: argparse.Namespace) -> int:
+    from slmjax.data.placement import local_path
+    from slmjax.evaluation.tasks import write_task_records
+
+    output = local_path(args.output, "--output")
+    for split, (count, left_out) in write_task_records(args.task, args.data_dir, output).items():
+        more = f", {len(left_out)} left out: {left_out[0]!r} ..." if left_out else ""
+        print(f"{output / f'{split}.jsonl'}: {count:,} records{more}")
+    return 0
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -12,7 +12,11 @@ EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --con
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--config", required=True, help="a Python file with get_config(); --config.KEY=VALUE overrides")
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="a Python file with get_config(), FILE:ARGUMENT to give it one; --config.KEY=VALUE overrides",
+    )
     parser.add_argument("--workdir", required=True, help="where the run lives; an existing run is continued")
     parser.add_argument("--json", action="store_true", help="print the final metrics as one JSON object")
     parser.add_argument("--distributed", action="store_true", help="several processes (TPU pods need no more)")

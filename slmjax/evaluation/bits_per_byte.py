@@ -17,6 +17,7 @@ from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.text import starts_with_bos
 from slmjax.models.transformer import Transformer, head_weights
 from slmjax.objectives.cross_entropy import LOGITS_BYTES, linear_cross_entropy
+from slmjax.peft.interception import Options, applied
 
 ROWS = 8  # of a batch
 _CPU_LOGITS_BYTES = 2**24  # of a chunk's logits on a CPU: they then stay in cache
@@ -39,7 +40,7 @@ def evaluate_text(
     """
     if not any(texts):
         raise UserError("There is no text to evaluate: every text is empty.")
-    context = lm.config.context_length
+    context = lm.context_length
     if not 0 <= sequence_length <= context:
         raise UserError(f"sequence_length={sequence_length} must be at most the model's context, {context}.")
     bos = lm.tokenizer.bos_id
@@ -56,7 +57,7 @@ def evaluate_text(
     with tqdm(total=rows.num_transitions, desc="evaluate", unit="tok", unit_scale=True, disable=not progress) as bar:
         for first in range(0, len(rows), ROWS):
             batch = stack_rows(rows[i] if i < len(rows) else empty_row(T) for i in range(first, first + ROWS))
-            nats += float(_nll(lm.model, lm.params, batch))
+            nats += float(_nll(lm.model, lm.options, lm.variables, batch))
             count = float(batch["loss_weights"].sum())
             tokens += count
             bar.update(int(count))
@@ -72,12 +73,13 @@ def evaluate_text(
     }
 
 
-@partial(jax.jit, static_argnums=0)
-def _nll(model: Transformer, params, batch) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _nll(model: Transformer, options: Options, variables, batch) -> jax.Array:
     """Summed negative log-likelihood of a batch's targets, in nats."""
     on_cpu = jax.default_backend() == "cpu"
-    hidden = model.apply({"params": params}, batch["inputs"], batch["positions"], batch["segments"], hidden=True)
-    kernel, bias = head_weights(model.config, params)
+    inputs = (batch["inputs"], batch["positions"], batch["segments"])
+    hidden = applied(model, variables, *inputs, hidden=True, options=options)
+    kernel, bias = head_weights(model.config, variables["params"])
     logits_bytes = _CPU_LOGITS_BYTES if on_cpu else LOGITS_BYTES
     targets, weights = batch["targets"], batch["loss_weights"]
     return linear_cross_entropy(model.config, 0.0, None, logits_bytes, hidden, kernel, bias, targets, weights).nll

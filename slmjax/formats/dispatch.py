@@ -13,18 +13,24 @@ from slmjax.formats.huggingface import DTYPES, is_huggingface, load_huggingface
 from slmjax.formats.huggingface_export import save_huggingface
 from slmjax.inference import language_model
 from slmjax.inference.language_model import LanguageModel
+from slmjax.peft.config import MERGEABLE
 from slmjax.tokenization.tokenizer import load_tokenizer
 
 FORMATS = ("slmjax", "huggingface", "gguf")
+_FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)  # codes of quantized weights are none
 _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
-def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> LanguageModel:
+def load(
+    path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None, merge: bool = True
+) -> LanguageModel:
     """A model from a run's workdir, a checkpoint, a directory that `save` wrote, a directory of Hugging Face (one file
     or sharded), a .gguf file, or a name on the Hugging Face hub ("organization/name", needs slmjax[hub]).
 
     mesh: to spread the parameters over; None is the first device. dtype: of the parameters, "float32", "bfloat16" or
-    "float16"; None keeps the file's (a run's and a GGUF file's are float32). UserError when it is none of these.
+    "float16"; None keeps the file's (a run's and a GGUF file's are float32). merge: work what a fine-tune added into
+    its base's weights; False, and methods that no weights can express (prefixes, prompts, bottleneck adapters), keep it
+    beside them in `peft`. UserError when the path is none of these.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
@@ -39,24 +45,29 @@ def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str 
         return load_huggingface(path, mesh=mesh, dtype=dtype)
     place = language_model.locate(path)
     if place.run.get("peft", {}).get("method", "full") != "full":
-        return _finetuned(place, dtype)
+        return _finetuned(place, dtype, merge)
     return language_model.load(path, mesh=mesh, dtype=dtype)
 
 
-def _finetuned(place: language_model.Location, dtype: str | None) -> LanguageModel:
-    """A fine-tuned run merged into its base. UserError for methods that no weights can express (prefixes, adapters)."""
+def _finetuned(place: language_model.Location, dtype: str | None, merge: bool) -> LanguageModel:
+    """A fine-tuned run on its base: merged, or what it added beside the parameters."""
     from slmjax.training.config import run_config
     from slmjax.training.finetuned import load_finetuned
 
     config = run_config(place.run)
     base = load(config.peft.base, dtype="float32")
     tokenizer = load_tokenizer(language_model.tokenizer_directory(place))
+    tokenizer.settings["add_bos_token"] = config.data.add_bos  # prompts begin as the run's texts did
     checkpoints = place.directory / "checkpoints"
     tuned = load_finetuned(config, checkpoints, base.params, step=place.step, encode=tokenizer.encode)
-    params = tuned.merged()
+    merge = merge and config.peft.method in MERGEABLE
+    variables = {"params": tuned.merged()} if merge else tuned.variables
+    params = variables["params"]
     if dtype is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    return LanguageModel(config.model, params, tokenizer, base.stop_ids)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype in _FLOATS else leaf, params)
+    return LanguageModel(
+        config.model, params, tokenizer, base.stop_ids, variables.get("peft", {}), tuned.method.options
+    )
 
 
 def save(lm: LanguageModel, path: str | Path, *, format: str = "slmjax", dtype: str | None = None) -> Path:
@@ -67,6 +78,7 @@ def save(lm: LanguageModel, path: str | Path, *, format: str = "slmjax", dtype: 
     q5_0 and q5_1, and float16 by default. What it replaces must be a model of that format and nothing but that.
     """
     path = Path(path).expanduser()
+    language_model.require_plain(lm)
     if format == "slmjax":
         return language_model.save(lm, path, dtype=dtype or "float32")
     if format == "huggingface":

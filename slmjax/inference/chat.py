@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.inference.decoding import NONE, Rows, decode, empty_rows, extend
+from slmjax.inference.decoding import NONE, Rows, decode, empty_rows, extend, new_cache
 from slmjax.inference.generate import BUCKET, padded_stops, seen_tokens, stop_ids_of, streamed
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.sampling import GREEDY, Sampling
 from slmjax.inference.text import Continuation
-from slmjax.models.kv_cache import KVCache, empty_cache
+from slmjax.models.kv_cache import KVCache
+from slmjax.peft.prefix_cache import prefix_length
 from slmjax.tokenization.chat_template import ChatTemplate
 from slmjax.tokenization.chat_tokens import encode_messages
 
@@ -42,7 +43,7 @@ class Conversation:
         self._lm, self._template = lm, ChatTemplate.of(lm.tokenizer)
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
         self._sampling, self._max_new_tokens, self._stop = sampling, max_new_tokens, stop
-        self._context, self._key = min(context, lm.config.context_length), jax.random.key(seed)
+        self._context, self._key = min(context, lm.context_length), jax.random.key(seed)
         self._cache: KVCache | None = None
         self._held: list[int] = []  # the tokens whose keys and values the cache holds, from its first position
         self.messages: list[dict[str, str]] = []
@@ -81,11 +82,11 @@ class Conversation:
         return self.messages[-1]["content"]
 
     def _generate(self, ids: list[int], max_new_tokens: int, show: Callable[[int, int], bool]) -> list[int]:
-        model, params = self._lm.decoding(1)
+        network, variables = self._lm.decoding(1)
         stops = padded_stops(stop_ids_of(self._lm))
         rows, self._cache = self._prefilled(ids, stops), None  # the cache's buffers are given to what runs next
         rows = streamed(
-            rows, max_new_tokens, lambda rows, n: decode(model, params, rows, n, stops, self._sampling), show
+            rows, max_new_tokens, lambda rows, n: decode(network, variables, rows, n, stops, self._sampling), show
         )
         drawn = np.asarray(rows.tokens_BN)[0]
         drawn_ids = drawn[drawn != NONE].tolist()
@@ -95,24 +96,24 @@ class Conversation:
 
     def _prefilled(self, ids: list[int], stops: np.ndarray) -> Rows:
         """One row of these tokens, of which those that the cache holds are not run."""
-        model, params = self._lm.decoding(1)
-        run, config = model.execution, self._lm.config
+        network, variables = self._lm.decoding(1)
         if self._cache is None:
             length = -(-self._context // BUCKET) * BUCKET + CHUNKS[-1]  # room for the padding of the last piece
-            self._cache = empty_cache(config, 1, length, run.dtype, layers_apart=run.layers_apart)
+            self._cache = new_cache(network, variables, 1, length)
             self._held = []
         at = next((i for i, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), len(self._held))
         at = min(at, len(ids) - 1)  # the last is always run: the next token is drawn from it
         key = jax.random.fold_in(self._key, len(self.messages))
         capacity = -(-self._max_new_tokens // BUCKET) * BUCKET
-        seen_BV = seen_tokens([ids], config.vocab_size, self._sampling)
-        cache = self._cache.replace(index=np.int32(at))  # type: ignore[attr-defined]
+        seen_BV = seen_tokens([ids], self._lm.config.vocab_size, self._sampling)
+        start = at + prefix_length(self._lm.peft)
+        cache = self._cache.replace(index=np.int32(start))  # type: ignore[attr-defined]
         for piece in pieces(ids[at:]):
             tokens_1T = np.zeros((1, next(size for size in CHUNKS if len(piece) <= size)), np.int32)
             tokens_1T[0, : len(piece)] = piece
             # What is drawn after all but the last piece is of no interest: each begins with rows that drew nothing.
             rows = empty_rows(key, [len(ids)], capacity, seen_BV).replace(cache=cache)  # type: ignore[attr-defined]
-            rows = extend(model, params, rows, tokens_1T, len(piece), stops, self._sampling)
+            rows = extend(network, variables, rows, tokens_1T, len(piece), stops, self._sampling)
             cache = rows.cache
         return rows
 

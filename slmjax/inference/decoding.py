@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,18 @@ import jax.numpy as jnp
 from slmjax.inference.sampling import Sampling, sample
 from slmjax.models.kv_cache import KVCache, empty_cache
 from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
+from slmjax.peft.interception import NOTHING_MORE, Options, applied
+from slmjax.peft.prefix_cache import prefix_length, start_cache
 
 NONE = -1  # in place of a token, where a row has stopped
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is run, without its arrays: those are `variables`, the collections that `interception.applied` takes."""
+
+    model: Transformer
+    options: Options = NOTHING_MORE
 
 
 @flax.struct.dataclass
@@ -49,35 +60,44 @@ def _row_keys(key: jax.Array, num_rows: int) -> jax.Array:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_rows))
 
 
-@partial(jax.jit, static_argnames=("model", "length", "sampling"))
-def prefill(model: Transformer, params, rows: Rows, length: int, inputs, stops, sampling: Sampling) -> Rows:
+@partial(jax.jit, static_argnames=("network", "length", "sampling"))
+def prefill(network: Network, variables, rows: Rows, length: int, inputs, stops, sampling: Sampling) -> Rows:
     """Run the prompts into a new cache of `length` positions and draw the first tokens.
 
     inputs: tokens, positions and segments (0 where padded on the left), int32 [B, T] each. stops: ids that end a row.
     """
-    run = model.execution
-    cache = empty_cache(model.config, inputs[0].shape[0], length, run.dtype, layers_apart=run.layers_apart)
-    # Known to be empty: the prompts attend to themselves alone.
-    cache = cache.replace(index=0)  # type: ignore[attr-defined]
-    return _draw(model, params, rows.replace(cache=cache), inputs, stops, sampling)  # type: ignore[attr-defined]
+    cache = new_cache(network, variables, inputs[0].shape[0], length)
+    if not prefix_length(variables.get("peft", {})):
+        # Known to be empty: the prompts attend to themselves alone.
+        cache = cache.replace(index=0)  # type: ignore[attr-defined]
+    return _draw(network, variables, rows.replace(cache=cache), inputs, stops, sampling)  # type: ignore[attr-defined]
 
 
-@partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("rows",))
-def extend(model: Transformer, params, rows: Rows, tokens_BT, length, stops, sampling: Sampling) -> Rows:
+def new_cache(network: Network, variables: Any, batch_size: int, length: int) -> KVCache:
+    """A cache with room for `length` positions of text, behind the prefix where there is one."""
+    run, added = network.model.execution, variables.get("peft", {})
+    length += prefix_length(added)
+    cache = empty_cache(network.model.config, batch_size, length, run.dtype, layers_apart=run.layers_apart)
+    return start_cache(cache, added)
+
+
+@partial(jax.jit, static_argnames=("network", "sampling"), donate_argnames=("rows",))
+def extend(network: Network, variables, rows: Rows, tokens_BT, length, stops, sampling: Sampling) -> Rows:
     """Run the next `length` tokens of each row, padded on the right to T, into the rows' cache; draw what follows.
 
     The cache must have room for T more, and no padding so far. What padding writes is never seen: it lies ahead of
     every query until it is written over.
     """
     start = rows.cache.index  # type: ignore[union-attr]
-    positions_BT = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    text_start = start - prefix_length(variables.get("peft", {}))
+    positions_BT = jnp.broadcast_to(text_start + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     inputs = tokens_BT, positions_BT, jnp.ones_like(tokens_BT)
-    rows = _draw(model, params, rows, inputs, stops, sampling, last=length - 1)
+    rows = _draw(network, variables, rows, inputs, stops, sampling, last=length - 1)
     return rows.replace(cache=rows.cache.replace(index=start + length))  # type: ignore[attr-defined, union-attr]
 
 
-@partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("rows",))
-def decode(model: Transformer, params, rows: Rows, until, stops, sampling: Sampling) -> Rows:
+@partial(jax.jit, static_argnames=("network", "sampling"), donate_argnames=("rows",))
+def decode(network: Network, variables, rows: Rows, until, stops, sampling: Sampling) -> Rows:
     """Draw until each row has `until` tokens or all have stopped."""
     segments_B1 = jnp.ones((rows.lengths_B.shape[0], 1), jnp.int32)
 
@@ -85,18 +105,20 @@ def decode(model: Transformer, params, rows: Rows, until, stops, sampling: Sampl
         last_B1 = jax.lax.dynamic_slice_in_dim(rows.tokens_BN, rows.count - 1, 1, axis=1)
         positions_B1 = (rows.lengths_B + rows.count - 1)[:, None]
         # A row that has stopped is fed token 0; nothing reads what comes of it.
-        return _draw(model, params, rows, (jnp.maximum(last_B1, 0), positions_B1, segments_B1), stops, sampling)
+        inputs = jnp.maximum(last_B1, 0), positions_B1, segments_B1
+        return _draw(network, variables, rows, inputs, stops, sampling)
 
     return jax.lax.while_loop(lambda rows: (rows.count < until) & ~jnp.all(rows.done_B), body, rows)
 
 
-def _draw(model: Transformer, params, rows: Rows, inputs, stops, sampling: Sampling, last=-1) -> Rows:
+def _draw(network: Network, variables, rows: Rows, inputs, stops, sampling: Sampling, last=-1) -> Rows:
     """Run T tokens a row through the cache and draw the one that follows the `last` of them."""
-    tokens_BT, positions_BT, segments_BT = inputs
-    outputs = model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, rows.cache, hidden=True)
-    hidden_BTE, cache = outputs  # type: ignore[assignment]
+    model, (tokens_BT, positions_BT, segments_BT) = network.model, inputs
+    hidden_BTE, cache = applied(
+        model, variables, tokens_BT, positions_BT, segments_BT, rows.cache, hidden=True, options=network.options
+    )
     apart = model.execution.layers_apart
-    head = head_weights(model.config, params, rows=apart)
+    head = head_weights(model.config, variables["params"], rows=apart)
     logits_BV = logits_from_hidden(model.config, hidden_BTE[:, last], *head, rows=apart)
     keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.keys_B, rows.count)
     token_B = sample(logits_BV, keys_B, sampling, rows.seen_BV)

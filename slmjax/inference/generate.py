@@ -12,6 +12,7 @@ from slmjax.inference.decoding import NONE, Rows, decode, empty_rows, prefill
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.sampling import GREEDY, Sampling
 from slmjax.inference.text import Continuation, encode_prompt
+from slmjax.peft.serving import num_rows
 
 BUCKET = 64  # lengths are rounded up to multiples of this, so that few programs are compiled
 SMALL = (16, 32)  # and, below it, to these
@@ -67,13 +68,13 @@ def generate_ids(
         n = len(prompt)
         inputs[:, row, T - n :] = prompt, np.arange(n), np.ones(n)
     stops = padded_stops(stop_ids)
-    model, params = lm.decoding(B)
+    network, variables = lm.decoding(B)
     seen_BV = seen_tokens(prompts, lm.config.vocab_size, sampling)
     rows = empty_rows(jax.random.key(seed), [len(prompt) for prompt in prompts], capacity, seen_BV)
-    rows = prefill(model, params, rows, T + capacity, tuple(inputs), stops, sampling)
+    rows = prefill(network, variables, rows, T + capacity, tuple(inputs), stops, sampling)
 
     def until(rows: Rows, count: int) -> Rows:
-        return decode(model, params, rows, count, stops, sampling)
+        return decode(network, variables, rows, count, stops, sampling)
 
     rows = until(rows, max_new_tokens) if stream is None else streamed(rows, max_new_tokens, until, stream)
     return [row[row != NONE].tolist() for row in np.asarray(rows.tokens_BN)]
@@ -162,10 +163,13 @@ def _check(lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: 
         wrong = next((token for token in prompt if not 0 <= token < V), None)
         if wrong is not None:
             raise UserError(f"A prompt holds token id {wrong}, which is not in the model's vocabulary of {V}.")
-    longest = max(map(len, prompts), default=0)
-    if longest + max_new_tokens > lm.config.context_length:
+    rows = num_rows(lm.peft)
+    if rows is not None and len(prompts) != rows:
+        raise UserError(f"The model has adapters for {rows} rows, but there are {len(prompts)} prompts: give as many.")
+    longest, context = max(map(len, prompts), default=0), lm.context_length
+    if longest + max_new_tokens > context:
         raise UserError(
             f"The longest prompt has {longest} tokens and {max_new_tokens} more are wanted, but the model's context is "
-            f"{lm.config.context_length}: shorten the prompt or lower max_new_tokens."
+            f"{context}: shorten the prompt or lower max_new_tokens."
         )
     return longest

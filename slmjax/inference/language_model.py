@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from slmjax.data.placement import local_path
 from slmjax.errors import UserError
+from slmjax.inference.decoding import Network
 from slmjax.inference.saved_model import (
     CONFIG,
     FORMAT,
@@ -29,6 +31,11 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.layers_apart import cast_weights, take_apart
 from slmjax.models.transformer import Transformer
+from slmjax.peft.interception import NOTHING_MORE, Options, applied
+from slmjax.peft.prefix_cache import prefix_length
+from slmjax.peft.serving import for_rows, stack_adapters
+from slmjax.peft.targets import flatten
+from slmjax.quantization.weights import dequantized
 from slmjax.sharding.rules import tree_shardings
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
@@ -41,6 +48,8 @@ class LanguageModel:
     params: Any
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...] = ()  # at which generation ends; none: the tokenizer's eos alone
+    peft: dict[str, Any] = field(default_factory=dict)  # what a fine-tune adds beside `params`, if it is not merged
+    options: Options = NOTHING_MORE  # of what is added
 
     @cached_property
     def model(self) -> Transformer:
@@ -51,13 +60,24 @@ class LanguageModel:
         execution = Execution(dtype=dtype, attention=attention_for(platform), scan_unroll=0 if on_cpu else 1)
         return Transformer(self.config, execution)
 
-    def decoding(self, num_rows: int) -> tuple[Transformer, Any]:
-        """The network and the parameters that generation of so many rows runs.
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The collections of the network, as `peft.interception.applied` takes them with `options`."""
+        return self._with_peft(self.params)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of text that the model may be given: its context without the prefix, if it has one."""
+        return self.config.context_length - prefix_length(self.peft)
+
+    def decoding(self, num_rows: int) -> tuple[Network, dict[str, Any]]:
+        """What generation of so many rows runs, and its variables.
 
         On CPU these are a second copy of the parameters, made at the first use and kept until another arrangement is
         asked for: one row and several are fastest in different ones.
         """
-        merged = num_rows == 1 and jax.default_backend() == "cpu"
+        # What is added finds the products by their names, so they must be there one by one.
+        merged = num_rows == 1 and not self.peft and jax.default_backend() == "cpu"
         if self._arranged.get("merged") != merged:
             self._arranged.clear()  # before the new copy is made: two at once are enough
             self._arranged.update(merged=merged, decoding=self._arrange(merged))
@@ -67,16 +87,34 @@ class LanguageModel:
     def _arranged(self) -> dict[str, Any]:
         return {}
 
-    def _arrange(self, merged: bool) -> tuple[Transformer, Any]:
+    def _arrange(self, merged: bool) -> tuple[Network, dict[str, Any]]:
         model, dtype = self.model, self.model.execution.dtype
         if jax.default_backend() != "cpu":
-            return model, cast_weights(self.params, dtype)
+            return Network(model, self.options), self._with_peft(cast_weights(self.params, dtype))
         apart = dataclasses.replace(model.execution, layers_apart=True, merged=merged)
-        return Transformer(self.config, apart), take_apart(self.config, self.params, dtype, merged=merged)
+        # Quantized weights are made whole here: a CPU would do it again for every token.
+        variables = {"params": take_apart(self.config, dequantized(self.params), dtype, merged=merged)}
+        if self.peft:
+            variables["peft"] = take_apart(self.config, self.peft, dtype)
+        return Network(Transformer(self.config, apart), self.options), variables
 
     def apply(self, params: Any, tokens_BT: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of int32 tokens [B, T]; pure, and may be jitted."""
-        return self.model.apply({"params": params}, tokens_BT)  # type: ignore[return-value]
+        return applied(self.model, self._with_peft(params), tokens_BT, options=self.options)
+
+    def with_adapters(self, rows: Sequence[Any]) -> LanguageModel:
+        """This base with an adapter for each row of a batch, which must then have as many rows.
+
+        rows: collections of LoRA, as `peft` of runs on this base that were loaded with merge=False; {}: the base alone.
+        """
+        if not any(rows):
+            return dataclasses.replace(self, peft={}, options=NOTHING_MORE)
+        return dataclasses.replace(
+            self, peft=for_rows(stack_adapters(rows), jnp.arange(len(rows))), options=NOTHING_MORE
+        )
+
+    def _with_peft(self, params: Any) -> dict[str, Any]:
+        return {"params": params, "peft": self.peft} if self.peft else {"params": params}
 
 
 @dataclass(frozen=True)
@@ -147,7 +185,19 @@ def save(lm: LanguageModel, directory: str | Path, *, dtype: str = "float32") ->
 
     dtype: float32 or bfloat16. Written whole or not at all; an existing saved model is replaced, anything else refused.
     """
+    require_plain(lm)
     return write_saved(lm.config, lm.params, lm.tokenizer, local_path(directory, "The destination"), dtype, lm.stop_ids)
+
+
+def require_plain(lm: LanguageModel) -> None:
+    """UserError where parameters alone are not the model."""
+    if any("lora_" in path or "ia3_" in path for path in flatten(lm.peft)):
+        raise UserError("This model's adapter is not merged, and files of models hold weights alone: load it merged.")
+    if lm.peft:
+        what = "prefix" if prefix_length(lm.peft) else "bottleneck adapter"
+        raise UserError(
+            f"This model has a {what}, which no format of models can hold: keep the run, slmjax.load reads it."
+        )
 
 
 def tokenizer_directory(place: Location) -> Path:

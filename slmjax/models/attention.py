@@ -79,10 +79,12 @@ class Attention(nn.Module):
             cache = kv_cache.write(cache, k_BTGK, v_BTGK, 0 if index is None else index, repeat)
         held = None if index is None else cache  # None: the new tokens are all that there is
         rounds = c.position == "alibi" and c.alibi_scaled
-        apart = run.layers_apart and not rounds
+        num_prefix = 0 if prefix is None else prefix[0].shape[-3]
+        # Read in blocks, the cache gives a prefix no place of its own before windows and slopes.
+        by_place = num_prefix > 0 and (spec.window is not None or c.position == "alibi")
+        apart = run.layers_apart and not rounds and not by_place
         if held is not None and not apart:
             k_BSGK, v_BSGK = (array.astype(run.dtype) for array in kv_cache.read(held, repeat))
-        num_prefix = 0 if prefix is None else prefix[0].shape[-3]
         if prefix is not None and cache is None:
             k_BSGK, v_BSGK = (
                 jnp.concatenate([jnp.broadcast_to(p.astype(x.dtype), (B, num_prefix, G, K)), x], axis=1)

@@ -20,8 +20,9 @@ MERGED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_pro
 def take_apart(config: ModelConfig, params: dict, dtype: Any, *, merged: bool = False) -> dict:
     """A copy of the parameters for `Execution(layers_apart=True)`: `segment_s` is a tuple, one subtree a repeat.
 
-    Kernels become [out, in], of `dtype` as the network would cast them at each use; so does the token table. Gains and
-    biases stay as they are: some families use them in float32.
+    Any collection that is stacked along the parameters' paths may be taken apart so. Kernels become [out, in], of
+    `dtype` as the network would cast them at each use; so does the token table. Gains and biases stay as they are: some
+    families use them in float32.
     merged: for `Execution(merged=True)`; the merged kernels are [in, out], which one row runs at the speed of memory.
     """
     apart: dict = {}
@@ -61,16 +62,23 @@ def _leaf(parts: list[jax.Array], repeat: int | None, dtype: Any, transpose: boo
     return (array.T if transpose else array).astype(dtype)
 
 
-def run_apart(period: Any, layers: tuple, x_BTD: jax.Array, caches: tuple | None, *constants: Any) -> tuple[Any, Any]:
-    """`period` (a module without parent) with each layer's parameters in turn; returns x and the new caches."""
+def run_apart(
+    period: Any, collections: dict[str, tuple | None], x_BTD: jax.Array, caches: tuple | None, *constants: Any
+) -> tuple[Any, Any]:
+    """`period` (a module without parent) with each layer's variables in turn; returns x and the new caches.
+
+    collections: by name, a subtree for each layer, or None where there is no such collection.
+    """
 
     @jax.jit  # traced once for all layers; XLA inlines the calls
-    def run(params, x_BTD, cache):
-        return period.apply({"params": params}, (x_BTD, cache), None, *constants)[0]
+    def run(variables, x_BTD, cache):
+        return period.apply(variables, (x_BTD, cache), None, *constants)[0]
 
+    held = {name: layers for name, layers in collections.items() if layers is not None}
     new_caches = []
-    for i, params in enumerate(layers):
-        x_BTD, cache = run(params, x_BTD, None if caches is None else caches[i])
+    for i in range(len(held["params"])):
+        variables = {name: layers[i] for name, layers in held.items()}
+        x_BTD, cache = run(variables, x_BTD, None if caches is None else caches[i])
         new_caches.append(cache)
     return x_BTD, (None if caches is None else tuple(new_caches))
 

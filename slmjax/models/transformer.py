@@ -171,7 +171,8 @@ class Transformer(nn.Module):
             constants = ropes, segments_BT, kv_segments_BS, index
             if run.layers_apart:
                 period = Period(c, segment.period, run, parent=None)
-                x_BTD, layers = run_apart(period, self.get_variable("params", name), x_BTD, layers, *constants)
+                variables: dict[str, Any] = {kind: self.get_variable(kind, name) for kind in ("params", "peft")}
+                x_BTD, layers = run_apart(period, variables, x_BTD, layers, *constants)
             else:
                 repeats = None if cache is None else jnp.arange(segment.repeats)
                 (x_BTD, layers), _ = _segment(c, segment, run, name)((x_BTD, layers), repeats, *constants)

@@ -22,6 +22,7 @@ _SECTIONS: dict[str, Any] = {
     "freeze": FreezeConfig,
 }
 METHODS = ("full", *_SECTIONS)
+MERGEABLE = ("full", "lora", "ia3", "freeze")  # what these learn can be worked into the weights
 
 
 @dataclass(frozen=True)

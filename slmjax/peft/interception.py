@@ -111,7 +111,8 @@ def _linear(options: Options, module: Linear, next_fun: Callable, x: jax.Array) 
 def _kernel(module: Linear, dtype: Any) -> jax.Array:
     """The weight of a product, whole whichever way it is held."""
     if module.has_variable("params", "kernel"):
-        return module.get_variable("params", "kernel").astype(dtype)
+        kernel: jax.Array = module.get_variable("params", "kernel").astype(dtype)
+        return kernel.T if module.rows else kernel
     return dequantize_kernel(_held(module), dtype)
 
 

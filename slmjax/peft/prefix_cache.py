@@ -28,7 +28,10 @@ def prefix_length(collection: Any) -> int:
 
 
 def start_cache(cache: KVCache, collection: Any) -> KVCache:
-    """An empty cache with the prefix in its first positions, as `applied` expects it; unchanged without a prefix."""
+    """An empty cache with the prefix in its first positions, as `applied` expects it; unchanged without a prefix.
+
+    Both are stacked, or both are of layers apart (see `KVCache`).
+    """
     n = prefix_length(collection)
     if not n:
         return cache
@@ -38,11 +41,22 @@ def start_cache(cache: KVCache, collection: Any) -> KVCache:
         shape = (*array.shape[:2], n, *array.shape[3:])
         return array.at[:, :, :n].set(jnp.broadcast_to(prefix.astype(array.dtype), shape))
 
-    def block(s, b, repeats):
-        ours = collection[f"segment_{s}"][f"block_{b}"]["attention"]
-        return tuple((filled(k, ours["prefix_key"]), filled(v, ours["prefix_value"])) for k, v in repeats)
+    def filled_apart(array, prefix):  # [B, G, S, K] and [(B,) n, G, K]
+        prefix = (prefix if prefix.ndim == 4 else prefix[None]).swapaxes(1, 2)
+        shape = (*array.shape[:2], n, array.shape[3])
+        return array.at[:, :, :n].set(jnp.broadcast_to(prefix.astype(array.dtype), shape))
 
-    layers = tuple(
-        tuple(block(s, b, repeats) for b, repeats in enumerate(blocks)) for s, blocks in enumerate(cache.layers)
-    )
+    def period(ours, blocks, filled):
+        def pair(b, cached):
+            added = ours[f"block_{b}"]["attention"]
+            return filled(cached[0], added["prefix_key"]), filled(cached[1], added["prefix_value"])
+
+        return tuple(tuple(pair(b, cached) for cached in repeats) for b, repeats in enumerate(blocks))
+
+    def segment(ours, held):
+        if isinstance(ours, tuple):  # layers apart
+            return tuple(period(*layer, filled_apart) for layer in zip(ours, held, strict=True))
+        return period(ours, held, filled)
+
+    layers = tuple(segment(collection[f"segment_{s}"], held) for s, held in enumerate(cache.layers))
     return KVCache(layers, cache.segments_BS.at[:, :n].set(1), cache.index + n)

@@ -43,6 +43,14 @@ def for_rows(stacked: Any, adapter_B: jax.Array) -> Any:
     return nested(taken)
 
 
+def num_rows(collection: Any) -> int | None:
+    """For how many rows a collection of `for_rows` is; None for one that is the same for all."""
+    for path, leaf in flatten(collection).items():
+        if path.endswith("/lora_a") and leaf.ndim == 3 + _axis(path):
+            return leaf.shape[_axis(path)]
+    return None
+
+
 def _axis(path: str) -> int:
     return 1 if path.startswith("segment_") else 0  # behind the layers of a stack
 

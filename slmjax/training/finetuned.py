@@ -13,6 +13,7 @@ from slmjax.models.transformer import Transformer
 from slmjax.peft.base import fingerprint
 from slmjax.peft.merging import merge
 from slmjax.peft.method import Encode, Method, make_method
+from slmjax.quantization.weights import dequantized
 from slmjax.training.checkpoints import Checkpointer
 from slmjax.training.config import RunConfig
 
@@ -33,7 +34,8 @@ class FineTuned:
     def merged(self) -> Any:
         """Parameters of a plain network that computes the same. UserError for methods that no weights can express."""
         parts = self.method.parts(self.trained, self.frozen)
-        return merge(parts["params"], parts["peft"]) if "peft" in parts else parts["params"]
+        params = dequantized(parts["params"])
+        return merge(params, parts["peft"]) if "peft" in parts else params
 
 
 def load_finetuned(

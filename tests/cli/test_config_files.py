@@ -1,5 +1,7 @@
 """Config files and overrides: types are those that stand there, and a mistake names its place."""
 
+from pathlib import Path
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -98,3 +100,26 @@ def test_any_field_of_a_source_can_be_set_though_the_file_names_only_its_path(co
     assert config.data.sources.more.path == "more.txt"
     with pytest.raises(UserError, match=r"sources\.other names a source.*other\.path=x"):
         apply_override(config, "--config.data.sources.other=x")
+
+
+def test_a_config_file_may_be_given_an_argument(tmp_path):
+    file = tmp_path / "two.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\ndef get_config(name='one'):\n    return ConfigDict({'name': name})\n"
+    )
+    assert load_config(str(file), []).name == "one"
+    assert load_config(f"{file}:two", ["--config.name=three"]).name == "three"
+    assert load_config(f"{file}:two", []).name == "two"
+    with pytest.raises(UserError, match=r"no config file .*none\.py"):
+        load_config(f"{tmp_path / 'none.py'}:two", [])
+
+
+@pytest.mark.parametrize("file", ["text2sql", "medical"])
+def test_the_studies_configs_are_valid_with_every_argument(file):
+    path = Path(__file__).parents[2] / "configs" / "finetune" / f"{file}.py"
+    with pytest.raises(UserError, match="it has ") as error:
+        load_config(f"{path}:nothing", [])
+    names = str(error.value).rpartition("it has ")[2].rstrip(".").split(", ")
+    assert len(names) > 1
+    for name in names:
+        run_config(load_config(f"{path}:{name}", []))

@@ -11,6 +11,8 @@ from slmjax.cli.main import main
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer
+from slmjax.peft.prefix_cache import prefix_length
+from slmjax.quantization.weights import is_quantized
 from slmjax.tokenization.tokenizer import train_bpe
 
 MODEL = {"vocab_size": 300, "num_layers": 2, "embed_dim": 16, "num_heads": 2, "ffn_dim": 32, "context_length": 128}
@@ -65,6 +67,30 @@ def test_a_fine_tune_trains_loads_merged_and_speaks(ready, tmp_path, capsys):
     capsys.readouterr()
     assert main(["generate", "--model", str(tmp_path / "run"), "--prompt", "what", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("what")
+
+
+def test_a_prefix_is_run_beside_its_base_and_not_saved_as_weights(ready, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*ready, "--config.peft.method=prefix", "--config.peft.prefix.num_tokens=4"]) == 0
+    base, tuned = slmjax.load(tmp_path / "base"), slmjax.load(run)
+    jax.tree.map(np.testing.assert_array_equal, base.params, tuned.params)
+    assert prefix_length(tuned.peft) == 4
+    tokens = np.arange(6)[None]
+    assert not np.allclose(base.apply(base.params, tokens), tuned.apply(tuned.params, tokens), atol=1e-4)
+    capsys.readouterr()
+    assert main(["generate", "--model", str(run), "--prompt", "what", "--max-new-tokens", "3"]) == 0
+    assert main(["convert", str(run), str(tmp_path / "weights"), "--format", "huggingface"]) == 2
+    assert "has a prefix" in capsys.readouterr().err and not (tmp_path / "weights").exists()
+
+
+def test_an_adapter_on_a_quantized_base_is_merged_or_kept_beside_it(ready, tmp_path):
+    assert main([*ready, "--config.peft.quantize=int8"]) == 0
+    merged, beside = slmjax.load(tmp_path / "run"), slmjax.load(tmp_path / "run", merge=False)
+    assert is_quantized(beside.params) and beside.peft and not is_quantized(merged.params) and not merged.peft
+    tokens = np.arange(6)[None]
+    logits = [np.asarray(lm.apply(lm.params, tokens)) for lm in (merged, beside)]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+    assert slmjax.generate(merged, ["what"], max_new_tokens=4) == slmjax.generate(beside, ["what"], max_new_tokens=4)
 
 
 def test_mistakes_get_a_sentence(ready, tmp_path, capsys):
