@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
+from slmjax.formats.adapters import is_adapter, read_adapter, read_run, save_adapter
 from slmjax.formats.hub import download, is_hub_id
 from slmjax.formats.huggingface import DTYPES, is_huggingface, load_huggingface
 from slmjax.formats.huggingface_export import save_huggingface
+from slmjax.formats.peft_adapter import attached
 from slmjax.inference import language_model
 from slmjax.inference.language_model import LanguageModel
 from slmjax.tokenization.tokenizer import load_tokenizer
@@ -19,9 +21,19 @@ FORMATS = ("slmjax", "huggingface", "gguf")
 _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
-def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> LanguageModel:
+def load(
+    path: str | Path,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
+    base: str | Path | None = None,
+) -> LanguageModel:
     """A model from a run's workdir, a checkpoint, a directory that `save` wrote, a directory of Hugging Face (one file
-    or sharded), a .gguf file, or a name on the Hugging Face hub ("organization/name", needs slmjax[hub]).
+    or sharded), a .gguf file, an adapter's directory (peft's or AdapterHub's), or a name on the Hugging Face hub
+    ("organization/name", needs slmjax[hub]).
+
+    base: of an adapter, where its base is; None: where the adapter says. The two are merged in float32 where weights
+    can express it; prefixes, prompts and bottleneck adapters stay beside the parameters in `peft`.
 
     mesh: to spread the parameters over; None is the first device. dtype: of the parameters, "float32", "bfloat16" or
     "float16"; None keeps the file's (a run's and a GGUF file's are float32). UserError when it is none of these.
@@ -31,6 +43,10 @@ def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str 
     if is_hub_id(path):
         path = download(str(path))
     path = Path(path).expanduser()
+    if is_adapter(path):
+        return _with_base(path, mesh, dtype, base)
+    if base is not None:
+        raise UserError(f"{path} is no adapter's directory: it has its weights itself and takes no base.")
     if path.is_file() and path.suffix.lower() == ".gguf":
         from slmjax.formats.gguf import load_gguf
 
@@ -41,6 +57,29 @@ def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str 
     if place.run.get("peft", {}).get("method", "full") != "full":
         return _finetuned(place, dtype)
     return language_model.load(path, mesh=mesh, dtype=dtype)
+
+
+def _with_base(path: Path, mesh: jax.sharding.Mesh | None, dtype: str | None, base: str | Path | None) -> LanguageModel:
+    """An adapter's directory put on its base, which is read in float32."""
+    where = None if base is None else str(base)
+    tuned = read_adapter(path, lambda base: load(base, mesh=mesh, dtype="float32"), where)
+    return attached(tuned.base, tuned.adapter, dtype=dtype)
+
+
+def convert_adapter(source: str | Path, path: str | Path, *, format: str = "peft", base: str | None = None) -> Path:
+    """Write what a fine-tuned run (or an adapter's directory) adds to its base, without the base; returns where.
+
+    format: "peft" for LoRA and kin, IA3, prefixes and prompts, "adapterhub" for bottleneck adapters. base: of a run,
+    the name or path that is written as the base's (its own when None); of an adapter, where its base is.
+    """
+    source = Path(source).expanduser()
+
+    def load_base(base: str) -> LanguageModel:
+        return load(base, dtype="float32")
+
+    if is_adapter(source):
+        return save_adapter(read_adapter(source, load_base, base), path, format=format)
+    return save_adapter(read_run(language_model.locate(source), load_base, base), path, format=format)
 
 
 def _finetuned(place: language_model.Location, dtype: str | None) -> LanguageModel:
@@ -67,6 +106,11 @@ def save(lm: LanguageModel, path: str | Path, *, format: str = "slmjax", dtype: 
     q5_0 and q5_1, and float16 by default. What it replaces must be a model of that format and nothing but that.
     """
     path = Path(path).expanduser()
+    if lm.peft:
+        raise UserError(
+            "A prefix, prompt or bottleneck adapter is in no weights: write it apart from its base (slmjax convert "
+            "--format peft or adapterhub)."
+        )
     if format == "slmjax":
         return language_model.save(lm, path, dtype=dtype or "float32")
     if format == "huggingface":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.layers_apart import cast_weights, take_apart
 from slmjax.models.transformer import Transformer
+from slmjax.peft.interception import NOTHING_MORE, Options
 from slmjax.sharding.rules import tree_shardings
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
@@ -41,6 +42,8 @@ class LanguageModel:
     params: Any
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...] = ()  # at which generation ends; none: the tokenizer's eos alone
+    peft: dict[str, Any] = field(default_factory=dict)  # what a fine-tune adds beside `params`, if it is not merged
+    options: Options = NOTHING_MORE  # of what is added
 
     @cached_property
     def model(self) -> Transformer:
