@@ -24,6 +24,8 @@ from slmjax.formats.peft_write import save_peft
 from slmjax.formats.safetensors_files import INDEX, SINGLE
 from slmjax.inference.language_model import LanguageModel, Location, tokenizer_directory
 from slmjax.models.config import ModelConfig
+from slmjax.peft.config import PeftConfig
+from slmjax.peft.method import Method
 from slmjax.peft.prompts import prompt_of
 from slmjax.peft.targets import flatten
 from slmjax.tokenization.tokenizer import load_tokenizer
@@ -111,19 +113,23 @@ def read_run(place: Location, load: Load, base: str | None = None) -> Tuned:
     tokenizer = load_tokenizer(tokenizer_directory(place))
     checkpoints = place.directory / "checkpoints"
     tuned = load_finetuned(config, checkpoints, lm.params, step=place.step, encode=tokenizer.encode)
-    parts = tuned.method.parts(tuned.trained, tuned.frozen)
-    params = flatten(parts["params"])
-    whole = {path: params[path] for path in flatten(tuned.trained.get("params", {}))}
-    added = tuned.trained["peft"]
-    adapter = Adapter(
-        method,
-        parts["peft"],
-        tuned.method.options,
-        whole,
-        prompt=prompt_of(added) if method in ("prompt", "p_tuning") else None,
-        rslora=method == "lora" and config.peft.lora.rslora,
-    )
+    adapter = adapter_of(config.peft, tuned.method, tuned.trained, tuned.frozen)
     return Tuned(adapter, lm, base or config.peft.base, family_at(where, lm.config, []))
+
+
+def adapter_of(config: PeftConfig, method: Method, trained: Any, frozen: Any) -> Adapter:
+    """What a method that adds something has trained, apart from its base."""
+    parts = method.parts(trained, frozen)
+    params = flatten(parts["params"])
+    soft = config.method in ("prompt", "p_tuning")
+    return Adapter(
+        config.method,
+        parts["peft"],
+        method.options,
+        {path: params[path] for path in flatten(trained.get("params", {}))},
+        prompt=prompt_of(trained["peft"]) if soft else None,
+        rslora=config.method == "lora" and config.lora.rslora,
+    )
 
 
 def family_at(path: str, config: ModelConfig, modules: list[str]) -> HuggingFaceFamily:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.inference.language_model import LanguageModel
@@ -31,13 +30,6 @@ class Adapter:
     prompt: Any = None  # float32 [n, E], the input vectors that a prefix came from
     unties: bool = False  # the head and the table go different ways, though the base ties them
     rslora: bool = False  # say scales as alpha / sqrt(r)
-
-    def count(self) -> int:
-        """Numbers that it holds, those that fill up smaller ranks included."""
-        if self.prompt is not None:
-            return int(np.size(self.prompt))
-        leaves = {path: leaf for path, leaf in flatten(self.added).items() if not path.endswith("/lora_scale")}
-        return sum(int(leaf.size) for leaf in [*leaves.values(), *self.whole.values()])
 
 
 def parameters_under(adapter: Adapter, config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:

@@ -114,9 +114,10 @@ def peft_file(values: Mapping[str, Any], path: Path) -> PeftFile:
         raise UserError(f"{path}: base_model_name_or_path is {_shown(base)}; it must be a name or a path.")
     for key, value in values.items():
         if key not in _COMMON | _OF_TYPE[kind] and value not in (None, False, 0, "", [], {}):
+            merged = ": merge the adapter into its base with peft (merge_and_unload) and load that"
             raise UserError(
-                f"{path}: {str(key)[:60]} is {_shown(value)}, which this version cannot follow: merge the adapter into "
-                "its base with peft (merge_and_unload) and load that."
+                f"{path}: {str(key)[:60]} is {_shown(value)}, which this version cannot follow"
+                f"{merged if kind in (LORA, IA3) else ''}."
             )
     init = values.get("init_lora_weights")
     if kind == LORA and init not in _PLAIN_INITS:

@@ -8,7 +8,7 @@ LoRA B, DoRA magnitudes and IA3 factors are split and joined by the entry, GPT-N
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -54,7 +54,7 @@ class Names:
     config: ModelConfig
     entries: dict[str, Entry]  # by the tensor's name
     weights: dict[str, Weight]  # by the module's name
-    leaves: dict[str, jax.ShapeDtypeStruct]  # our arrays by path, layers stacked
+    leaves: Mapping[str, jax.ShapeDtypeStruct]  # our arrays by path, layers stacked
 
     def tensor(self, name: str) -> str:
         """The family's own spelling of a tensor's name."""
@@ -102,7 +102,7 @@ def names_of(config: ModelConfig, family: HuggingFaceFamily) -> Names:
     return Names(family, config, entries, weights, leaves)
 
 
-def _weight(entry: Entry, leaves: dict[str, jax.ShapeDtypeStruct]) -> Weight:
+def _weight(entry: Entry, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Weight:
     shapes = [leaves[leaf.path].shape[leaf.repeat is not None :] for leaf in entry.leaves]
     outputs = tuple(shape[-1] for shape in shapes)
     is_table = entry.leaves[0].path.endswith("/embedding")

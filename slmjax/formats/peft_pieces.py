@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -138,7 +140,7 @@ def prompt_of(file: PeftFile, rows: np.ndarray, config: ModelConfig, base: Any, 
     if rows.shape[1] != E:
         raise Misfit(f"a virtual token has {rows.shape[1]} numbers there, {E} here")
     prompt = jnp.asarray(rows, jnp.float32)
-    added = keys_and_values(Transformer(config), base, prompt)
+    added = jax.jit(partial(keys_and_values, Transformer(config)))(base, prompt)
     return Adapter("p_tuning" if file.kind == P_TUNING else "prompt", added, prompt=prompt)
 
 

@@ -7,6 +7,7 @@ tied model's table without its head following (and the other way round), so such
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from slmjax.formats.peft_config import IA3, LORA, PREFIX, PeftFile, matches, pef
 from slmjax.formats.peft_names import Names, layer_of, names_of
 from slmjax.formats.peft_pieces import Misfit, Pieces, add_ia3, add_lora, prefix_of, prompt_of
 from slmjax.formats.safetensors_files import SafetensorsDirectory
+from slmjax.formats.weight_map import Leaf
 from slmjax.models.config import ModelConfig
 from slmjax.peft.interception import Options
 from slmjax.peft.targets import flatten
@@ -76,8 +78,11 @@ class PeftDirectory:
         return facts | {"modules": list(kinds), "trained_wholly": list(self.whole)}
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor in float32."""
-        return np.asarray(self.tensors.read(name), np.float32)
+        """A tensor in float32; a warning where it holds NaN or infinity."""
+        array = np.asarray(self.tensors.read(name), np.float32)
+        if not np.isfinite(array).all():
+            warnings.warn(f"{self.path}: {name} holds NaN or infinity", stacklevel=2)
+        return array
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape."""
@@ -129,7 +134,10 @@ def _sort(opened: PeftDirectory, name: str) -> None:
             return
     if not rest.endswith((".weight", ".bias")) or ".lora_" in rest:
         raise _unexpected(opened, name)
-    opened.whole[rest.replace(".base_layer.", ".")] = name
+    rest = rest.replace(".base_layer.", ".")
+    if rest in opened.whole:
+        raise _unexpected(opened, name)
+    opened.whole[rest] = name
 
 
 def read_peft(opened: PeftDirectory, family: HuggingFaceFamily, config: ModelConfig, base: Any, where: str) -> Adapter:
@@ -158,6 +166,8 @@ def _read_weights(
     if missing := names.missing(opened.named()):
         what = f"{missing[0]}{_and_more(missing)}"
         raise UserError(f"{opened.path} adapts {what}, which {where} does not have: it has {names.kinds()}.")
+    if len({names.module(module) for module in opened.modules}) < len(opened.modules):
+        raise UserError(f"{opened.path / WEIGHTS} adapts one module under two names.")
     _require_targets(opened, names, where)
     whole = _whole(opened, names, base)
     pieces = Pieces()
@@ -232,7 +242,11 @@ def _whole(opened: PeftDirectory, names: Names, base: Mapping[str, Any]) -> dict
         wanted = entry.join([np.broadcast_to(np.float32(0), shape) for shape in shapes]).shape
         if wanted != opened.shape(theirs):
             raise Misfit(f"{name} is {list(opened.shape(theirs))} there, {list(wanted)} here")
+        # peft repeats the base's own table beside what is added to it.
+        repeated = ".base_layer." in theirs
         for leaf, part in zip(entry.leaves, entry.split(opened.read(theirs)), strict=True):
+            if repeated and _is_already(base, leaf, part):
+                continue
             if leaf.repeat is None:
                 whole[leaf.path] = part
                 continue
@@ -240,6 +254,11 @@ def _whole(opened: PeftDirectory, names: Names, base: Mapping[str, Any]) -> dict
                 whole[leaf.path] = np.array(base[leaf.path], np.float32)
             whole[leaf.path][leaf.repeat] = part
     return whole
+
+
+def _is_already(base: Mapping[str, Any], leaf: Leaf, part: np.ndarray) -> bool:
+    array = base.get(leaf.path)
+    return array is not None and np.array_equal(array if leaf.repeat is None else array[leaf.repeat], part)
 
 
 def _add_bias(

@@ -94,9 +94,8 @@ def _of_weights(adapter: Adapter, names: Names, base: Any, kind: str) -> tuple[d
         added |= _head_like_table(added)
     names = names_of(config, names.family)
     found = modules_of(names, added)
-    saved = _saved(names, [*adapter.whole, *(["lm_head/kernel"] if tied and adapter.whole else [])])
-    if both := sorted(set(saved) & set(found)):
-        raise UserError(f"{both[0]} is adapted and trained wholly: peft can say one of the two.")
+    trained = {*adapter.whole, *(["lm_head/kernel"] if tied and "embedder/embedding" in adapter.whole else [])}
+    saved = [module for module in _holding(names, trained) if module not in found]
     if config.position_offset and any(names.weights[m].modules[0].path == "position_embedder" for m in found):
         raise UserError(
             f"{names.family.model_type} looks its positions up in a way of its own, which peft cannot adapt."
@@ -108,8 +107,18 @@ def _of_weights(adapter: Adapter, names: Names, base: Any, kind: str) -> tuple[d
         values = _lora(adapter, names, found, flatten(params), tensors)
     else:
         values = _ia3(names, found, tensors)
-    written = dict(write_tensors(params, [e for e in names.entries.values() if e.name.rpartition(".")[0] in saved]))
-    tensors |= {f"{PREFIX_OF_NAMES}{name}": tensor for name, tensor in written.items()}
+    entries = [
+        entry
+        for entry in names.entries.values()
+        if entry.name.rpartition(".")[0] in saved or trained & {leaf.path for leaf in entry.leaves}
+    ]
+    for name, tensor in write_tensors(params, entries) if entries else ():
+        module, _, part = name.rpartition(".")
+        # Beside what is added to it, a module's own array is that of the layer that peft wraps.
+        wrapped = "" if module in saved else "base_layer."
+        tensors[f"{PREFIX_OF_NAMES}{module}.{wrapped}{part}"] = tensor
+        if module not in saved and part == "bias" and kind == LORA:
+            values["bias"] = "lora_only"
     return {**values, "modules_to_save": saved or None, "fan_in_fan_out": _is_conv1d(names, found)}, tensors
 
 
@@ -126,10 +135,9 @@ def _head_like_table(added: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _saved(names: Names, paths: Iterable[str]) -> list[str]:
+def _holding(names: Names, paths: set[str]) -> list[str]:
     """The modules, in the file's order, that hold any of these arrays of ours."""
-    wanted = set(paths)
-    holding = [e.name.rpartition(".")[0] for e in names.entries.values() if wanted & {leaf.path for leaf in e.leaves}]
+    holding = [e.name.rpartition(".")[0] for e in names.entries.values() if paths & {leaf.path for leaf in e.leaves}]
     return list(dict.fromkeys(holding))
 
 
@@ -150,8 +158,7 @@ def _lora(
                 raise UserError("An adapter with DoRA on some of its modules only cannot be said in peft's format.")
             tensors[f"{at}.lora_magnitude_vector"] = factors.magnitude
         ranks[name] = len(factors.a)
-        # Scales are float32, alphas were written by people: 32.00000095 was 32.
-        alphas[name] = float(f"{factors.scale * (ranks[name] ** (0.5 if adapter.rslora else 1)):.6g}")
+        alphas[name] = _alpha(factors.scale, ranks[name] ** (0.5 if adapter.rslora else 1))
     r, alpha = (_most_common(values.values(), 8) for values in (ranks, alphas))
     return {
         "target_modules": _targets(names, list(found)),
@@ -249,6 +256,12 @@ def _one(heads: int | tuple[int, ...]) -> int:
 
 def _most_common(values: Iterable[Any], default: Any) -> Any:
     return next((value for value, _ in Counter(values).most_common(1)), default)
+
+
+def _alpha(scale: float, divisor: float) -> float:
+    """The shortest number that divided gives the scale in float32: 32 and not 32.00000095, where people wrote 32."""
+    alphas = (float(f"{scale * divisor:.{digits}g}") for digits in (4, 6, 8, 17))
+    return next((alpha for alpha in alphas if np.float32(alpha / divisor) == np.float32(scale)), scale * divisor)
 
 
 def _plain(number: float) -> float | int:

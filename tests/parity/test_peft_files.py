@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 
 import slmjax
-from slmjax.errors import UserError
 from slmjax.formats import huggingface_tokenizer
-from slmjax.formats.adapters import Tuned, family_at, read_adapter, save_adapter
-from slmjax.formats.peft_adapter import Adapter, attached
+from slmjax.formats.adapters import Tuned, adapter_of, family_at, read_adapter, save_adapter
+from slmjax.formats.peft_adapter import attached
 from slmjax.models.transformer import Transformer
-from slmjax.peft import prompts
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.interception import applied
 from slmjax.peft.method import make_method
@@ -89,9 +87,14 @@ def their_logits(model):
     return mini.their_logits(model, TOKENS.astype(np.int64))[:, -TOKENS.shape[1] :]
 
 
+@functools.cache  # by the network: most cases merge into one of the same shapes
+def network(config, options):
+    return quick_jit(lambda variables: applied(Transformer(config), variables, TOKENS, options=options))
+
+
 def our_logits(lm):
     variables = {"params": lm.params} | ({"peft": lm.peft} if lm.peft else {})
-    return np.asarray(quick_jit(lambda v: applied(Transformer(lm.config), v, TOKENS, options=lm.options))(variables))
+    return np.asarray(network(lm.config, lm.options)(variables))
 
 
 def loaded_by_peft(base, directory):
@@ -139,7 +142,7 @@ def test_lora_with_patterns(bases, tmp_path):
     config = lora(target_modules=["q_proj", "up_proj"], layers_to_transform=[0, 2], use_rslora=True, **options)
     assert_both_ways(bases("llama"), trained(bases("llama"), config), tmp_path)
     written = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
-    assert written["use_rslora"] and (written["r"], written["lora_alpha"]) in [(4, 3), (4, 6), (2, 6)]
+    assert written["use_rslora"] and written["rank_pattern"] and written["alpha_pattern"]
     assert len(written["target_modules"]) == 4  # layer by layer, since layer 1 has none
 
 
@@ -227,6 +230,7 @@ OURS = {
         "lora": {"r": 2, "targets": ("embedder", "v_proj")},
         "train": ("final_norm/scale", "layers/1/ffn_norm/.*"),
     },
+    "both": {"lora": {"r": 2, "targets": ("q_proj",)}, "train": ("embedder/embedding", "layers/0/attention/q_proj/.*")},
     "ia3": {},
     "prefix": {"prefix": {"num_tokens": N, "projection": True, "hidden_size": 16}},
     "prompt": {"prompt": {"num_tokens": N}},
@@ -245,20 +249,9 @@ def fine_tuned(base, case):
     # Zeros that fill up a smaller rank have no gradient and stay.
     moved = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), start)
     moved = jax.tree_util.tree_map_with_path(functools.partial(_kept, start), moved)
-    parts = tuning.parts(moved, frozen)
-    flat = slmjax_flat(parts["params"])
-    whole = {path: flat[path] for path in slmjax_flat(moved.get("params", {}))}
-    prompt = prompts.prompt_of(moved["peft"]) if method in ("prompt", "p_tuning") else None
-    rslora = method == "lora" and config.lora.rslora
-    adapter = Adapter(method, parts["peft"], tuning.options, whole, prompt=prompt, rslora=rslora)
+    adapter = adapter_of(config, tuning, moved, frozen)
     logits = quick_jit(lambda t, f: applied(Transformer(lm.config), tuning.variables(t, f), jnp.asarray(TOKENS)))
     return Tuned(adapter, lm, str(base), family_at(str(base), lm.config, [])), np.asarray(logits(moved, frozen))
-
-
-def slmjax_flat(tree):
-    from slmjax.peft.targets import flatten
-
-    return flatten(tree)
 
 
 def _kept(start, path, leaf):
@@ -282,8 +275,6 @@ def test_a_fine_tune_of_ours_in_peft(bases, family, case, tmp_path):
     tuned, ours = fine_tuned(base, case)
     plain = our_logits(tuned.base)
     assert np.abs(ours - plain).max() > 0.05
-    if family == "gpt_neox" and case == "ia3":
-        tuned.adapter  # noqa: B018
     save_adapter(tuned, tmp_path / "ours")
     mini.assert_close(their_logits(loaded_by_peft(base, tmp_path / "ours")), ours)
     mini.assert_close(our_logits(attached(tuned.base, tuned.adapter)), ours)
@@ -299,13 +290,3 @@ def test_merged_models_carry_the_merged_logits(bases, tmp_path):
     lm = slmjax.load(tmp_path / "theirs")
     slmjax.save(lm, tmp_path / "merged", format="huggingface")
     mini.assert_close(their_logits(their_base(tmp_path / "merged")), expected)
-
-
-def test_merged_gguf(bases, tmp_path):
-    model = trained(bases("llama"), lora())
-    model.save_pretrained(tmp_path / "theirs")
-    lm = slmjax.load(tmp_path / "theirs")
-    slmjax.save(lm, tmp_path / "merged.gguf", format="gguf", dtype="float32")
-    mini.assert_close(our_logits(slmjax.load(tmp_path / "merged.gguf")), their_logits(model))
-    with pytest.raises(UserError, match="takes no base"):
-        slmjax.load(tmp_path / "merged.gguf", base=bases("llama"))
