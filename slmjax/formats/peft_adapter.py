@@ -14,6 +14,7 @@ from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.peft.interception import NOTHING_MORE, Options
 from slmjax.peft.merging import merge
+from slmjax.peft.method import in_weights
 from slmjax.peft.targets import flatten, nested
 
 MERGEABLE = ("lora", "ia3")
@@ -43,20 +44,22 @@ def parameters_under(adapter: Adapter, config: ModelConfig, params: Any) -> tupl
     return config, nested(flat)
 
 
-def attached(base: LanguageModel, adapter: Adapter, *, dtype: str | None = None) -> LanguageModel:
-    """The base with the adapter: merged into its weights where they can express it, else beside them.
+def attached(base: LanguageModel, adapter: Adapter, *, dtype: str | None = None, merges: bool = True) -> LanguageModel:
+    """The base with the adapter: merged into its weights where they can express it, else (or unasked) beside them.
 
     dtype: of the parameters; None is float32 of what is merged. The base should be float32, since the change of a
     weight is small against its rounding.
     """
     config, params = parameters_under(adapter, base.config, base.params)
-    if adapter.method in MERGEABLE:
-        params = merge(params, adapter.added)
+    added, options = adapter.added, adapter.options
+    if merges and adapter.method in MERGEABLE:
+        params, added, options = merge(params, added), {}, NOTHING_MORE
+    else:
+        variables = in_weights({"params": params, "peft": added})
+        params, added = variables["params"], variables["peft"]
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    if adapter.method in MERGEABLE:
-        return LanguageModel(config, params, base.tokenizer, base.stop_ids)
-    return LanguageModel(config, params, base.tokenizer, base.stop_ids, adapter.added, adapter.options)
+    return LanguageModel(config, params, base.tokenizer, base.stop_ids, added, options)
 
 
 def require_plain_positions(config: ModelConfig, what: str) -> None:

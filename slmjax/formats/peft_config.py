@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ LORA, IA3, PREFIX, PROMPT, P_TUNING = "LORA", "IA3", "PREFIX_TUNING", "PROMPT_TU
 TYPES = (LORA, IA3, PREFIX, PROMPT, P_TUNING)
 MAX_RANK = 1 << 14  # of one module; ranks beyond this belong to no small model
 MAX_TOKENS = 1 << 16  # virtual ones
+_MOST = 1 << 12  # names or patterns in a list
 
 # What a file may say without changing what its tensors compute.
 _COMMON = {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"}
@@ -68,7 +70,7 @@ class PeftFile:
         value = self.values.get(key)
         if value is None or isinstance(value, str):
             return value
-        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        if not isinstance(value, list) or len(value) > _MOST or not all(isinstance(name, str) for name in value):
             raise UserError(f"{self.path}: {key} is {_shown(value)}; it must be a list of names or a string.")
         return value
 
@@ -92,10 +94,15 @@ class PeftFile:
 
     def _pattern(self, key: str, module: str, default: Any) -> Any:
         patterns = self.values.get(key) or {}
-        if not isinstance(patterns, dict):
+        if not isinstance(patterns, dict) or len(patterns) > _MOST:
             raise UserError(f"{self.path}: {key} is {_shown(patterns)}; it must map names to numbers.")
         for pattern, value in patterns.items():
-            if matches(rf"(.*\.)?({pattern})$", module, f"{self.path}: {key}"):
+            where = f"{self.path}: {key}"
+            if not is_bounded(pattern):
+                raise UserError(
+                    f"{where} has {pattern[:60]!r}, which repeats more than a name needs: write it plainer."
+                )
+            if _compiled(rf"(.*\.)?({pattern})$", where).match(module):
                 return value
         return default
 
@@ -128,19 +135,26 @@ def peft_file(values: Mapping[str, Any], path: Path) -> PeftFile:
     return PeftFile(path, kind, base or None, values)
 
 
-def matches(pattern: str, name: str, where: str) -> bool:
-    """Whether the regular expression, somebody else's, is found at the start of a name.
+def is_bounded(pattern: str) -> bool:
+    """Whether somebody else's regular expression ends soon on any module's name.
 
-    Those that could run for ages are refused: Python's search has no time limit, and backtracks through every way of
-    sharing the name among the repetitions.
+    Python's has no time limit, and goes back through every way of sharing a name among repetitions.
     """
-    own = pattern.removeprefix(r"(.*\.)?(")
-    if len(own) > 400 or len(re.findall(r"[*+{]", own)) > 4 or re.search(r"\)\s*[*+{]", own.removesuffix(")$")):
-        raise UserError(f"{where} has {own[:60]!r}, which repeats more than a module's name needs: write it plainer.")
+    few = len(pattern) <= 400 and len(re.findall(r"[*+{]", pattern)) <= 4
+    return few and re.search(r"\)\s*[*+{]", pattern) is None
+
+
+def matches(pattern: str, name: str, where: str) -> bool:
+    """Whether the whole name is meant by a regular expression that is bounded."""
+    return _compiled(pattern, where).fullmatch(name) is not None
+
+
+@lru_cache(maxsize=2 * _MOST)
+def _compiled(pattern: str, where: str) -> re.Pattern[str]:
     try:
-        return re.match(pattern, name) is not None
+        return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(f"{where} has {own[:60]!r}, which is no regular expression ({error}).") from error
+        raise UserError(f"{where} has {pattern[:80]!r}, which is no regular expression ({error}).") from error
 
 
 def _shown(value: Any) -> str:

@@ -19,7 +19,7 @@ from slmjax.errors import UserError
 from slmjax.formats.huggingface_family import HuggingFaceFamily
 from slmjax.formats.outside_files import inside, read_json
 from slmjax.formats.peft_adapter import Adapter
-from slmjax.formats.peft_config import IA3, LORA, PREFIX, PeftFile, matches, peft_file
+from slmjax.formats.peft_config import IA3, LORA, PREFIX, PeftFile, is_bounded, matches, peft_file
 from slmjax.formats.peft_names import Names, layer_of, names_of
 from slmjax.formats.peft_pieces import Misfit, Pieces, add_ia3, add_lora, prefix_of, prompt_of
 from slmjax.formats.safetensors_files import SafetensorsDirectory
@@ -208,12 +208,14 @@ def _require_targets(opened: PeftDirectory, names: Names, where: str) -> None:
     undecided = isinstance(excluded, str) or isinstance(trained, str) or file.values.get("layers_pattern")
     if targets is None or targets == "all-linear" or undecided:
         return
+    if isinstance(targets, str) and not is_bounded(targets):
+        return
 
     def means(target: str, module: str) -> bool:
         return any(module == name or module.endswith(f".{name}") for name in (target, names.module(target)))
 
     if isinstance(targets, str):
-        expected = [m for m in names.weights if matches(f"(?:{targets})$", m, f"{file.path}: target_modules")]
+        expected = [m for m in names.weights if matches(targets, m, f"{file.path}: target_modules")]
     else:
         for target in targets:
             if not any(means(target, module) for module in names.weights):

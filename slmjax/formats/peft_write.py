@@ -123,7 +123,10 @@ def _of_weights(adapter: Adapter, names: Names, base: Any, kind: str) -> tuple[d
 
 
 def _head_like_table(added: Mapping[str, Any]) -> dict[str, Any]:
-    """The low-rank term that a tied head has from its table's: (s A B)^T."""
+    """The low-rank term that a tied head has from its table's: (s A B)^T.
+
+    peft runs the two side by side; its own merging would add both to the one weight.
+    """
     if "embedder/dora_magnitude" in added:
         raise UserError("DoRA of a tied table scales the head's inputs, which peft cannot say: untie or merge it.")
     if "embedder/lora_a" not in added:
