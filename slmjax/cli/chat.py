@@ -18,6 +18,7 @@ EXAMPLE = "slmjax chat --model my-model --system 'Answer in one sentence.'"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--model", required=True, help="a model that came with a chat template")
+    parser.add_argument("--base", metavar="MODEL", help="of an adapter, where its base is (default: as it says itself)")
     parser.add_argument("--system", help="what the model is told before the conversation")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer (default: %(default)s)")
     parser.add_argument(
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     sampling = Sampling(**sampling_settings(args))
     conversation = Conversation(
-        load(args.model),
+        load(args.model, base=args.base),
         system=args.system,
         sampling=sampling,
         max_new_tokens=args.max_new_tokens,

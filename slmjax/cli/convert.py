@@ -1,19 +1,35 @@
-"""`slmjax convert`: from any model to a directory or file of any format."""
+"""`slmjax convert`: from any model to a directory or file of any format; what a fine-tune adds, also by itself."""
 
 from __future__ import annotations
 
 import argparse
 
 HELP = "write a model's weights in another format or dtype"
+ADAPTERS = ("peft", "adapterhub")
 EXAMPLE = "slmjax convert runs/quickstart my-model --format huggingface --dtype bfloat16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("source", help="a run's workdir, a checkpoint, a model's directory, a .gguf file, or a hub id")
+    parser.add_argument(
+        "source", help="a run's workdir, a checkpoint, a model's or adapter's directory, a .gguf file, or a hub id"
+    )
     parser.add_argument("destination", help="a new directory (a file for gguf), or a model of the format to replace")
-    formats = ["slmjax", "huggingface", "gguf"]
-    parser.add_argument("--format", choices=formats, default="slmjax", help="of the destination (default: %(default)s)")
+    formats = ["slmjax", "huggingface", "gguf", *ADAPTERS]
+    parser.add_argument(
+        "--format",
+        choices=formats,
+        default="slmjax",
+        metavar="FORMAT",
+        help="slmjax, huggingface or gguf for a model, peft or adapterhub for a fine-tune without its base "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="where an adapter's base is (default: where it says); of a run written as peft or adapterhub, what is "
+        "written as its base",
+    )
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
@@ -25,7 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, save, say where."""
-    from slmjax.formats.dispatch import load, save
+    from slmjax.errors import UserError
+    from slmjax.formats.dispatch import convert_adapter, load, save
 
-    print(save(load(args.source), args.destination, format=args.format, dtype=args.dtype))
+    if args.format in ADAPTERS:
+        if args.dtype not in (None, "float32"):
+            raise UserError(f"--dtype {args.dtype}: an adapter is written in float32, as peft itself writes it.")
+        print(convert_adapter(args.source, args.destination, format=args.format, base=args.base))
+    else:
+        lm = load(args.source, base=args.base)
+        print(save(lm, args.destination, format=args.format, dtype=args.dtype))
     return 0

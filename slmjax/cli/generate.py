@@ -14,8 +14,9 @@ EXAMPLE = "slmjax generate --model runs/quickstart --prompt 'def main(' --temper
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument(
-        "--model", required=True, help="a run's workdir, a checkpoint, a model's directory, a .gguf file"
+        "--model", required=True, help="a run's workdir, a checkpoint, a model's or adapter's directory, a .gguf file"
     )
+    parser.add_argument("--base", metavar="MODEL", help="of an adapter, where its base is (default: as it says itself)")
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="default: %(default)s")
     add_sampling_arguments(parser)
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.formats.dispatch import load
     from slmjax.inference.generate import generate
 
-    lm = load(args.model)
+    lm = load(args.model, base=args.base)
     streaming = len(args.prompt) == 1 and not args.json
     begun = False
 

@@ -18,7 +18,8 @@ EXAMPLE = "slmjax inspect runs/quickstart"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument(
-        "path", help="a run's workdir, a checkpoint, a model's directory or .gguf file, or a name: smollm2-135m"
+        "path",
+        help="a run's workdir, a checkpoint, a model's or adapter's directory, a .gguf file, or a name: smollm2-135m",
     )
     parser.add_argument("--batch-size", type=int, default=1, help="rows of the key/value cache (default: %(default)s)")
     parser.add_argument("--context", type=int, default=0, help="its tokens a row (default: the model's context)")
@@ -26,24 +27,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print architecture, parameters and costs."""
-    from slmjax.cli.table import print_table
+    """Print architecture, parameters and costs; of an adapter its method, base and sizes."""
     from slmjax.errors import UserError
     from slmjax.models.families import model_config
 
     if args.batch_size < 1 or args.context < 0:
         raise UserError("--batch-size must be at least 1, and --context at least 0 (the model's own).")
     facts: dict[str, Any]
+    if (Path(args.path).expanduser() / "adapter_config.json").is_file() and (adapter := _adapter(args.path)):
+        return _print(adapter, args.json)
     if "/" in args.path or Path(args.path).expanduser().exists():
         config, facts = _described(args.path)
     else:
         config, facts = model_config(args.path), {"kind": "named model"}
     facts |= _architecture(config) | _costs(config, args.batch_size, args.context or config.context_length)
-    if args.json:
+    return _print(facts, args.json)
+
+
+def _print(facts: dict[str, Any], as_json: bool) -> int:
+    from slmjax.cli.table import print_table
+
+    if as_json:
         print(json.dumps(facts))
     else:
         print_table({name.replace("_", " "): _human(name, value) for name, value in facts.items()})
     return 0
+
+
+def _adapter(path: str) -> dict[str, Any] | None:
+    """What an adapter's files say, without its base; None where a model lies there too."""
+    from slmjax.formats.adapters import described, is_adapter
+
+    directory = Path(path).expanduser()
+    return described(directory) if is_adapter(directory) else None
 
 
 def _described(path: str) -> tuple[ModelConfig, dict[str, Any]]:

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
+from slmjax.formats.adapters import is_adapter, read_adapter, read_run, save_adapter
 from slmjax.formats.hub import download, is_hub_id
 from slmjax.formats.huggingface import DTYPES, is_huggingface, load_huggingface
 from slmjax.formats.huggingface_export import save_huggingface
+from slmjax.formats.peft_adapter import attached
 from slmjax.inference import language_model
 from slmjax.inference.language_model import LanguageModel
 from slmjax.peft.config import MERGEABLE
@@ -22,11 +24,18 @@ _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 def load(
-    path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None, merge: bool = True
+    path: str | Path,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
+    merge: bool = True,
+    base: str | Path | None = None,
 ) -> LanguageModel:
     """A model from a run's workdir, a checkpoint, a directory that `save` wrote, a directory of Hugging Face (one file
-    or sharded), a .gguf file, or a name on the Hugging Face hub ("organization/name", needs slmjax[hub]).
+    or sharded), a .gguf file, an adapter's directory (peft's or AdapterHub's), or a name on the Hugging Face hub
+    ("organization/name", needs slmjax[hub]).
 
+    base: of an adapter, where its base is; None: where the adapter says. The two are merged in float32.
     mesh: to spread the parameters over; None is the first device. dtype: of the parameters, "float32", "bfloat16" or
     "float16"; None keeps the file's (a run's and a GGUF file's are float32). merge: work what a fine-tune added into
     its base's weights; False, and methods that no weights can express (prefixes, prompts, bottleneck adapters), keep it
@@ -37,6 +46,10 @@ def load(
     if is_hub_id(path):
         path = download(str(path))
     path = Path(path).expanduser()
+    if is_adapter(path):
+        return _with_base(path, mesh, dtype, base, merge)
+    if base is not None:
+        raise UserError(f"{path} is no adapter's directory: it has its weights itself and takes no base.")
     if path.is_file() and path.suffix.lower() == ".gguf":
         from slmjax.formats.gguf import load_gguf
 
@@ -47,6 +60,31 @@ def load(
     if place.run.get("peft", {}).get("method", "full") != "full":
         return _finetuned(place, dtype, merge)
     return language_model.load(path, mesh=mesh, dtype=dtype)
+
+
+def _with_base(
+    path: Path, mesh: jax.sharding.Mesh | None, dtype: str | None, base: str | Path | None, merge: bool
+) -> LanguageModel:
+    """An adapter's directory put on its base, which is read in float32."""
+    where = None if base is None else str(base)
+    tuned = read_adapter(path, lambda base: load(base, mesh=mesh, dtype="float32"), where)
+    return attached(tuned.base, tuned.adapter, dtype=dtype, merges=merge)
+
+
+def convert_adapter(source: str | Path, path: str | Path, *, format: str = "peft", base: str | None = None) -> Path:
+    """Write what a fine-tuned run (or an adapter's directory) adds to its base, without the base; returns where.
+
+    format: "peft" for LoRA and kin, IA3, prefixes and prompts, "adapterhub" for bottleneck adapters. base: of a run,
+    the name or path that is written as the base's (its own when None); of an adapter, where its base is.
+    """
+    source = Path(source).expanduser()
+
+    def load_base(base: str) -> LanguageModel:
+        return load(base, dtype="float32")
+
+    if is_adapter(source):
+        return save_adapter(read_adapter(source, load_base, base), path, format=format)
+    return save_adapter(read_run(language_model.locate(source), load_base, base), path, format=format)
 
 
 def _finetuned(place: language_model.Location, dtype: str | None, merge: bool) -> LanguageModel:

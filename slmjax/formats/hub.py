@@ -19,6 +19,7 @@ FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "adapter_config.json",
 )
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 

@@ -84,6 +84,11 @@ def family_for(config: ModelConfig, name: str | None = None) -> HuggingFaceFamil
     )
 
 
+def families_for(config: ModelConfig) -> list[HuggingFaceFamily]:
+    """Every family whose config.json can say all of `config`; UserError saying what is lacking where there is none."""
+    return [f for f in FAMILIES.values() if not _lacks(f, config)] or [family_for(config)]
+
+
 def _lacks(family: HuggingFaceFamily, config: ModelConfig) -> list[str]:
     """What of a config a family's config.json loses, as "model.window=512"; nothing where it reads back the same."""
     try:

@@ -45,13 +45,16 @@ class Place:
 class SafetensorsDirectory:
     """The tensors of a model directory. A tensor is mapped when it is read and given back when its views are gone.
 
+    name: the one file that is meant, where it is not a model's (an adapter's).
+
     Raises:
         UserError: no safetensors here, or a file that contradicts itself, its index or another file.
     """
 
-    def __init__(self, directory: Path):
-        index = _index(directory)
-        self.paths = _files(directory) if index is None else [inside(directory, n) for n in sorted({*index.values()})]
+    def __init__(self, directory: Path, name: str | None = None):
+        index = _index(directory) if name is None else None
+        names = [name] if name is not None else sorted({*(index or {}).values()})
+        self.paths = [inside(directory, each) for each in names] if names else _files(directory)
         self.places: dict[str, Place] = {}
         for path in self.paths:
             for name, place in read_header(path).items():
@@ -203,24 +206,30 @@ class Planned:
 
 
 def write_safetensors(
-    directory: Path, plan: Sequence[Planned], tensors: Iterable[tuple[str, np.ndarray]], *, max_shard_bytes: int
+    directory: Path,
+    plan: Sequence[Planned],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    *,
+    max_shard_bytes: int,
+    name: str = SINGLE,
 ) -> None:
     """Write the tensors as they come: one file, or shards with an index where they exceed `max_shard_bytes`.
 
-    plan: every tensor in the order in which `tensors` gives them; of these one is in memory at a time.
+    plan: every tensor in the order in which `tensors` gives them; of these one is in memory at a time. name: of the
+    file where it is one.
     """
     shards = list(_shards(plan, max_shard_bytes))
     stream = iter(tensors)
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
-        name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        with open(directory / name, "wb") as file:
+        shard_name = name if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        with open(directory / shard_name, "wb") as file:
             _write_header(file, shard)
             for planned in shard:
                 given, array = next(stream)
                 assert (given, array.shape, array.dtype) == (planned.name, planned.shape, planned.dtype)
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                weight_map[planned.name] = name
+                weight_map[planned.name] = shard_name
             file.flush()
             os.fsync(file.fileno())
     if len(shards) > 1:

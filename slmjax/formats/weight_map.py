@@ -10,6 +10,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -83,11 +85,13 @@ def concatenated(name: str, leaves: Sequence[Leaf], sizes: Sequence[int], *, tra
     return Entry(name, tuple(leaves), split, join)
 
 
-def abstract_leaves(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+@lru_cache(maxsize=8)  # a file's reading asks several times, and each answer traces the network
+def abstract_leaves(config: ModelConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Path -> shape and dtype of every array of a config's parameters, layers stacked."""
     tokens = jax.ShapeDtypeStruct((1, 1), np.int32)
     tree = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)["params"]
-    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return MappingProxyType({path_string(path): leaf for path, leaf in leaves})
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

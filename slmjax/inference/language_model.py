@@ -196,7 +196,8 @@ def require_plain(lm: LanguageModel) -> None:
     if lm.peft:
         what = "prefix" if prefix_length(lm.peft) else "bottleneck adapter"
         raise UserError(
-            f"This model has a {what}, which no format of models can hold: keep the run, slmjax.load reads it."
+            f"This model has a {what}, which no file of weights can hold: write it apart (slmjax convert --format "
+            f"{'peft' if prefix_length(lm.peft) else 'adapterhub'})."
         )
 
 

@@ -67,6 +67,10 @@ def test_a_fine_tune_trains_loads_merged_and_speaks(ready, tmp_path, capsys):
     capsys.readouterr()
     assert main(["generate", "--model", str(tmp_path / "run"), "--prompt", "what", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("what")
+    adapter = str(tmp_path / "adapter")
+    assert main(["convert", str(tmp_path / "run"), adapter, "--format", "peft"]) == 0
+    again = slmjax.load(adapter)  # its config says where the base is
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), again.params, tuned.params)
 
 
 def test_a_prefix_is_run_beside_its_base_and_not_saved_as_weights(ready, tmp_path, capsys):

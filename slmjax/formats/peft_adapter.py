@@ -1,0 +1,88 @@
+"""A fine-tune apart from its base, whichever file it came from, and the model that the two make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from slmjax.errors import UserError
+from slmjax.inference.language_model import LanguageModel
+from slmjax.models.config import ModelConfig
+from slmjax.peft.config import MERGEABLE
+from slmjax.peft.interception import NOTHING_MORE, Options
+from slmjax.peft.merging import merge
+from slmjax.peft.method import in_weights
+from slmjax.peft.targets import flatten, nested
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to a base: a collection, and arrays of the base that are replaced."""
+
+    method: str  # of PeftConfig
+    added: Any  # the collection `peft`, float32, as `interception.applied` takes it
+    options: Options = NOTHING_MORE
+    whole: Mapping[str, Any] = field(default_factory=dict)  # path -> an array of the base that was trained wholly
+    prompt: Any = None  # float32 [n, E], the input vectors that a prefix came from
+    unties: bool = False  # the head and the table go different ways, though the base ties them
+    rslora: bool = False  # say scales as alpha / sqrt(r)
+
+
+def parameters_under(adapter: Adapter, config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
+    """(config, params) of the base with the arrays that the adapter replaces, before anything is added."""
+    flat = flatten(params)
+    if adapter.unties and config.tie_embeddings:
+        config = replace(config, tie_embeddings=False)
+        flat["lm_head/kernel"] = flat["embedder/embedding"].T
+    for path, array in adapter.whole.items():
+        flat[path] = jnp.asarray(array).astype(flat[path].dtype)
+    return config, nested(flat)
+
+
+def attached(base: LanguageModel, adapter: Adapter, *, dtype: str | None = None, merges: bool = True) -> LanguageModel:
+    """The base with the adapter: merged into its weights where they can express it, else (or unasked) beside them.
+
+    dtype: of the parameters; None is float32 of what is merged. The base should be float32, since the change of a
+    weight is small against its rounding.
+    """
+    config, params = parameters_under(adapter, base.config, base.params)
+    added, options = adapter.added, adapter.options
+    if merges and adapter.method in MERGEABLE:
+        params, added, options = merge(params, added), {}, NOTHING_MORE
+    else:
+        variables = in_weights({"params": params, "peft": added})
+        params, added = variables["params"], variables["peft"]
+    if dtype is not None:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return LanguageModel(config, params, base.tokenizer, base.stop_ids, added, options)
+
+
+def require_plain_positions(config: ModelConfig, what: str) -> None:
+    """UserError where peft's virtual tokens and our prefix are not the same thing.
+
+    Ours is seen from everywhere and has no distance; peft's stands in the cache like any text.
+    """
+    windows = [spec.window for spec in config.layers if spec.window is not None]
+    if config.position == "alibi":
+        raise UserError(f"{what}: under ALiBi peft's virtual tokens have distances and ours have none: they differ.")
+    if windows and min(windows) < config.context_length:
+        raise UserError(
+            f"{what}: attention has a window of {min(windows)} here, which peft's virtual tokens leave and ours never "
+            "do: they differ."
+        )
+    if config.block_repeats > 1:
+        raise UserError(f"{what}: a network that runs its blocks several times has no single prefix.")
+
+
+def require_plain_inputs(config: ModelConfig, model_type: str, what: str) -> None:
+    """UserError where releases of transformers disagree on whether input vectors are scaled as the table's rows are."""
+    # Granite scales whatever enters; Gemma did so until its table took the factor over.
+    if config.embedding_multiplier != 1.0 and model_type != "granite":
+        raise UserError(
+            f"{what}: {model_type} multiplies its embeddings by {config.embedding_multiplier:.4g}, and releases of "
+            "transformers differ in whether virtual tokens are multiplied too."
+        )

@@ -1,0 +1,161 @@
+"""adapter_config.json of Hugging Face peft, read with suspicion: what it says about tensors that lie beside it.
+
+Nothing in it is run or fetched here. Keys that change what an adapter computes and that we cannot follow are refused,
+keys of training alone are passed over. The keys are those of peft 0.17 to 0.21.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from slmjax.errors import UserError
+
+LORA, IA3, PREFIX, PROMPT, P_TUNING = "LORA", "IA3", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"
+TYPES = (LORA, IA3, PREFIX, PROMPT, P_TUNING)
+MAX_RANK = 1 << 14  # of one module; ranks beyond this belong to no small model
+MAX_TOKENS = 1 << 16  # virtual ones
+_MOST = 1 << 12  # names or patterns in a list
+
+# What a file may say without changing what its tensors compute.
+_COMMON = {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"}
+_COMMON |= {"peft_version", "target_modules", "exclude_modules", "modules_to_save", "fan_in_fan_out", "init_weights"}
+_COMMON |= {"modules_to_tie", "target_modules_to_tie"}
+_OF_TYPE: dict[str, set[str]] = {
+    LORA: {"r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "init_lora_weights", "layers_to_transform"}
+    | {"layers_pattern", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "ensure_weight_tying"}
+    | {"loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_core"}
+    | {"qalora_group_size", "velora_config"},
+    IA3: {"feedforward_modules", "init_ia3_weights"},
+}
+_PROMPTS = {"num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
+_OF_TYPE[PREFIX] = _PROMPTS | {"encoder_hidden_size", "prefix_projection"}
+_OF_TYPE[PROMPT] = _PROMPTS | {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path"}
+_OF_TYPE[PROMPT] |= {"tokenizer_kwargs", "prompt_tuning_init_state_dict_path", "prompt_tuning_init_task"}
+_OF_TYPE[P_TUNING] = _PROMPTS | {"encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers"}
+_OF_TYPE[P_TUNING] |= {"encoder_dropout"}
+# Initializations that leave the base as it is; the others (pissa, olora, corda, loftq, ...) take a part off it.
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
+
+
+@dataclass(frozen=True)
+class PeftFile:
+    """What an adapter_config.json says."""
+
+    path: Path  # of the config, for errors
+    kind: str
+    base: str | None
+    values: Mapping[str, Any]
+
+    def integer(self, key: str, most: int) -> int:
+        """A whole number from 1 to `most`."""
+        value = self.values.get(key)
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(f"{self.path}: {key} is {_shown(value)}; it must be a whole number from 1 to {most:,}.")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """A switch, off where it is not given."""
+        value = self.values.get(key)
+        if not isinstance(value, bool | None):
+            raise UserError(f"{self.path}: {key} is {_shown(value)}; it must be true or false.")
+        return bool(value)
+
+    def names(self, key: str) -> list[str] | str | None:
+        """A list of module names, or one string: a regular expression or "all-linear"."""
+        value = self.values.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        if not isinstance(value, list) or len(value) > _MOST or not all(isinstance(name, str) for name in value):
+            raise UserError(f"{self.path}: {key} is {_shown(value)}; it must be a list of names or a string.")
+        return value
+
+    def number(self, key: str, value: Any) -> float:
+        """`value` as a finite number; `key` for the error."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+            raise UserError(f"{self.path}: {key} is {_shown(value)}; it must be a number.")
+        return float(value)
+
+    def alpha(self, module: str) -> float:
+        """LoRA's alpha of a module: the first of alpha_pattern that means it, else lora_alpha (8 where not given)."""
+        return self.number("alpha_pattern", self._pattern("alpha_pattern", module, self.values.get("lora_alpha", 8)))
+
+    def rank(self, module: str) -> int:
+        """LoRA's rank of a module, as the config has it."""
+        value = self._pattern("rank_pattern", module, self.values.get("r", 8))
+        if type(value) is not int or not 1 <= value <= MAX_RANK:
+            where = f"{self.path}: the rank of {module}"
+            raise UserError(f"{where} is {_shown(value)}; it must be a whole number from 1 to {MAX_RANK:,}.")
+        return value
+
+    def _pattern(self, key: str, module: str, default: Any) -> Any:
+        patterns = self.values.get(key) or {}
+        if not isinstance(patterns, dict) or len(patterns) > _MOST:
+            raise UserError(f"{self.path}: {key} is {_shown(patterns)}; it must map names to numbers.")
+        for pattern, value in patterns.items():
+            where = f"{self.path}: {key}"
+            if not is_bounded(pattern):
+                raise UserError(
+                    f"{where} has {pattern[:60]!r}, which repeats more than a name needs: write it plainer."
+                )
+            if _compiled(rf"(.*\.)?({pattern})$", where).match(module):
+                return value
+        return default
+
+
+def peft_file(values: Mapping[str, Any], path: Path) -> PeftFile:
+    """The config in `values`. UserError for kinds and switches that cannot be followed, naming them."""
+    kind = values.get("peft_type")
+    if kind not in TYPES:
+        known = ", ".join(TYPES)
+        raise UserError(f"{path}: peft_type is {_shown(kind)}, which cannot be read; there are {known}.")
+    task = values.get("task_type")
+    if task not in (None, "CAUSAL_LM"):
+        raise UserError(f"{path}: task_type is {_shown(task)}; only adapters of CAUSAL_LM can be read.")
+    base = values.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"{path}: base_model_name_or_path is {_shown(base)}; it must be a name or a path.")
+    for key, value in values.items():
+        if key not in _COMMON | _OF_TYPE[kind] and value not in (None, False, 0, "", [], {}):
+            merged = ": merge the adapter into its base with peft (merge_and_unload) and load that"
+            raise UserError(
+                f"{path}: {str(key)[:60]} is {_shown(value)}, which this version cannot follow"
+                f"{merged if kind in (LORA, IA3) else ''}."
+            )
+    init = values.get("init_lora_weights")
+    if kind == LORA and init not in _PLAIN_INITS:
+        raise UserError(
+            f"{path}: init_lora_weights={_shown(init)} takes a part off the base before training: save the adapter "
+            "with peft's path_initial_model_for_weight_conversion, which puts that part into it."
+        )
+    return PeftFile(path, kind, base or None, values)
+
+
+def is_bounded(pattern: str) -> bool:
+    """Whether somebody else's regular expression ends soon on any module's name.
+
+    Python's has no time limit, and goes back through every way of sharing a name among repetitions.
+    """
+    few = len(pattern) <= 400 and len(re.findall(r"[*+{]", pattern)) <= 4
+    return few and re.search(r"\)\s*[*+{]", pattern) is None
+
+
+def matches(pattern: str, name: str, where: str) -> bool:
+    """Whether the whole name is meant by a regular expression that is bounded."""
+    return _compiled(pattern, where).fullmatch(name) is not None
+
+
+@lru_cache(maxsize=2 * _MOST)
+def _compiled(pattern: str, where: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{where} has {pattern[:80]!r}, which is no regular expression ({error}).") from error
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:60]
