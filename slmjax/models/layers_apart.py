@@ -58,7 +58,7 @@ def _leaf(parts: list[jax.Array], repeat: int | None, dtype: Any, transpose: boo
     """One layer's array: `parts` side by side along the outputs."""
     if repeat is not None:
         parts = [jax.lax.dynamic_index_in_dim(part, repeat, keepdims=False) for part in parts]
-    array = jnp.concatenate(parts, axis=-1)
+    array = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
     return (array.T if transpose else array).astype(dtype)
 
 

@@ -183,7 +183,7 @@ def test_prompts_of_another_size(lm, base, tmp_path):
     refused(directory, "another base.*7 numbers there, 2 x 3 layers x 2 heads x 8 here")
     change(directory, config={"peft_type": "PROMPT_TUNING", "encoder_hidden_size": None})
     refused(directory, "another base.*7 numbers there, 32 here")
-    with pytest.raises(UserError, match="in no weights"):
+    with pytest.raises(UserError, match="no file of weights"):
         slmjax.save(slmjax.load(save_adapter(tuned, tmp_path / "again")), tmp_path / "model", format="huggingface")
 
 
