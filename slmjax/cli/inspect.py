@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slmjax.inference.language_model import Location
     from slmjax.models.config import ModelConfig
+    from slmjax.tokenization.tokenizer import Tokenizer
+    from slmjax.training.config import RunConfig
 
-HELP = "say what a run, checkpoint, saved model or named model is and what it costs"
+HELP = "say what a run, checkpoint, config, saved model or named model is and what it costs"
 EXAMPLE = "slmjax inspect runs/quickstart"
 
 
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument(
         "path",
-        help="a run's workdir, a checkpoint, a model's or adapter's directory, a .gguf file, or a name: smollm2-135m",
+        help="a run's workdir, a checkpoint, a config file, a model's or adapter's directory, a .gguf file, or a name",
     )
     parser.add_argument("--batch-size", type=int, default=1, help="rows of the key/value cache (default: %(default)s)")
     parser.add_argument("--context", type=int, default=0, help="its tokens a row (default: the model's context)")
@@ -69,12 +71,41 @@ def _described(path: str) -> tuple[ModelConfig, dict[str, Any]]:
     from slmjax.inference.language_model import locate
 
     place = download(path) if is_hub_id(path) else Path(path).expanduser()
+    if place.is_file() and place.suffix == ".py":
+        return _config(place)
     if place.is_file() and place.suffix.lower() == ".gguf":
         return _gguf(place)
     if is_huggingface(place):
         return _huggingface(place)
     location = locate(place)
     return location.config, _provenance(location)
+
+
+def _config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The network that a config file trains."""
+    from slmjax.cli.config_files import load_config
+    from slmjax.training.config import run_config
+
+    config = run_config(load_config(str(path), []))
+    facts = {"kind": "config", "total_steps": config.total_steps, "tokens_per_step": config.tokens_per_step}
+    return config.model, facts | _trained(config, None)
+
+
+def _trained(config: RunConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """How a run trains, and how many numbers of how many; nothing where it trains all of them."""
+    from slmjax.training.finetuned import count_trained
+
+    method = config.peft.method
+    if method == "full" and not config.peft.base:
+        return {}
+    trained, total = count_trained(config, None if tokenizer is None else tokenizer.encode)
+    return {
+        "base": config.peft.base or None,
+        "method": method,
+        "trained_parameters": trained,
+        "trained_and_frozen_parameters": total,
+        "trained_share": f"{trained / total:.3%}",
+    }
 
 
 def _huggingface(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -117,6 +148,8 @@ def _provenance(place: Location) -> dict[str, Any]:
     from slmjax.tokenization.tokenizer import load_tokenizer
 
     facts: dict[str, Any] = {"kind": place.kind}
+    config: RunConfig | None = None
+    tokenizer: Tokenizer | None
     if place.kind == "saved model":
         facts["dtype"] = ", ".join(saved_dtypes(place.directory))
     else:
@@ -124,15 +157,16 @@ def _provenance(place: Location) -> dict[str, Any]:
 
         steps = sorted(int(p.name) for p in (place.directory / "checkpoints").glob("*") if p.name.isdecimal())
         facts["step"] = place.step if place.step is not None else (steps[-1] if steps else None)
-        facts["total_steps"] = run_config(place.run).total_steps
+        config = run_config(place.run)
+        facts["total_steps"] = config.total_steps
         facts["checkpoints"] = steps
         facts["dtype"] = "float32"
     try:
         tokenizer = load_tokenizer(tokenizer_directory(place))
         facts["tokenizer"] = f"{tokenizer.vocab_size:,} tokens ({tokenizer.fingerprint})"
     except UserError:
-        facts["tokenizer"] = "not found"
-    return facts
+        tokenizer, facts["tokenizer"] = None, "not found"
+    return facts if config is None else facts | _trained(config, tokenizer)
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from importlib import import_module
 from slmjax.cli.compiled_programs import keep_compiled_programs
 
 # Each command is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit status.
-COMMANDS = ("quickstart", "train", "generate", "chat", "evaluate", "inspect", "convert", "data", "tokenizer")
+COMMANDS = (
+    *("quickstart", "train", "generate", "chat", "evaluate", "inspect", "convert", "interpolate", "data", "tokenizer"),
+)
 OVERRIDE = "--config."
 
 

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = run_config(load_config(args.config, args.overrides))
     _initialize(args)
+    from slmjax.training.forgetting import table
     from slmjax.training.loop import train
 
     base = tokenizer = None
@@ -44,9 +45,12 @@ def run(args: argparse.Namespace) -> int:
         base, tokenizer = lm.params, lm.tokenizer
     result = train(config, args.workdir, base=base, tokenizer=tokenizer)
     if args.json:
-        print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics}))
+        more = {name: value for name in ("forgetting", "best_step") if (value := getattr(result, name)) is not None}
+        print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics, **more}))
     else:
-        names = ("loss", "validation_loss", "validation_bits_per_byte", "tokens_per_second", "mfu")
+        if result.forgetting is not None:
+            print(table(result.forgetting))
+        names = ("loss", "validation_loss", "validation_bits_per_byte", "general_loss", "tokens_per_second", "mfu")
         numbers = ", ".join(f"{n} {result.metrics[n]:.4g}" for n in names if n in result.metrics)
         print(f"Step {result.step:,} of {result.total_steps:,}{': ' if numbers else ''}{numbers}. See {args.workdir}.")
     return 130 if result.stopped_by == signal.SIGINT else 0

@@ -4,21 +4,45 @@ Item n of the iterator holds the rows {n · batch_size + r : r in rows} of one g
 the rows that it holds, so the sequence is the same however many processes share it; the state of the iterator is n.
 """
 
+import dataclasses
 import hashlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import grain
+import numpy as np
 
 from slmjax.data.config import Packing
 from slmjax.data.packing import Documents, PackedRows, Row, empty_row, stack_rows
 from slmjax.errors import UserError
 
 
+class _Replayed:
+    """Rows of the mixture with rows of general text in between, evenly: of the first n rows floor(n share) are general.
+
+    Each row has `kl_weights` besides: where general text is `held`, its loss weights, which then are 0.
+    """
+
+    def __init__(self, mixture: grain.MapDataset, general: grain.MapDataset, share: Fraction, held: bool):
+        self._mixture, self._general, self._share, self._held = mixture, general, share, held
+
+    def __getitem__(self, n: int) -> Row:
+        before, after = math.floor(n * self._share), math.floor((n + 1) * self._share)
+        row = self._general[before] if after > before else self._mixture[n - before]
+        if not self._held:
+            return row
+        nothing = np.zeros_like(row["loss_weights"])
+        if after > before:
+            return {**row, "loss_weights": nothing, "kl_weights": row["loss_weights"]}
+        return {**row, "kl_weights": nothing}
+
+
 class _Batches:
     """Item n: the rows of batch n that this process holds, stacked to [len(rows), T]."""
 
-    def __init__(self, mixture: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+    def __init__(self, mixture: grain.MapDataset | _Replayed, batch_size: int, rows: Sequence[int]):
         self._mixture, self._batch_size, self._rows = mixture, batch_size, tuple(rows)
 
     def __len__(self) -> int:
@@ -26,6 +50,22 @@ class _Batches:
 
     def __getitem__(self, n: int) -> Row:
         return stack_rows(self._mixture[n * self._batch_size + row] for row in self._rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """General text that is mixed into training.
+
+    Attributes:
+        documents: the text.
+        share: of all rows, in (0, 1).
+        held: its tokens are not learned (`loss_weights` 0) but marked, with the weights they would have had, in
+            `kl_weights`.
+    """
+
+    documents: Documents
+    share: float
+    held: bool = False
 
 
 def training_batches(
@@ -38,6 +78,7 @@ def training_batches(
     seed: int = 0,
     num_threads: int = 2,
     prefetch: int = 8,
+    replay: Replay | None = None,
 ) -> grain.DatasetIterator[Row]:
     """An endless iterator over training batches.
 
@@ -52,10 +93,11 @@ def training_batches(
         rows: which of the B rows this process holds; all by default.
         seed: of the order; batches are a pure function of (seed, n, stores and weights, T, packing, batch_size).
         num_threads, prefetch: threads that make batches, and batches made ahead.
+        replay: general text in between. The other rows and their order are as they would be without it.
 
     Returns:
-        Items are dicts of arrays [len(rows), T] as in `PackedRows`. `get_state()` is {"next_index": n} and `set_state`
-        jumps there at once.
+        Items are dicts of arrays [len(rows), T] as in `PackedRows`, and `kl_weights` where replayed text is held.
+        `get_state()` is {"next_index": n} and `set_state` jumps there at once.
 
     Raises:
         UserError: fewer rows than one batch needs.
@@ -75,6 +117,12 @@ def training_batches(
         for i, source in enumerate(sources)
     ]
     mixture = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, [weight for _, weight in stores])
+    if replay is not None:
+        general = PackedRows(replay.documents, sequence_length, "concat", _derived_seed(seed, -1, "order"))
+        if len(general) == 0:
+            raise UserError(f"{replay.documents.name} holds no text to replay: give forgetting.corpus some")
+        order = grain.MapDataset.source(general).shuffle(seed=_derived_seed(seed, -1, "shuffle")).repeat()
+        mixture = _Replayed(mixture, order, Fraction(replay.share).limit_denominator(10**6), replay.held)
     batches = grain.MapDataset.source(_Batches(mixture, batch_size, rows))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
     return iter(batches.to_iter_dataset(options))
@@ -128,4 +176,4 @@ def _derived_seed(seed: int, source: int, purpose: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-__all__ = ["epoch_size", "training_batches", "validation_batches"]
+__all__ = ["Replay", "epoch_size", "training_batches", "validation_batches"]

@@ -16,11 +16,10 @@ from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte,
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.text import starts_with_bos
 from slmjax.models.transformer import Transformer, head_weights
-from slmjax.objectives.cross_entropy import LOGITS_BYTES, linear_cross_entropy
+from slmjax.objectives.cross_entropy import linear_cross_entropy, logits_bytes_for
 from slmjax.peft.interception import Options, applied
 
 ROWS = 8  # of a batch
-_CPU_LOGITS_BYTES = 2**24  # of a chunk's logits on a CPU: they then stay in cache
 
 __all__ = ["evaluate_text", "gzip_bits_per_byte", "ngram_bits_per_byte", "unigram_bits_per_byte"]
 
@@ -76,11 +75,10 @@ def evaluate_text(
 @partial(jax.jit, static_argnums=(0, 1))
 def _nll(model: Transformer, options: Options, variables, batch) -> jax.Array:
     """Summed negative log-likelihood of a batch's targets, in nats."""
-    on_cpu = jax.default_backend() == "cpu"
     inputs = (batch["inputs"], batch["positions"], batch["segments"])
     hidden = applied(model, variables, *inputs, hidden=True, options=options)
     kernel, bias = head_weights(model.config, variables["params"])
-    logits_bytes = _CPU_LOGITS_BYTES if on_cpu else LOGITS_BYTES
+    logits_bytes = logits_bytes_for(jax.default_backend(), model.config)
     targets, weights = batch["targets"], batch["loss_weights"]
     return linear_cross_entropy(model.config, 0.0, None, logits_bytes, hidden, kernel, bias, targets, weights).nll
 

@@ -159,7 +159,7 @@ class Transformer(nn.Module):
             x_BTD += lookup(positions, positions_BT + c.position_offset, run)
         if c.embedding_norm:
             x_BTD = block_norm(c, run.dtype, "embed_norm")(x_BTD)
-        x_BTD = run.constrain(x_BTD, "residual")
+        x_BTD = run.constrain(x_BTD, "embedding")
 
         # Computed once here and not in each layer: the scan then takes them as constants.
         ropes: tuple[RopeTable, ...] = tuple(

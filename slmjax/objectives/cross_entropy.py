@@ -40,7 +40,7 @@ def logits_bytes_for(platform: str, config: ModelConfig) -> int:
     return max(CPU_LOGITS_BYTES, 4 * config.vocab_size * config.embed_dim) if platform == "cpu" else LOGITS_BYTES
 
 
-def _chunk_size(num_tokens: int, vocab_size: int, limit_bytes: int) -> int:
+def chunk_size(num_tokens: int, vocab_size: int, limit_bytes: int) -> int:
     """Tokens in a chunk: a divisor-friendly size whose float32 logits stay within the limit."""
     chunk = max(128, limit_bytes // (4 * vocab_size) // 128 * 128)
     pieces = -(-num_tokens // chunk)
@@ -129,7 +129,7 @@ def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V,
     on_cpu = mesh is not None and mesh.devices.flat[0].platform == "cpu"
     kernel = kernel_EV.astype(x_BTE.dtype)  # cast before it is gathered: half the bytes
     if mesh is None or mesh.size == 1:
-        chunk = _chunk_size(targets_BT.size, V, limit_bytes)
+        chunk = chunk_size(targets_BT.size, V, limit_bytes)
         sums, gradients = _local(
             config, z_loss, chunk, None, on_cpu, grads, flat(x_BTE), kernel, bias_V, flat(targets_BT), flat(weights_BT)
         )
@@ -148,7 +148,7 @@ def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V,
     def device(x, kernel, bias, targets, weights):
         if weight_axes:
             kernel = jax.lax.all_gather(kernel, weight_axes, axis=0, tiled=True)
-        chunk = _chunk_size(targets.size, kernel.shape[1], limit_bytes)
+        chunk = chunk_size(targets.size, kernel.shape[1], limit_bytes)
         sums, gradients = _local(
             config, z_loss, chunk, vocab_axis, on_cpu, grads, flat(x), kernel, bias, flat(targets), flat(weights)
         )

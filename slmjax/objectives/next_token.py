@@ -38,13 +38,18 @@ def next_token(
 
     def objective(params, frozen, batch, rng):
         variables = method.variables(params, frozen)
-        inputs = (batch["inputs"], batch["positions"], batch["segments"])
-        hidden_BTE = applied(model, variables, *inputs, hidden=True, options=method.options, rng=rng)
-        kernel_EV, bias_V = head_weights(model.config, variables["params"])
+        side = hidden_and_head(model, method, variables, batch, rng)
         weights_BT = batch["loss_weights"].astype(jnp.float32)
-        sums = linear_cross_entropy(
-            model.config, z_loss, mesh, logits_bytes, hidden_BTE, kernel_EV, bias_V, batch["targets"], weights_BT
-        )
+        sums = linear_cross_entropy(model.config, z_loss, mesh, logits_bytes, *side, batch["targets"], weights_BT)
         return sums.loss, (jnp.sum(weights_BT), {"nll": sums.nll, "correct": sums.correct})
 
     return objective
+
+
+def hidden_and_head(
+    model: Transformer, method: Method, variables: Any, batch: Batch, rng: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """What a loss multiplies to logits: hidden states [B, T, E], the head's kernel [E, V] and its bias [V] or None."""
+    inputs = (batch["inputs"], batch["positions"], batch["segments"])
+    hidden_BTE = applied(model, variables, *inputs, hidden=True, options=method.options, rng=rng)
+    return hidden_BTE, *head_weights(model.config, variables["params"])

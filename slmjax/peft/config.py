@@ -34,6 +34,8 @@ class PeftConfig:
     fingerprint: str = ""  # of the base's parameters; filled in when a run begins, refused when it changes
     train: tuple[str, ...] = ()  # base arrays that are trained wholly besides what the method adds ("lm_head/kernel")
     quantize: str = ""  # of the frozen base's weight products: int8, int4 or nf4; "": as they are
+    expand: int = 0  # so many new layers, spread over the base's and the identity at first; with method=freeze
+    new_layers: tuple[int, ...] = ()  # the numbers of those; filled in when a run begins
     layer_decay: float = 1.0  # the learning rate of layer i of L is multiplied by this to the power L - 1 - i
     lora: LoraConfig = field(default_factory=LoraConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -50,6 +52,11 @@ class PeftConfig:
             raise UserError(f"peft.quantize is {self.quantize!r}; choose one of int8, int4, nf4, or '' for none.")
         if self.quantize and self.method in ("full", "freeze"):
             raise UserError(f"peft.quantize={self.quantize} needs a base that peft.method={self.method} leaves frozen.")
+        if self.expand < 0 or (self.expand and self.method != "freeze"):
+            raise UserError(
+                f"peft.expand={self.expand} adds layers that are trained while the base's are frozen: it must be 0 "
+                "(none) or above, with peft.method=freeze."
+            )
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"peft.layer_decay={self.layer_decay} must be above 0 and at most 1.")
         if self.method == "full" and self.train:

@@ -17,26 +17,12 @@ _OUTPUTS = ("attention/o_proj", "feedforward/down_proj")  # zero in a new layer,
 def expand(config: ModelConfig, params: Any, new_layers: int) -> tuple[ModelConfig, Any, tuple[int, ...]]:
     """(config, params, numbers of the new layers) of the network with a copied layer after each L / n-th one.
 
-    The expanded network computes what the base does until its new layers are trained: freeze the rest with
-    `freeze.train` patterns of their numbers ("layers/5/.*"). UserError where the layers cannot be spread evenly, or
-    where a layer whose sub-layers give zero is not the identity.
+    The expanded network computes what the base does until its new layers are trained: `peft.expand` with the method
+    freeze trains them alone. UserError where the layers cannot be spread evenly, or where a layer whose sub-layers
+    give zero is not the identity.
     """
-    L = config.num_layers
-    if new_layers < 1 or L % new_layers:
-        raise UserError(f"{new_layers} new layers cannot be spread evenly over {L}: choose a divisor of {L}.")
-    if len(config.layer_pattern) > 1 or len(config.rope_pattern) > 1:
-        raise UserError("A network whose layers alternate cannot be expanded: copies would shift its pattern.")
-    if config.norm_placement != "pre":
-        raise UserError(f"A network with model.norm_placement={config.norm_placement!r} has no idle layer.")
-    sources = [layer for layer in range(L) for _ in range(2 if (layer + 1) % (L // new_layers) == 0 else 1)]
-    added = tuple(i for i in range(1, len(sources)) if sources[i] == sources[i - 1])
-
-    def spread(value: Any) -> Any:
-        return tuple(value[layer] for layer in sources) if isinstance(value, tuple) else value
-
-    sizes = {name: spread(getattr(config, name)) for name in ("num_heads", "num_kv_heads", "ffn_dim")}
-    larger = dataclasses.replace(config, num_layers=len(sources), **sizes)
-
+    larger, added = larger_config(config, new_layers)
+    sources = _sources(config.num_layers, new_layers)
     by_layer: dict[tuple[int, str], Any] = {}  # (layer, rest of the path) -> that layer's array
     flat: dict[str, Any] = {}
     leaves = flatten(params)
@@ -56,3 +42,39 @@ def expand(config: ModelConfig, params: Any, new_layers: int) -> tuple[ModelConf
                 flat[f"segment_{s}/block_{b}/{rest}"] = jnp.stack(copies)
         start += len(segment.period) * segment.repeats
     return larger, nested(flat), added
+
+
+def larger_config(config: ModelConfig, new_layers: int) -> tuple[ModelConfig, tuple[int, ...]]:
+    """The expanded network's config and the numbers of its new layers. UserError as `expand`."""
+    L = config.num_layers
+    if not 1 <= new_layers <= L or L % new_layers:
+        raise UserError(f"{new_layers} new layers cannot be spread evenly over {L}: choose a divisor of {L}.")
+    if len(config.layer_pattern) > 1 or len(config.rope_pattern) > 1:
+        raise UserError("A network whose layers alternate cannot be expanded: copies would shift its pattern.")
+    if config.norm_placement != "pre":
+        raise UserError(f"A network with model.norm_placement={config.norm_placement!r} has no idle layer.")
+    sources = _sources(L, new_layers)
+    added = tuple(i for i in range(1, len(sources)) if sources[i] == sources[i - 1])
+
+    def spread(value: Any) -> Any:
+        return tuple(value[layer] for layer in sources) if isinstance(value, tuple) else value
+
+    sizes = {name: spread(getattr(config, name)) for name in ("num_heads", "num_kv_heads", "ffn_dim")}
+    return dataclasses.replace(config, num_layers=len(sources), **sizes), added
+
+
+def unexpanded(config: ModelConfig, new_layers: int) -> ModelConfig:
+    """The config that `expand` made this one of."""
+    sources = _sources(config.num_layers - new_layers, new_layers)
+    kept = [i for i in range(len(sources)) if i == 0 or sources[i] != sources[i - 1]]
+
+    def gather(value: Any) -> Any:
+        return tuple(value[layer] for layer in kept) if isinstance(value, tuple) else value
+
+    sizes = {name: gather(getattr(config, name)) for name in ("num_heads", "num_kv_heads", "ffn_dim")}
+    return dataclasses.replace(config, num_layers=len(kept), **sizes)
+
+
+def _sources(num_layers: int, new_layers: int) -> list[int]:
+    """Of each layer of the expanded network, the base's layer that it is or is copied from."""
+    return [i for i in range(num_layers) for _ in range(2 if (i + 1) % (num_layers // new_layers) == 0 else 1)]

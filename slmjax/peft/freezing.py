@@ -26,15 +26,15 @@ class FreezeConfig:
             raise UserError("peft.freeze.first_layers and peft.freeze.last_layers must be 0 (none) or above.")
 
 
-def chosen_by(config: FreezeConfig, model: ModelConfig, base: Any) -> Chosen:
-    """The places that are trained. UserError when they are none."""
+def chosen_by(config: FreezeConfig, model: ModelConfig, base: Any, new_layers: tuple[int, ...] = ()) -> Chosen:
+    """The places that are trained, all of `new_layers` among them. UserError when they are none."""
     L = model.num_layers
     if config.first_layers + config.last_layers > L:
         raise UserError(
             f"peft.freeze trains the first {config.first_layers} and the last {config.last_layers} layers, but there "
             f"are {L} of them."
         )
-    layers = [*range(config.first_layers), *range(L - config.last_layers, L)]
+    layers = [*range(config.first_layers), *range(L - config.last_layers, L), *new_layers]
     patterns = [*config.train, *(f"layers/{layer}/.*" for layer in layers)]
     if not patterns:
         raise UserError("peft.freeze trains nothing: set its train, first_layers or last_layers.")

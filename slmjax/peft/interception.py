@@ -33,6 +33,7 @@ class Options:
     activation: str = "relu"  # of bottleneck adapters
     scale: float = 1.0  # of their output
     parallel: bool = False  # they see the sub-layer's input and not its output
+    neftune: float = 0.0  # alpha of the noise on embeddings, where there is an rng
 
 
 NOTHING_MORE = Options()
@@ -50,11 +51,13 @@ def applied(
     options: Options = NOTHING_MORE,
     rng: jax.Array | None = None,
 ) -> Any:
-    """`model.apply` (see `Transformer`) with what was added. rng: for dropout; None: no dropout.
+    """`model.apply` (see `Transformer`) with what was added. rng: for dropout and noise; None: neither.
 
     Positions are those of the text alone; behind a prefix of n they are moved on by n. A cache must have come from
     `prefix_cache.start_cache`.
     """
+    if options.neftune and rng is not None:
+        model = _noisy(model, options.neftune, segments_BT, jax.random.fold_in(rng, 1))
     inputs = (tokens_BT, positions_BT, segments_BT, cache)
     added = variables.get("peft", {})
     if not added and not is_quantized(variables["params"]):
@@ -70,6 +73,28 @@ def applied(
     rngs = {"dropout": rng} if rng is not None and options.dropout else {}
     with nn.intercept_methods(_interceptor(options)):
         return model.apply(variables, *inputs, hidden=hidden, rngs=rngs)
+
+
+def _noisy(model: Transformer, alpha: float, segments_BT: jax.Array | None, rng: jax.Array) -> Transformer:
+    """The network with NEFTune's noise on its embeddings (Jain et al. 2023, arXiv:2310.05914, algorithm 1).
+
+    Uniform in +-alpha / sqrt(L D) for an example of L tokens: in a packed row each document has its own L, and padding
+    has no noise. Where a family multiplies its embeddings (Gemma), the noise is multiplied with them.
+    """
+    constrain = model.execution.constrain
+
+    def with_noise(x: jax.Array, name: str) -> jax.Array:
+        if name != "embedding":
+            return constrain(x, name)
+        B, T, D = x.shape
+        segments = jnp.ones((B, T), jnp.int32) if segments_BT is None else segments_BT
+        counts = jnp.zeros((B, T + 1), jnp.int32).at[jnp.arange(B)[:, None], segments].add(1)
+        lengths_BT = jnp.take_along_axis(counts, segments, axis=1)
+        scale_BT = alpha * model.config.embedding_multiplier / jnp.sqrt(lengths_BT * float(D))
+        noise = jax.random.uniform(rng, x.shape, jnp.float32, -1.0, 1.0)
+        return constrain(x + (noise * jnp.where(segments > 0, scale_BT, 0.0)[..., None]).astype(x.dtype), name)
+
+    return model.clone(execution=dataclasses.replace(model.execution, constrain=with_noise))
 
 
 def _interceptor(options: Options) -> Callable[..., Any]:

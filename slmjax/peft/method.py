@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ class Method:
     split: Callable[[Any, jax.Array], tuple[Any, Any]]
     parts: Callable[[Any, Any], dict[str, Any]]
     multipliers: Callable[[Any], Any] | None = None  # trained -> a tree of factors on each array's learning rate
+    whole: bool = False  # the full method's: `trained` is the base's own tree
 
     def variables(self, trained: Any, frozen: Any) -> dict[str, Any]:
         """The network's collections, `params` and `peft`, as `interception.applied` takes them."""
@@ -52,7 +54,7 @@ class _Added:
 
 def full() -> Method:
     """Everything is trained."""
-    return Method(NOTHING_MORE, lambda base, key: (base, {}), lambda trained, frozen: {"params": trained})
+    return Method(NOTHING_MORE, lambda base, key: (base, {}), lambda trained, frozen: {"params": trained}, whole=True)
 
 
 def make_method(config: PeftConfig, model: Transformer, encode: Encode | None = None) -> Method:
@@ -65,9 +67,9 @@ def make_method(config: PeftConfig, model: Transformer, encode: Encode | None = 
     arrays = arrays_of(network, shapes)
     if config.method == "full":
         decayed = (lambda trained: layer_factors(network, decay, trained, arrays, {})) if decay < 1 else None
-        return Method(NOTHING_MORE, full().split, full().parts, decayed)
+        return dataclasses.replace(full(), multipliers=decayed)
     if config.method == "freeze":
-        chosen, added = chosen_by(config.freeze, network, shapes), None
+        chosen, added = chosen_by(config.freeze, network, shapes, config.new_layers), None
     else:
         chosen = choose(arrays, config.train, where="peft.train") if config.train else {}
         added = _added(config, model, shapes, encode)

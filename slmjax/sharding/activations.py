@@ -17,6 +17,7 @@ from slmjax.sharding.mesh import BATCH, WEIGHTS
 
 _NAMED = {
     "table": ("tensor", None),  # [V, E], gathered for the lookup
+    "embedding": (BATCH, "sequence", None),  # [B, T, D], the first residual
     "residual": (BATCH, "sequence", None),  # [B, T, D]
     "ffn": (BATCH, "sequence", "tensor"),  # [B, T, F]
     "heads": (BATCH, "sequence", "tensor", None),  # [B, T, H, K]

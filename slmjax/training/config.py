@@ -21,6 +21,7 @@ from slmjax.models.counting import count_parameters
 from slmjax.peft.config import PeftConfig
 from slmjax.sharding.mesh import MeshConfig
 from slmjax.training.checkpoints import CheckpointConfig
+from slmjax.training.forgetting_config import ForgettingConfig
 from slmjax.training.optimizers import OptimizerConfig
 from slmjax.training.schedules import ScheduleConfig
 
@@ -52,6 +53,12 @@ class TrainingConfig:
     profile_at: int = -1  # step at which a profiler trace of 3 steps starts; -1: none
     branch_from: str = ""  # start from the newest checkpoint of another run's workdir (WSD: its stable phase) ...
     branch_step: int = -1  # ... or from this one
+    neftune_alpha: float = 0.0  # noise on embeddings in training (5 to 15 for instructions); 0: none
+    early_stopping: int = 0  # stop after this many evaluations without a lower validation loss; 0: never
+    early_stopping_delta: float = 0.0  # what counts as lower
+    samples: int = 0  # prompts of the validation split that are answered at each evaluation
+    sample_prompts: tuple[str, ...] = ()  # and these
+    sample_tokens: int = 48  # of an answer, at most
 
     def __post_init__(self):
         given = [name for name in ("steps", "tokens", "tokens_per_param") if getattr(self, name)]
@@ -60,10 +67,11 @@ class TrainingConfig:
                 f"The budget is given {len(given)} times ({', '.join(given) or 'by none of them'}): set exactly one of "
                 "training.steps, training.tokens, training.tokens_per_param and leave the others 0."
             )
-        for name in ("batch_size", "accumulation", "log_every", "max_skipped", given[0]):
+        for name in ("batch_size", "accumulation", "log_every", "max_skipped", "sample_tokens", given[0]):
             if getattr(self, name) <= 0:
                 raise UserError(f"training.{name}={getattr(self, name)} must be above 0.")
-        for name in ("clip_norm", "z_loss", "spike_factor", "eval_every", "eval_batches"):
+        off = ("clip_norm", "z_loss", "spike_factor", "eval_every", "eval_batches", "neftune_alpha", "samples")
+        for name in (*off, "early_stopping", "early_stopping_delta"):
             if not getattr(self, name) >= 0:  # NaN too: a negative clip_norm would climb instead of descend
                 raise UserError(f"training.{name}={getattr(self, name)} must be 0 (off) or above.")
         if self.batch_size % self.accumulation:
@@ -88,6 +96,7 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     peft: PeftConfig = dataclasses.field(default_factory=PeftConfig)
+    forgetting: ForgettingConfig = dataclasses.field(default_factory=ForgettingConfig)
 
     @property
     def tokens_per_step(self) -> int:
@@ -117,6 +126,7 @@ SECTIONS = {
     "mesh": MeshConfig,
     "checkpoint": CheckpointConfig,
     "peft": PeftConfig,
+    "forgetting": ForgettingConfig,
 }
 
 

@@ -5,51 +5,58 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from slmjax.data.pipeline import Replay
 from slmjax.data.placement import local_path, place_directory
 from slmjax.errors import UserError
-from slmjax.models.counting import count_parameters, flops_per_token
+from slmjax.models.counting import count_parameters
 from slmjax.peft.base import fingerprint
 from slmjax.tokenization.tokenizer import Tokenizer
-from slmjax.training.checkpoints import Checkpointer, Restored
-from slmjax.training.config import RunConfig, run_config
-from slmjax.training.corpus import Corpus, check_vocabulary, open_corpus
+from slmjax.training import forgetting
+from slmjax.training.branching import rates_there, restore_branch
+from slmjax.training.checkpoints import Checkpointer
+from slmjax.training.config import RunConfig
+from slmjax.training.corpus import check_vocabulary, open_corpus, open_general
+from slmjax.training.early_stopping import EarlyStopping
+from slmjax.training.evaluation import evaluate
+from slmjax.training.finetuned import expanded
+from slmjax.training.fisher import with_fisher
 from slmjax.training.interrupts import StopRequest
 from slmjax.training.memory import out_of_memory_is_the_users
+from slmjax.training.meter import Meter
 from slmjax.training.metrics import FILE_NAME as METRICS
-from slmjax.training.metrics import (
-    MetricsWriter,
-    chinchilla_report,
-    device_memory_bytes,
-    model_flops_utilization,
-    peak_flops,
-    read_metrics,
-)
+from slmjax.training.metrics import MetricsWriter, chinchilla_report, read_metrics
 from slmjax.training.program import Program, build, local_rows, to_devices
 from slmjax.training.progress import Progress
 from slmjax.training.run_directory import claim, refuse_another
-from slmjax.training.schedules import make_schedule
-from slmjax.training.state import TrainState, without_base
+from slmjax.training.samples import Sampler
+from slmjax.training.state import without_base
 
 CHECKPOINTS = "checkpoints"
 PROFILED_STEPS = 3
+EARLY_STOPPING = "early_stopping"  # in a checkpoint's data, beside the position
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run ended. `stopped_by` is the signal that stopped it early, or None."""
+    """Where a run ended. `stopped_by` is the signal that stopped it early, or None.
+
+    forgetting: what a fine-tune gained and forgot (`forgetting.report`), once the run has ended. best_step: that of the
+    lowest validation loss, with early stopping.
+    """
 
     step: int
     total_steps: int
     metrics: dict[str, float]
     stopped_by: int | None
+    forgetting: dict[str, Any] | None = None
+    best_step: int | None = None
 
 
 def train(
@@ -58,39 +65,69 @@ def train(
     *,
     base: Any = None,
     tokenizer: Tokenizer | None = None,
+    tasks: Mapping[str, forgetting.Task] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train until the budget is spent, continuing whatever the workdir already holds.
 
     base: the parameters that are fine-tuned (of `config.peft.base`); they are used up. None: random ones.
     tokenizer: that of the base, for conversations.
+    tasks: scores by name, measured before and after beside the losses; see `forgetting.Task`.
 
-    Everything goes under `workdir`: config.json, data/, checkpoints/, metrics.jsonl, tensorboard/, loss.png. Every
-    process of a multi-process run calls this with the same config.
+    Everything goes under `workdir`: config.json, data/, checkpoints/, metrics.jsonl, tensorboard/, loss.png, of a
+    fine-tune forgetting.json and forgetting.png, of samples samples.jsonl. Every process of a multi-process run calls
+    this with the same config.
     """
     workdir = local_path(workdir, "The workdir")
     if base is not None:
         config = dataclasses.replace(config, peft=dataclasses.replace(config.peft, fingerprint=fingerprint(base)))
+        config, base = expanded(config, base)
     elif config.peft.method != "full":
         raise UserError(f"peft.method={config.peft.method} needs a model to start from: set peft.base to its path.")
+    elif config.forgetting.strengths:
+        on = ", ".join(f"forgetting.{name}" for name in config.forgetting.strengths)
+        raise UserError(f"{on} hold a network to the one that it began as: set peft.base to its path.")
+    if config.data.sequence_length > config.model.context_length:
+        raise UserError(
+            f"data.sequence_length={config.data.sequence_length} is longer than the model's context, "
+            f"model.context_length={config.model.context_length}: shorten it."
+        )
     refuse_another(workdir, config)
     corpus = open_corpus(config.data, workdir / "data", tokenizer=tokenizer, progress=jax.process_index() == 0)
     check_vocabulary(corpus, config.model.vocab_size)
     tokenizer = corpus.tokenizer
+    stopper = EarlyStopping(config.training.early_stopping, config.training.early_stopping_delta)
+    if stopper.patience and not corpus.validation:
+        raise UserError("training.early_stopping looks at a validation split, and there is none: hold some data out.")
     program = build(config, token_bytes=tokenizer.token_bytes(), base=base, encode=tokenizer.encode)
     rows = local_rows(program.batch_sharding, config.training.batch_size)
-    batches = corpus.batches(config, rows)
+    held = config.forgetting
+    general, replay, measured_rows = None, None, None
+    measuring = base is not None and forgetting.measured(config)
+    if measuring or held.replay or held.ewc:
+        general = open_general(config, workdir / "data" / "general", tokenizer, progress=jax.process_index() == 0)
+        measured_rows = general.measured_rows(config.data.sequence_length, held.tokens) if measuring else None
+        replay = Replay(general.train, held.replay, held.general_rows_are_held) if held.replay else None
+    batches = corpus.batches(config, rows, replay)
 
-    checkpointer = Checkpointer(workdir / CHECKPOINTS, config.checkpoint)
+    keeping = config.checkpoint
+    if stopper.patience:
+        keeping = dataclasses.replace(keeping, keep_best=max(1, keeping.keep_best), best_metric="validation_loss")
+    checkpointer = Checkpointer(workdir / CHECKPOINTS, keeping)
     restored = checkpointer.restore_latest(without_base(program.state))
     branching = restored is None and bool(config.training.branch_from)
     if branching:
-        restored = _branch(program)
+        restored = restore_branch(program, CHECKPOINTS)
     if restored is None:
         start, state = 0, program.initialize(base)
+        if general is not None and held.ewc:
+            state = with_fisher(program, state, general.estimation_rows(config.data.sequence_length, held.fisher_rows))
     else:
         start, state = restored.step, program.with_base(restored.state, base)
-        batches.set_state(restored.data_state)
+        position = dict(restored.data_state)
+        stopped_early = position.pop(EARLY_STOPPING, None)
+        batches.set_state(position)
+        stopper.restore(None if branching else stopped_early)
 
     total = config.total_steps
     primary = jax.process_index() == 0
@@ -98,26 +135,32 @@ def train(
         Progress(total, start) as progress,
         StopRequest() as stop,
         out_of_memory_is_the_users(config, program.mesh),  # a step's comes when its metrics are read
-        _Closing(MetricsWriter(workdir, resume_step=start)) as writer,
+        _Closing(MetricsWriter(workdir, resume_step=start or -1)) as writer,
         _Closing(checkpointer),
     ):
         say = say or (progress.say if primary else lambda message: None)
         say(f"{_describe(program)}")
         if restored is not None:
-            say(f"Continuing after step {start}{_rates_there(program, restored) if branching else f' of {total}'}.")
-        step_fn = program.compile() if start < total else None
+            say(f"Continuing after step {start}{rates_there(program, restored) if branching else f' of {total}'}.")
+        step_fn = program.compile() if start < total and not stopper.finished else None
+        sampler = Sampler(program, corpus, workdir, resume_step=start or -1)
         # Only now, so that a mistyped path, mesh or batch, or one too large, can be corrected in the same workdir.
         claim(workdir, config)
         if primary:
             with place_directory(workdir / "tokenizer", lambda: False) as partial:
                 corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
-        meter = _Meter(program)
+        meter = Meter(program)
         pending: Any = None  # metrics of the step that is still running
         latest: dict[str, float] = {}
         step, profiling = start, False
-        if start >= total:  # nothing is left to do but to say where the run ended
+        if step_fn is None:  # nothing is left to do but to say where the run ended
             latest = _last_evaluation(workdir)
-        while step < total:
+        if measuring and start == 0 and step_fn is not None:
+            first = evaluate(program, state, corpus, rows, measured_rows, of_base=True)
+            writer.write(0, first | forgetting.scores(tasks or {}, program, state) | _point(first, 0), "validation")
+            say(f"step 0: {_listed(first)}")
+            sampler.sample(0, state, say)
+        while step < total and not stopper.finished:
             if step == config.training.profile_at:
                 jax.profiler.start_trace(str(workdir / "profile"))
                 profiling = True
@@ -139,24 +182,33 @@ def train(
 
             stopping = stop.wanted(step)
             last = stopping or step == total
-            evaluating = last or (config.training.eval_every and step % config.training.eval_every == 0)
+            due = step == total or (config.training.eval_every and step % config.training.eval_every == 0)
+            # Where evaluations decide when the run ends, a signal must not make it miss one.
+            evaluating = due and (not stopping or stopper.patience)
             saving = last or step % config.checkpoint.every == 0
             if not (evaluating or saving):
                 continue
             latest = _finish(step, pending, meter, writer, progress, config, checkpointer)
             pending = None
             evaluation: dict[str, float] = {}
-            if evaluating and not stopping and corpus.validation:
-                evaluation = evaluate(program, state, corpus, rows)
+            if evaluating and (corpus.validation or measured_rows):
+                evaluation = evaluate(program, state, corpus, rows, measured_rows)
+                if corpus.validation and stopper.see(step, evaluation["validation_loss"]) and stopper.patience:
+                    saving = True  # the best is kept
+                saving = saving or stopper.finished
+                if measuring and (step == total or stopper.finished):
+                    evaluation |= forgetting.scores(tasks or {}, program, state)
                 latest |= evaluation
-                point = {"loss": evaluation["validation_loss"], "tokens": step * config.tokens_per_step}
+                point = _point(evaluation, step * config.tokens_per_step)
                 writer.write(step, evaluation | point, split="validation")
-                say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in evaluation.items()))
+                say(f"step {step}: {_listed(evaluation)}")
+                sampler.sample(step, state, say)
             if saving:
+                early = {EARLY_STOPPING: stopper.state()} if stopper.patience else {}
                 checkpointer.save(
                     step,
                     without_base(state),
-                    data_state=batches.get_state(),
+                    data_state=batches.get_state() | early,
                     run_config=config.to_dict(),
                     metrics=evaluation,
                 )
@@ -170,62 +222,19 @@ def train(
             from slmjax.training.plots import plot_loss
 
             plot_loss(workdir / METRICS, workdir / "loss.png", title=workdir.name)
-        if stop.signal is not None and step < total:
+        ended = step == total or stopper.finished
+        report = forgetting.report(config, step, forgetting.before(workdir), latest) if measuring and ended else None
+        if report is not None and step > start:
+            forgetting.write(workdir, report)
+        if stopper.finished:
+            say(str(stopper))
+        if stopper.best_step is not None and stopper.patience and ended:
+            say(f"Best: step {stopper.best_step}, in {workdir / CHECKPOINTS / str(stopper.best_step)}.")
+        if stop.signal is not None and not ended:
             name = signal.Signals(stop.signal).name
             say(f"{name}: saved step {step} of {total} in {workdir}; the same command goes on from there.")
-    return TrainResult(step, total, latest, stop.signal if step < total else None)
-
-
-def evaluate(program: Program, state: TrainState, corpus: Corpus, rows: list[int]) -> dict[str, float]:
-    """Loss (nats a token), bits per byte and accuracy on the validation split, of the averaged weights if there are."""
-    params = state.params if state.ema is None else state.ema
-    sums = dict.fromkeys(("nll", "correct", "tokens", "bytes"), 0.0)
-    for batch in corpus.validation_batches(program.config, rows):
-        for name, value in jax.device_get(program.eval_step(params, state.frozen, to_devices(batch, program))).items():
-            sums[name] += float(value)
-    tokens = max(sums["tokens"], 1.0)
-    return {
-        "validation_loss": sums["nll"] / tokens,
-        "validation_bits_per_byte": sums["nll"] / (np.log(2.0) * max(sums["bytes"], 1.0)),
-        "validation_accuracy": sums["correct"] / tokens,
-    }
-
-
-class _Meter:
-    """Rates between two reports, for the host's clock: tokens/s, MFU, the share of time spent waiting for data."""
-
-    def __init__(self, program: Program):
-        config = program.config
-        self._tokens_per_step = config.tokens_per_step
-        self._flops = flops_per_token(config.model, config.data.sequence_length)
-        self._peak = peak_flops(program.mesh.devices.flat[0].device_kind)
-        self._devices = program.mesh.size
-        self._num_params = count_parameters(config.model).total
-        self.restart(None)
-
-    def restart(self, step: int | None) -> None:
-        """Leave evaluation, saving and compilation out of the next rate."""
-        self._start, self._first, self._waited = time.perf_counter(), step, 0.0
-
-    def waited(self, seconds: float) -> None:
-        self._waited += seconds
-
-    def rates(self, step: int) -> dict[str, float]:
-        """Rates since the last restart; empty until a whole step has been timed."""
-        now = time.perf_counter()
-        if self._first is None or step <= self._first:
-            self.restart(step)
-            return {}
-        seconds = now - self._start
-        rate = (step - self._first) * self._tokens_per_step / seconds
-        rates = {"tokens_per_second": rate, "data_wait": min(1.0, self._waited / seconds)}
-        if self._peak is not None:
-            rates["mfu"] = model_flops_utilization(rate, self._flops, self._peak, self._devices)
-        return rates
-
-    def totals(self, step: int) -> dict[str, float]:
-        tokens = step * self._tokens_per_step
-        return {"tokens": tokens, "tokens_per_param": tokens / self._num_params, "memory_bytes": device_memory_bytes()}
+    best_step = stopper.best_step if stopper.patience else None
+    return TrainResult(step, total, latest, stop.signal if not ended else None, report, best_step)
 
 
 def _finish(step, pending, meter, writer, progress, config, checkpointer) -> dict[str, float]:
@@ -255,35 +264,25 @@ def _finish(step, pending, meter, writer, progress, config, checkpointer) -> dic
     return values
 
 
+def _point(evaluation: dict[str, float], tokens: int) -> dict[str, float]:
+    """What the loss curve reads of an evaluation."""
+    loss = {"loss": evaluation["validation_loss"]} if "validation_loss" in evaluation else {}
+    return loss | {"tokens": tokens}
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
 def _last_evaluation(workdir: Path) -> dict[str, float]:
     """What a finished run wrote down of its last evaluation; empty where its metrics are gone."""
     path = workdir / METRICS
     lines = [line for line in read_metrics(path) if line.get("split") == "validation"] if path.is_file() else []
-    return {k: v for k, v in lines[-1].items() if k.startswith("validation_")} if lines else {}
-
-
-def _branch(program: Program) -> Restored:
-    """The state of the other run that this one starts from."""
-    t = program.config.training
-    source = Checkpointer(local_path(t.branch_from, "training.branch_from") / CHECKPOINTS)
-    step = source.latest_step() if t.branch_step < 0 else t.branch_step
-    if step is None:
-        raise UserError(f"training.branch_from={t.branch_from} has no checkpoint to start from.")
-    if step >= program.config.total_steps:
-        raise UserError(
-            f"training.branch_from={t.branch_from} starts at step {step}, but this run ends at step "
-            f"{program.config.total_steps}: raise its budget or choose an earlier training.branch_step."
-        )
-    return source.restore(step, without_base(program.state))
-
-
-def _rates_there(program: Program, restored: Restored) -> str:
-    """The learning rate on both sides of a branch: a jump there is seldom meant."""
-    other = run_config(restored.run_config)
-    accepted = restored.step - int(restored.state.skipped)
-    before = float(make_schedule(other.schedule, other.total_steps)(accepted - 1))
-    after = float(program.schedule(accepted))
-    return f" of {program.config.training.branch_from}: its learning rate was {before:.4g}, here it is {after:.4g}"
+    return (
+        {k: v for k, v in lines[-1].items() if k.startswith(("validation_", "general_", forgetting.TASK))}
+        if lines
+        else {}
+    )
 
 
 def _describe(program: Program) -> str:

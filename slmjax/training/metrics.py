@@ -35,7 +35,7 @@ class MetricsWriter:
         self._path = Path(workdir) / FILE_NAME
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_lines_after(self._path, resume_step)
+            drop_lines_after(self._path, resume_step)
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self._path, error) from error
@@ -86,7 +86,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
+def drop_lines_after(path: Path, step: int) -> None:
+    """Take the lines of steps after `step` out of a file of JSON lines; harmless where there is none."""
     if not path.exists():
         return
     kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]

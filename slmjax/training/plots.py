@@ -15,9 +15,6 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
     Reads the fields loss, learning_rate and tokens (steps where there are no tokens). Raises UserError when the file
     has no training loss.
     """
-    # A figure of its own, without pyplot: no global state, no window, and no search for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     lines = read_metrics(metrics_jsonl) if Path(metrics_jsonl).is_file() else []
@@ -28,8 +25,7 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
         )
     x_name = "tokens" if all("tokens" in line for line in train) else "step"
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure()
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     x, loss = _column(train, x_name, train), _column(train, "loss", train)
     loss_axes.plot(x, loss, color="#9ecae1", linewidth=0.8, label="training, as logged")
@@ -57,10 +53,76 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
     rate_axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     rate_axes.margins(x=0.02)
     for axes in (loss_axes, rate_axes):
-        axes.grid(color="#e5e5e5", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     Path(png).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png)
+
+
+def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> None:
+    """Draw the validation loss (what is gained) and the general loss (what is forgotten) over the steps of a run."""
+    lines = [line for line in read_metrics(metrics_jsonl) if line.get("split") == "validation"]
+    curves = {
+        name: [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        for name in ("validation_loss", "general_loss")
+    }
+    drawn = {name: points for name, points in curves.items() if points}
+    if not drawn:
+        return
+    figure = _figure()
+    axes = np.atleast_1d(figure.subplots(len(drawn), 1, sharex=True))
+    for ax, (name, points) in zip(axes, drawn.items(), strict=True):
+        color = _COLORS[name]
+        steps, losses = zip(*points, strict=True)
+        ax.axhline(losses[0], color="#999999", linewidth=0.9, linestyle="--")
+        ax.plot(steps, losses, "o-", color=color, markersize=4.5, linewidth=1.4)
+        ax.annotate(
+            f"{losses[-1] - losses[0]:+.3f}", (steps[-1], losses[-1]), (0, 8), textcoords="offset points", color=color
+        )
+        ax.set_ylabel(f"{name.replace('_', ' ')}\n(nats per token)")
+        ax.margins(x=0.06, y=0.2)
+        _plain(ax)
+    axes[0].set_title(f"{title}: gained and forgotten" if title else "Gained and forgotten", loc="left", weight="bold")
+    axes[-1].set_xlabel("step (dashed: before training)")
+    figure.savefig(png)
+
+
+def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: str = "") -> None:
+    """Draw losses over the mixing weight, 0 the base and 1 the fine-tuned network.
+
+    points: of each its `weight`, and `validation_loss` and `general_loss` where they were measured.
+    """
+    figure = _figure()
+    axes = figure.subplots()
+    weights = [point["weight"] for point in points]
+    for name, color in _COLORS.items():
+        if name in points[0]:
+            label = name.replace("_", " ")
+            axes.plot(weights, [p[name] for p in points], "o-", color=color, markersize=4.5, linewidth=1.4, label=label)
+    axes.set_xlabel("weight of the fine-tuned network (0: the base)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(title, loc="left", weight="bold")
+    axes.legend(frameon=False)
+    _plain(axes)
+    Path(png).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png)
+
+
+_COLORS = {"validation_loss": "#08519c", "general_loss": "#d94801"}
+
+
+def _figure() -> Any:
+    # A figure of its own, without pyplot: no global state, no window, and no search for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(axes: Any) -> None:
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _column(lines: list[dict[str, Any]], name: str, train: list[dict[str, Any]]) -> np.ndarray:

@@ -18,8 +18,10 @@ from slmjax.models.attention_kernels import attention_for
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
 from slmjax.objectives.cross_entropy import logits_bytes_for
+from slmjax.objectives.held_to_base import held_to_base
 from slmjax.objectives.next_token import Objective, next_token
-from slmjax.peft.method import Method, make_method
+from slmjax.peft.anchoring import OF_BASE, anchored, base_weights
+from slmjax.peft.method import Method, full, make_method
 from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention, sharded_sum_rows
 from slmjax.sharding.lean_feedforward import lean_feedforward
 from slmjax.sharding.mesh import batch_spec, make_mesh
@@ -41,11 +43,12 @@ class Program:
     optimizer: optax.GradientTransformation
     schedule: Schedule
     method: Method
-    objective: Objective
+    objective: Objective  # what is evaluated; what is trained may be held to the base besides
     state: TrainState  # shapes, dtypes and shardings
     batch: dict[str, jax.ShapeDtypeStruct]
     train_step: Any  # jitted, donates its state
     eval_step: Any  # jitted
+    base_eval_step: Any  # the same without what the method adds
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -71,17 +74,19 @@ class Program:
             return jax.jit(fresh, out_shardings=shardings, donate_argnums=self._donated)(base)
 
     def with_base(self, state: TrainState, base: Any) -> TrainState:
-        """A state as a checkpoint holds it, with the frozen part of the base put back. `base` is used up."""
-        if "params" not in self.state.frozen:
+        """A state as a checkpoint holds it, with what comes from the base put back. `base` is used up."""
+        names = [name for name in OF_BASE if name in self.state.frozen]
+        if not names:
             return state
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state.frozen["params"])
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, {name: self.state.frozen[name] for name in names})
 
         def rest(base):
-            return self.method.split(base, jax.random.key(0))[1]["params"]
+            frozen = self.method.split(base, jax.random.key(0))[1]
+            return {name: frozen[name] for name in names}
 
         with out_of_memory_is_the_users(self.config, self.mesh):
             frozen = jax.jit(rest, out_shardings=shardings, donate_argnums=self._donated)(base)
-        return dataclasses.replace(state, frozen=state.frozen | {"params": frozen})
+        return dataclasses.replace(state, frozen=state.frozen | frozen)
 
     def compile(self) -> Any:
         """The train step, compiled: called as (state, batch) -> (state, metrics), it can never compile again."""
@@ -142,33 +147,51 @@ def build(
             f"training.batch_size={B} is not a multiple of {shards} = mesh.data x mesh.fsdp x training.accumulation: "
             "every device must get the same number of rows in every micro-batch."
         )
+    if config.forgetting.replay and B * (1 - config.forgetting.replay) < 1:
+        raise UserError(
+            f"forgetting.replay={config.forgetting.replay} leaves less than one row of training.batch_size={B} to "
+            "learn from: lower it."
+        )
     model = Transformer(config.model, execution_for(config, mesh))
     schedule = make_schedule(config.schedule, config.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     method = make_method(config.peft, model, encode)
+    if config.training.neftune_alpha:
+        options = dataclasses.replace(method.options, neftune=config.training.neftune_alpha)
+        method = dataclasses.replace(method, options=options)
+    bare = dataclasses.replace(
+        full(), parts=lambda trained, frozen: {"params": method.parts(trained, frozen)["params"]}
+    )
+    strengths: dict[str, Any] = config.forgetting.strengths
+    if strengths:
+        method = anchored(method, added="ewc" in strengths)
     if method.multipliers is not None:
         optimizer = with_multipliers(optimizer, method.multipliers)
-    objective = next_token(
-        model,
-        method,
-        z_loss=config.training.z_loss,
-        mesh=mesh,
-        logits_bytes=logits_bytes_for(mesh.devices.flat[0].platform, config.model),
-    )
+    logits_bytes = logits_bytes_for(mesh.devices.flat[0].platform, config.model)
+    losses: Any = {"z_loss": config.training.z_loss, "mesh": mesh, "logits_bytes": logits_bytes}
+    objective = next_token(model, method, **losses)
+    trained_objective = held_to_base(model, method, **strengths, **losses) if strengths else objective
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
     ema = bool(config.training.ema_decay)
     state = abstract_state(model, optimizer, mesh, ema=ema, method=method, base=shapes)
     sharding = NamedSharding(mesh, batch_spec())
     names = {"inputs": jnp.int32, "targets": jnp.int32, "positions": jnp.int32, "segments": jnp.int32}
+    weights = {"loss_weights": jnp.float32}
+    if config.forgetting.general_rows_are_held:
+        weights["kl_weights"] = jnp.float32
     batch = {
-        name: jax.ShapeDtypeStruct((B, T), dtype, sharding=sharding)
-        for name, dtype in {**names, "loss_weights": jnp.float32}.items()
+        name: jax.ShapeDtypeStruct((B, T), dtype, sharding=sharding) for name, dtype in {**names, **weights}.items()
     }
     sizes = np.ones(config.model.vocab_size, np.int32)
     if token_bytes is not None:
         sizes[: len(token_bytes)] = token_bytes[: len(sizes)]
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = make_train_step(objective, optimizer, schedule, config.training, sizes, mesh)
+    if "l2_sp" in strengths and config.peft.method != "lora" and not base_weights(method, state.params):
+        raise UserError(
+            f"forgetting.l2_sp has nothing to hold: peft.method={config.peft.method} trains none of the base's "
+            "weights; use forgetting.kl."
+        )
+    step = make_train_step(trained_objective, optimizer, schedule, config.training, sizes, mesh)
     return Program(
         config=config,
         mesh=mesh,
@@ -181,6 +204,7 @@ def build(
         batch=batch,
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         eval_step=jax.jit(make_eval_step(objective, sizes)),
+        base_eval_step=jax.jit(make_eval_step(next_token(model, bare, **losses), sizes)),
     )
 
 

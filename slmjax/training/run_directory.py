@@ -29,6 +29,9 @@ FREE = (
     "training.eval_batches",
     "training.profile_at",
     "training.max_skipped",
+    "training.early_stopping",
+    "training.sample",
+    "forgetting.tokens",
 )
 BUDGET = ("training.steps", "training.tokens", "training.tokens_per_param")
 

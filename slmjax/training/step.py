@@ -118,6 +118,9 @@ def make_train_step(
             "skipped": new_state.skipped,
             "skipped_in_a_row": new_state.skipped_in_a_row,
         }
+        metrics |= {name: sums[name] * inverse for name in ("l2_sp", "ewc") if name in sums}
+        if "kl" in sums:
+            metrics["kl"] = sums["kl"] / jnp.maximum(sums["kl_tokens"], 1.0)
         return new_state, metrics
 
     return step

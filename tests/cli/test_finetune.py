@@ -8,50 +8,8 @@ import pytest
 
 import slmjax
 from slmjax.cli.main import main
-from slmjax.inference.language_model import LanguageModel
-from slmjax.models.config import ModelConfig
-from slmjax.models.transformer import Transformer
 from slmjax.peft.prefix_cache import prefix_length
 from slmjax.quantization.weights import is_quantized
-from slmjax.tokenization.tokenizer import train_bpe
-
-MODEL = {"vocab_size": 300, "num_layers": 2, "embed_dim": 16, "num_heads": 2, "ffn_dim": 32, "context_length": 128}
-CONFIG = f"""
-from slmjax.data.sft_config import SftConfig
-from slmjax.models.config import ModelConfig
-from slmjax.training.config import default_config, set_budget
-
-def get_config():
-    config = default_config(ModelConfig(**{MODEL}), data=SftConfig)
-    set_budget(config, steps=3)
-    config.peft.method = "lora"
-    config.peft.lora.r = 2
-    config.data.sequence_length = 64
-    config.data.chat_template = "plain"
-    config.data.on_long = "truncate"
-    config.data.validation_fraction = 0.2
-    config.training.batch_size = 8
-    config.schedule.peak = 0.05
-    return config
-"""
-
-
-@pytest.fixture
-def ready(tmp_path):
-    """The arguments of a run: a base, records, a config."""
-    config = ModelConfig(**MODEL)
-    params = Transformer(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    tokenizer = train_bpe(["what is a cat? a small animal. "] * 8, 290, progress=False)
-    slmjax.save(LanguageModel(config, params, tokenizer), tmp_path / "base")
-    turns = [{"role": "user", "content": "what is a cat?"}, {"role": "assistant", "content": "a small animal."}]
-    lines = [json.dumps({"messages": [{"role": "user", "content": f"{n}?"}, *turns[1:]]}) for n in range(20)]
-    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
-    (tmp_path / "config.py").write_text(CONFIG)
-    return [
-        *("train", "--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")),
-        f"--config.peft.base={tmp_path / 'base'}",
-        f"--config.data.sources.chats.path={tmp_path / 'chats.jsonl'}",
-    ]
 
 
 def test_a_fine_tune_trains_loads_merged_and_speaks(ready, tmp_path, capsys):
@@ -104,3 +62,61 @@ def test_mistakes_get_a_sentence(ready, tmp_path, capsys):
     assert main(["data", "prepare", "--config", str(tmp_path / "config.py"), "--output", str(tmp_path / "out")]) == 2
     assert "nothing to prepare" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_inspect_counts_what_is_trained(ready, tmp_path, capsys):
+    config = str(tmp_path / "config.py")
+    assert main(["inspect", config, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert main(ready) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "run"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    L, D, F, r = 2, 16, 32, 2
+    # q and o, k and v, gate and up, down: each A [in, r] and B [r, out]
+    lora = L * r * (2 * (D + D) + 2 * (D + D) + 2 * (D + F) + (F + D))
+    assert facts["trained_parameters"] == planned["trained_parameters"] == lora
+    assert facts["trained_and_frozen_parameters"] == facts["parameters"] + lora
+    assert (facts["method"], facts["base"]) == ("lora", str(tmp_path / "base"))
+
+
+RECORDS = {
+    "an empty completion": ({"prompt": "what is a cat?", "completion": " "}, "completion is empty"),
+    "an unknown role": ({"messages": [{"role": "robot", "content": "beep"}]}, "unknown role 'robot'"),
+    "no turn of the assistant": ({"messages": [{"role": "user", "content": "what?"}]}, "assistant"),
+    "longer than the context": ({"prompt": "what", "completion": " cat" * 200}, "more than the 65"),
+}
+
+
+@pytest.mark.parametrize("mistake", RECORDS)
+def test_a_record_that_cannot_be_learned_is_one_sentence(mistake, ready, tmp_path, capsys):
+    record, words = RECORDS[mistake]
+    (tmp_path / "chats.jsonl").write_text(json.dumps(record) + "\n")
+    assert main([*ready, "--config.data.on_long=error"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("slmjax: error:") and words in said and "chats.jsonl" in said
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("peft.lora.r=0", "peft.lora.r=0"),
+        ("data.sequence_length=512", "context"),
+        ("peft.expand=2", "peft.method=freeze"),
+        ("forgetting.corpus=nowhere.txt", "nowhere.txt"),
+        ("training.early_stopping=-1", "training.early_stopping"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_sentence(key, words, ready, tmp_path, capsys):
+    assert main([*ready, f"--config.{key}"]) == 2
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_samples_are_prompts_up_to_the_assistants_turn(ready, tmp_path):
+    assert main([*ready, "--config.training.samples=2", "--config.training.sample_tokens=5"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {0, 3} and len(lines) == 4
+    assert all(line["prompt"].rstrip().endswith("?") or "assistant" in line["prompt"] for line in lines)
+    assert not any("a small animal" in line["prompt"] for line in lines)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.models.config import ModelConfig
-from slmjax.objectives.cross_entropy import _chunk_size, linear_cross_entropy
+from slmjax.objectives.cross_entropy import chunk_size, linear_cross_entropy
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -126,7 +126,7 @@ def test_bfloat16_states_keep_float32_sums_and_kernel_gradients():
 @given(tokens=st.integers(1, 10_000), vocab=st.integers(1, 300_000), limit=st.integers(1, 2**30))
 @settings(deadline=None, max_examples=300)
 def test_chunks_are_even_and_within_the_limit(tokens, vocab, limit):
-    chunk = _chunk_size(tokens, vocab, limit)
+    chunk = chunk_size(tokens, vocab, limit)
     pieces = -(-tokens // chunk)
     assert 1 <= chunk <= tokens
     assert chunk <= 128 or chunk * vocab * 4 <= limit
