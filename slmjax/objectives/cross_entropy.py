@@ -126,7 +126,7 @@ def _compute(config, z_loss, mesh, limit_bytes, grads, x_BTE, kernel_EV, bias_V,
     """Loss sums over all tokens of all devices, with gradients in the shapes (and shardings) of the inputs."""
     flat = lambda a: a.reshape(-1, *a.shape[2:])  # noqa: E731
     V = kernel_EV.shape[1]
-    on_cpu = mesh is not None and mesh.devices.flat[0].platform == "cpu"
+    on_cpu = mesh is not None and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     kernel = kernel_EV.astype(x_BTE.dtype)  # cast before it is gathered: half the bytes
     if mesh is None or mesh.size == 1:
         chunk = chunk_size(targets_BT.size, V, limit_bytes)

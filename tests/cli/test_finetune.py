@@ -101,7 +101,7 @@ def test_a_record_that_cannot_be_learned_is_one_sentence(mistake, ready, tmp_pat
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("peft.lora.r=0", "peft.lora.r=0"),
+        ("peft.lora.r=0", "a rank of 0"),
         ("data.sequence_length=512", "context"),
         ("peft.expand=2", "peft.method=freeze"),
         ("forgetting.corpus=nowhere.txt", "nowhere.txt"),
@@ -118,5 +118,5 @@ def test_samples_are_prompts_up_to_the_assistants_turn(ready, tmp_path):
     assert main([*ready, "--config.training.samples=2", "--config.training.sample_tokens=5"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {0, 3} and len(lines) == 4
-    assert all(line["prompt"].rstrip().endswith("?") or "assistant" in line["prompt"] for line in lines)
+    assert all(line["prompt"].rstrip().endswith("Assistant:") for line in lines)
     assert not any("a small animal" in line["prompt"] for line in lines)
