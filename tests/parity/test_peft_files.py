@@ -42,6 +42,13 @@ FAMILIES = {
     "bloom": ("Bloom", {"vocab_size": V, "hidden_size": D, "n_layer": L, "n_head": 4}),
 }
 FIVE = ["llama", "qwen2", "gpt2", "gpt_neox", "phi3"]
+
+
+def cases(names, quick):
+    """All of them; those that are not quick are for CI."""
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
+
+
 IA3 = {  # targets, and those of them whose inputs are scaled
     "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
     "qwen2": (["q_proj", "v_proj", "down_proj"], ["down_proj"]),
@@ -126,12 +133,12 @@ def lora(**options):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", cases(FAMILIES, FIVE))
 def test_lora(bases, family, tmp_path):
     assert_both_ways(bases(family), trained(bases(family), lora()), tmp_path)
 
 
-@pytest.mark.parametrize("family", FIVE)
+@pytest.mark.parametrize("family", cases(FIVE, ["gpt_neox"]))
 def test_dora(bases, family, tmp_path):
     assert_both_ways(bases(family), trained(bases(family), lora(use_dora=True, use_rslora=True)), tmp_path)
 
@@ -146,7 +153,7 @@ def test_lora_with_patterns(bases, tmp_path):
     assert len(written["target_modules"]) == 4  # layer by layer, since layer 1 has none
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("family", cases(["llama", "qwen2", "gpt2"], ["llama"]))
 def test_lora_of_the_ends_and_modules_to_save(bases, family, tmp_path):
     """The table adapted, the head trained wholly (which a tied model's then no longer follows), a norm trained."""
     table, norm = {"gpt2": ("wte", "ln_f")}.get(family, ("embed_tokens", "model.norm"))
@@ -155,16 +162,19 @@ def test_lora_of_the_ends_and_modules_to_save(bases, family, tmp_path):
     assert not lm.config.tie_embeddings
 
 
+@pytest.mark.slow
 def test_lora_of_a_tied_table_leaves_the_head_to_itself(bases, tmp_path):
     config = lora(target_modules=["embed_tokens", "q_proj"])
     lm = assert_both_ways(bases("llama"), trained(bases("llama"), config), tmp_path)
     assert not lm.config.tie_embeddings
 
 
+@pytest.mark.slow
 def test_lora_of_the_head(bases, tmp_path):
     assert_both_ways(bases("qwen2"), trained(bases("qwen2"), lora(target_modules=["lm_head", "o_proj"])), tmp_path)
 
 
+@pytest.mark.slow
 def test_biases(bases, tmp_path):
     """lora_bias and trained biases are biases of the base in the end."""
     config = lora(target_modules=["q_proj", "v_proj"], lora_bias=True)
@@ -173,14 +183,14 @@ def test_biases(bases, tmp_path):
     assert_both_ways(bases("qwen2"), trained(bases("qwen2"), config), tmp_path / "all")
 
 
-@pytest.mark.parametrize("family", FIVE)
+@pytest.mark.parametrize("family", cases(FIVE, ["llama", "gpt2"]))
 def test_ia3(bases, family, tmp_path):
     targets, inputs = IA3[family]
     config = peft.IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=inputs)
     assert_both_ways(bases(family), trained(bases(family), config), tmp_path)
 
 
-@pytest.mark.parametrize("family", FIVE)
+@pytest.mark.parametrize("family", cases(FIVE, ["llama", "gpt2"]))
 def test_prefix_tuning(bases, family, tmp_path):
     """Keys and values at positions 0 to n - 1; the text's are moved on by n."""
     options = {"token_dim": 24, "num_attention_heads": 2} if family == "llama" else {}  # its heads are narrow
@@ -191,7 +201,7 @@ def test_prefix_tuning(bases, family, tmp_path):
     assert lm.peft["segment_0"]["block_0"]["attention"]["prefix_key"].shape[:2] == (L, N)
 
 
-@pytest.mark.parametrize("family", FIVE)
+@pytest.mark.parametrize("family", cases(FIVE, ["qwen2"]))
 def test_prompt_tuning(bases, family, tmp_path):
     """peft's virtual tokens pass through the network with the text; ours leave their keys and values before it."""
     assert_both_ways(
@@ -201,6 +211,7 @@ def test_prompt_tuning(bases, family, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
 def test_p_tuning(bases, encoder, tmp_path):
     """peft folds the encoder away when it saves, and so do we."""
@@ -267,8 +278,13 @@ def _kept(start, path, leaf):
     return leaf * (filled[..., None, :] if path[-1].key == "lora_a" else filled[..., :, None])
 
 
-@pytest.mark.parametrize("case", OURS)
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "phi3"])
+QUICK = [("llama", "both"), ("gpt_neox", "dora, patterns"), ("phi3", "lora"), ("phi3", "ia3")]
+PAIRS = [(family, case) for family in ("llama", "gpt_neox", "phi3") for case in OURS]
+
+
+@pytest.mark.parametrize(
+    ("family", "case"), [pytest.param(*p, marks=[] if p in QUICK else [pytest.mark.slow]) for p in PAIRS]
+)
 def test_a_fine_tune_of_ours_in_peft(bases, family, case, tmp_path):
     """q, k and v are apart here: on a fused product their terms become blocks."""
     base = bases(family)
@@ -281,6 +297,7 @@ def test_a_fine_tune_of_ours_in_peft(bases, family, case, tmp_path):
     mini.assert_close(our_logits(slmjax.load(tmp_path / "ours")), ours)
 
 
+@pytest.mark.slow
 def test_merged_models_carry_the_merged_logits(bases, tmp_path):
     model = trained(bases("llama"), lora(target_modules=["embed_tokens", "q_proj"], modules_to_save=["lm_head"]))
     with warnings.catch_warnings():
