@@ -6,7 +6,8 @@ on after an interruption. Example:
         --general wikitext2-test.txt --workdir /tmp/text2sql --methods full,lora
 
 Forgetting is the loss (nats a token) on the first 60,000 characters of the general text, after less before. Peak memory
-is the largest resident set of the training process, its seconds are the process's own, compilation included.
+is the largest resident set of the training process; its seconds are the process's own, compilation included, its CPU
+seconds those of all its threads (which another job on the machine lengthens less).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 CONFIG = Path(__file__).parents[1] / "configs" / "finetune" / "text2sql.py"
 METHODS = ("full", "lora", "dora", "freeze", "adapter", "prefix", "prompt", "p_tuning", "ia3")
 GENERAL_CHARACTERS = 60_000
+TRAINING = ("seconds", "cpu_seconds", "peak_bytes", "tokens_per_second", "validation_loss")
 COLUMNS = {
     "method": "method",
     "execution_accuracy": "execution accuracy",
@@ -27,13 +29,14 @@ COLUMNS = {
     "trained": "trained parameters",
     "peak_bytes": "peak memory",
     "seconds": "seconds",
+    "cpu_seconds": "CPU seconds",
     "tokens_per_second": "tokens/s",
     "forgotten": "forgotten (nats)",
 }
 
 
 def slmjax(*arguments: str) -> dict:
-    """Run a command with --json; its answer, its wall-clock seconds and its largest resident set."""
+    """Run a command with --json; its answer, wall-clock and processor seconds, and its largest resident set."""
     command = [sys.executable, "-m", "slmjax.cli.main", *arguments, "--json"]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -44,7 +47,8 @@ def slmjax(*arguments: str) -> dict:
         raise SystemExit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}.")
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     answer = json.loads(output.splitlines()[-1])
-    return answer | {"seconds": time.perf_counter() - start, "peak_bytes": usage.ru_maxrss * unit}
+    cost = {"seconds": time.perf_counter() - start, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    return answer | cost | {"peak_bytes": usage.ru_maxrss * unit}
 
 
 def measured(model: Path | str, args: argparse.Namespace, name: str, num_fewshot: int = 0) -> dict:
@@ -88,7 +92,7 @@ def fine_tuned(method: str, args: argparse.Namespace) -> dict:
         arguments.append(f"--config.training.steps={args.steps}")
     trained = slmjax("train", "--config", f"{CONFIG}:{method}", "--workdir", str(run), *arguments)
     row = measured(run, args, method) | {"trained": trained_parameters(run), "steps": trained["step"]}
-    return row | {key: trained.get(key) for key in ("seconds", "peak_bytes", "tokens_per_second", "validation_loss")}
+    return row | {key: trained.get(key) for key in TRAINING}
 
 
 def table(rows: list[dict]) -> str:
@@ -104,6 +108,7 @@ def table(rows: list[dict]) -> str:
             "trained": "{:,}".format,
             "peak_bytes": lambda n: f"{n / 2**30:.2f} GiB",
             "seconds": "{:.0f}".format,
+            "cpu_seconds": "{:.0f}".format,
             "tokens_per_second": "{:.0f}".format,
             "forgotten": "{:+.3f}".format,
         }
