@@ -1,11 +1,23 @@
-"""Shared fixtures. The environment is set before jax is first imported: eight emulated CPU devices."""
+"""Shared fixtures. The environment is set before jax is first imported: eight emulated CPU devices, one cache.
 
+What one test compiled the next one loads, in all processes of a session and in those that they start: much of the
+tests' time was compiling the same small programs again.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAG = "--xla_force_host_platform_device_count=8"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="slmjax-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 from pathlib import Path
 

@@ -70,8 +70,7 @@ class Program:
 
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.state))
         require_host_memory(self.config, self.mesh, held)
-        with out_of_memory_is_the_users(self.config, self.mesh):
-            return jax.jit(fresh, out_shardings=shardings, donate_argnums=self._donated)(base)
+        return self._made_of(base, fresh, shardings)
 
     def with_base(self, state: TrainState, base: Any) -> TrainState:
         """A state as a checkpoint holds it, with what comes from the base put back. `base` is used up."""
@@ -84,9 +83,20 @@ class Program:
             frozen = self.method.split(base, jax.random.key(0))[1]
             return {name: frozen[name] for name in names}
 
+        return dataclasses.replace(state, frozen=state.frozen | self._made_of(base, rest, shardings))
+
+    def _made_of(self, base: Any, make: Callable[[Any], Any], shardings: Any) -> Any:
+        """`make(base)`, laid out on the mesh.
+
+        A base in the host's memory is worked on there: of 8B parameters, one chip holds no more than the quantized.
+        """
+        here = set(self.mesh.devices.flat)
+        arrays = [leaf for leaf in jax.tree.leaves(base) if isinstance(leaf, jax.Array)]
+        elsewhere = any(here.isdisjoint(leaf.devices()) for leaf in arrays)
         with out_of_memory_is_the_users(self.config, self.mesh):
-            frozen = jax.jit(rest, out_shardings=shardings, donate_argnums=self._donated)(base)
-        return dataclasses.replace(state, frozen=state.frozen | frozen)
+            if elsewhere:
+                return jax.device_put(jax.jit(make)(base), shardings)
+            return jax.jit(make, out_shardings=shardings, donate_argnums=self._donated)(base)
 
     def compile(self) -> Any:
         """The train step, compiled: called as (state, batch) -> (state, metrics), it can never compile again."""

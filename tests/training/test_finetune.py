@@ -66,6 +66,20 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
     assert saved["base"] == "somewhere" and len(saved["fingerprint"]) == 16
 
 
+def test_a_base_in_the_hosts_memory_gives_the_same_state(config, assert_bitwise_equal):
+    """As the weights that an accelerator holds only in int8: the last of eight devices stands for the host."""
+    run, devices = config(quantize="int8"), jax.devices()
+    program = build(run, devices=devices[:4])
+    host = jax.device_put(make_base(run), devices[-1])
+    state = program.initialize(host)
+    assert not host["final_norm"]["scale"].is_deleted()
+    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(program.state), strict=True):
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+    assert_bitwise_equal(jax.device_get(state), jax.device_get(program.initialize(make_base(run))))
+    again = program.with_base(without_base(state), host)
+    assert_bitwise_equal(jax.device_get(again), jax.device_get(state))
+
+
 @pytest.mark.slow
 def test_another_base_is_refused(config, tmp_path):
     train(config(2), tmp_path, base=make_base(config()))
