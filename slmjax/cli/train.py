@@ -42,11 +42,13 @@ def run(args: argparse.Namespace) -> int:
     base = tokenizer = None
     if config.peft.base:
         from slmjax.formats.dispatch import load
+        from slmjax.inference.language_model import STOP_IDS
         from slmjax.peft.base import require_same_model
 
         lm = load(config.peft.base, mesh=_host() if config.peft.quantize else None)
         require_same_model(config.model, lm.config, config.peft.base)
         base, tokenizer = lm.params, lm.tokenizer
+        tokenizer.settings[STOP_IDS] = list(lm.stop_ids)  # the run's model ends its answers where its base does
     result = train(config, args.workdir, base=base, tokenizer=tokenizer)
     if args.json:
         more = {name: value for name in ("forgetting", "best_step") if (value := getattr(result, name)) is not None}

@@ -16,7 +16,6 @@ from slmjax.formats.peft_adapter import attached
 from slmjax.inference import language_model
 from slmjax.inference.language_model import LanguageModel
 from slmjax.peft.config import MERGEABLE
-from slmjax.tokenization.tokenizer import load_tokenizer
 
 FORMATS = ("slmjax", "huggingface", "gguf")
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)  # codes of quantized weights are none
@@ -94,8 +93,7 @@ def _finetuned(place: language_model.Location, dtype: str | None, merge: bool) -
 
     config = run_config(place.run)
     base = load(config.peft.base, dtype="float32")
-    tokenizer = load_tokenizer(language_model.tokenizer_directory(place))
-    tokenizer.settings["add_bos_token"] = config.data.add_bos  # prompts begin as the run's texts did
+    tokenizer, _ = language_model.run_tokenizer(place)
     checkpoints = place.directory / "checkpoints"
     tuned = load_finetuned(config, checkpoints, base.params, step=place.step, encode=tokenizer.encode)
     merge = merge and config.peft.method in MERGEABLE

@@ -18,7 +18,7 @@ from slmjax.formats import gguf_rope
 from slmjax.formats.gguf_blocks import BLOCK_TYPES, BlockType
 from slmjax.formats.gguf_file import GgufFile, TensorInfo, open_gguf
 from slmjax.formats.gguf_models import config_from, config_to, entries_of
-from slmjax.formats.gguf_tokenizer import tokenizer_from, tokenizer_to
+from slmjax.formats.gguf_tokenizer import stop_ids_from, tokenizer_from, tokenizer_to
 from slmjax.formats.gguf_writer import TensorPlan, write_gguf
 from slmjax.formats.weight_map import (
     Entry,
@@ -39,8 +39,8 @@ _QUANTIZATION_VERSION = 2
 
 def load_gguf(
     path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
-) -> tuple[ModelConfig, dict[str, Any], Tokenizer]:
-    """A file's network, its parameters (nested dict of jax.Array) and its tokenizer.
+) -> tuple[ModelConfig, dict[str, Any], Tokenizer, tuple[int, ...]]:
+    """A file's network, its parameters (nested dict of jax.Array), its tokenizer and the ids that end a text or turn.
 
     mesh: parameters are sharded over it by the rules; None puts them on the first device. dtype: of the parameters;
     None: float32, which every type of GGUF is decoded to.
@@ -62,7 +62,7 @@ def load_gguf(
         leaves = abstract_leaves(config).items()
         shardings = {p: jax.sharding.NamedSharding(mesh, spec_for(p, leaf.shape, mesh)) for p, leaf in leaves}
     params = read_params(config, found, weights, dtype=np.float32 if dtype is None else dtype, shardings=shardings)
-    return config, params, tokenizer
+    return config, params, tokenizer, stop_ids_from(file.metadata, tokenizer, str(path))
 
 
 def read_config(file: GgufFile) -> ModelConfig:

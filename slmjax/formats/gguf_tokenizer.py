@@ -23,6 +23,9 @@ from slmjax.tokenization.tokenizer import Tokenizer
 _PADDING = re.compile(r"\[PAD\d+\]")
 _PREFIX = "tokenizer.ggml"
 _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id", "unk": "unknown_token_id"}
+# What ends a turn, where a file has it as a special token: by key, and by the names that llama.cpp looks for too.
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_END_NAMES = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
 _MODELS = {"llama": sp.BPE, "t5": sp.UNIGRAM}  # SentencePiece's algorithms under llama.cpp's names
 
 
@@ -88,6 +91,14 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     return out | ({"tokenizer.chat_template": template} if isinstance(template, str) else {})
+
+
+def stop_ids_from(metadata: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> tuple[int, ...]:
+    """The ids at which generation from a file's model ends: its ends of text, of turn and of message."""
+    keys = Keys(metadata, _PREFIX, where)
+    special = tokenizer.special_tokens()
+    named = [keys.integer(key, None) for key in _ENDS] + [special.get(name) for name in _END_NAMES]
+    return tuple(dict.fromkeys(id for id in named if id is not None and id < tokenizer.vocab_size))
 
 
 def _settings(metadata: Mapping[str, Any], keys: Keys, tokens: list[str]) -> dict[str, Any]:

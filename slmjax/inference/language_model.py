@@ -18,12 +18,14 @@ from slmjax.inference.decoding import Network
 from slmjax.inference.saved_model import (
     CONFIG,
     FORMAT,
+    STOP_IDS,
     abstract_params,
     model_config_from,
     read_json,
     read_saved_config,
     read_saved_params,
     read_saved_stop_ids,
+    read_stop_ids,
     write_saved,
 )
 from slmjax.models.attention_kernels import attention_for
@@ -170,14 +172,21 @@ def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str 
         return LanguageModel(place.config, params, tokenizer, stop_ids)
     from slmjax.training.checkpoints import Checkpointer
 
-    tokenizer = load_tokenizer(tokenizer_directory(place))
-    # A run's corpus says whether its documents began with the bos token, whatever the tokenizer's own settings say.
-    tokenizer.settings["add_bos_token"] = bool(_get(place.run, "data", "add_bos"))
+    tokenizer, stop_ids = run_tokenizer(place)
     averaged = bool(_get(place.run, "training", "ema_decay"))
     params = Checkpointer(place.directory / "checkpoints").restore_params(
         _to_restore(abstract_params(place.config), mesh), step=place.step, name="ema" if averaged else "params"
     )
-    return LanguageModel(place.config, _placed(params, None, dtype), tokenizer)
+    return LanguageModel(place.config, _placed(params, None, dtype), tokenizer, stop_ids)
+
+
+def run_tokenizer(place: Location) -> tuple[Tokenizer, tuple[int, ...]]:
+    """The tokenizer of a run or checkpoint, and the ids at which the answers of its base end, if it has one."""
+    directory = tokenizer_directory(place)
+    tokenizer = load_tokenizer(directory)
+    # A run's corpus says whether its documents began with the bos token, whatever the tokenizer's own settings say.
+    tokenizer.settings["add_bos_token"] = bool(_get(place.run, "data", "add_bos"))
+    return tokenizer, read_stop_ids(tokenizer.settings.pop(STOP_IDS, []), directory)
 
 
 def save(lm: LanguageModel, directory: str | Path, *, dtype: str = "float32") -> Path:

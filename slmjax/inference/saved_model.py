@@ -24,6 +24,7 @@ from slmjax.tokenization.tokenizer import Tokenizer
 FORMAT = "slmjax"
 VERSION = 1
 CONFIG = "config.json"
+STOP_IDS = "stop_ids"  # in it, and in the settings of a tokenizer of a run, which has them from its base
 WEIGHTS = "params.safetensors"
 DTYPES = ("float32", "bfloat16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
@@ -121,9 +122,13 @@ def saved_dtypes(directory: Path) -> list[str]:
 
 def read_saved_stop_ids(directory: Path) -> tuple[int, ...]:
     """The ids at which generation ends, none where the tokenizer's eos is all there is to say."""
-    ids = read_json(directory / CONFIG).get("stop_ids", [])
+    return read_stop_ids(read_json(directory / CONFIG).get(STOP_IDS, []), directory / CONFIG)
+
+
+def read_stop_ids(ids: Any, where: Path) -> tuple[int, ...]:
+    """A list of token ids as JSON had it at `where`."""
     if not isinstance(ids, list) or not all(type(id) is int and 0 <= id < _MAX_SIZE for id in ids):
-        raise UserError(f"{directory / CONFIG}: stop_ids must be a list of token ids.")
+        raise UserError(f"{where}: {STOP_IDS} must be a list of token ids.")
     return tuple(ids)
 
 
@@ -151,7 +156,7 @@ def write_saved(
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
-        description = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), "stop_ids": list(stop_ids)}
+        description = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), STOP_IDS: list(stop_ids)}
         (partial / CONFIG).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return directory
 

@@ -1,5 +1,6 @@
 """A fine-tune from the shell: conversations in, an adapter trained, the merged model out."""
 
+import dataclasses
 import json
 
 import jax
@@ -53,6 +54,15 @@ def test_an_adapter_on_a_quantized_base_is_merged_or_kept_beside_it(ready, tmp_p
     logits = [np.asarray(lm.apply(lm.params, tokens)) for lm in (merged, beside)]
     np.testing.assert_allclose(*logits, atol=1e-5)
     assert slmjax.generate(merged, ["what"], max_new_tokens=4) == slmjax.generate(beside, ["what"], max_new_tokens=4)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_was_tuned_ends_its_answers_where_its_base_does(method, ready, tmp_path):
+    base = slmjax.load(tmp_path / "base")
+    slmjax.save(dataclasses.replace(base, stop_ids=(7, 9)), tmp_path / "base")
+    assert main([*ready, f"--config.peft.method={method}"]) == 0
+    tuned = slmjax.load(tmp_path / "run")
+    assert tuned.stop_ids == (7, 9) and "stop_ids" not in tuned.tokenizer.settings
 
 
 def test_mistakes_get_a_sentence(ready, tmp_path, capsys):

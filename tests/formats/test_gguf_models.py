@@ -164,7 +164,7 @@ def test_config_and_weights_survive_to_the_bit(name, tmp_path):
     config, params = miniature(name)
     path = save_gguf(config, params, small_tokenizer(), tmp_path / "model.gguf", "f32")
     assert open_gguf(path).metadata["general.architecture"] == MINIATURES[name][0]
-    config2, params2, tokenizer = load_gguf(path)
+    config2, params2, tokenizer, _ = load_gguf(path)
     assert differences(config, config2) == []
     assert config2 == config
     equal_trees(params2, params)
@@ -184,7 +184,7 @@ def test_every_dtype_loads_close_to_what_was_saved(name, dtype, tmp_path):
     assert file.tensors["token_embd.weight"].kind.name == ("Q8_0" if dtype[0] == "q" else dtype.upper())
     # A step of the type, for weights of standard deviation 1/8 in blocks of 32.
     step = {"f32": 0, "f16": 1e-4, "bf16": 2e-3, "q8_0": 3e-3}.get(dtype, 0.04 if dtype.startswith("q5") else 0.08)
-    _, params2, _ = load_gguf(path)
+    _, params2, _, _ = load_gguf(path)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=step, rtol=0), params2, params)
 
 
@@ -274,7 +274,7 @@ def test_loading_onto_a_mesh_gives_the_same_numbers(tmp_path):
     config, params = miniature("phi3")
     path = save_gguf(config, params, small_tokenizer(), tmp_path / "model.gguf", "f32")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    _, sharded, _ = load_gguf(path, mesh=mesh, dtype=jnp.bfloat16)
+    _, sharded, _, _ = load_gguf(path, mesh=mesh, dtype=jnp.bfloat16)
     equal_trees(sharded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
     kernel = sharded["segment_0"]["block_0"]["feedforward"]["up_proj"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
@@ -283,7 +283,7 @@ def test_loading_onto_a_mesh_gives_the_same_numbers(tmp_path):
 def test_sharded_parameters_are_saved_whole(tmp_path):
     config, params = miniature("llama")
     path = save_gguf(config, params, small_tokenizer(), tmp_path / "a.gguf", "f32")
-    _, sharded, _ = load_gguf(path, mesh=make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
+    _, sharded, _, _ = load_gguf(path, mesh=make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
     again = save_gguf(config, sharded, small_tokenizer(), tmp_path / "b.gguf", "f32", name="a")
     assert again.read_bytes() == path.read_bytes()
 

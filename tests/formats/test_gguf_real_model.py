@@ -13,6 +13,7 @@ import pytest
 from slmjax.formats.gguf import load_gguf, read_config, save_gguf
 from slmjax.formats.gguf_file import open_gguf
 from slmjax.formats.gguf_meaning import differences
+from slmjax.formats.gguf_tokenizer import stop_ids_from, tokenizer_from
 from slmjax.models.families import model_config
 from slmjax.models.transformer import Transformer
 
@@ -26,7 +27,7 @@ def folder(assets) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder):
-    config, params, tokenizer = load_gguf(folder / NAME)
+    config, params, tokenizer, _ = load_gguf(folder / NAME)
     apply = jax.jit(lambda params, tokens: Transformer(config).apply({"params": params}, tokens))
 
     def logits(ids) -> np.ndarray:  # [T, V]; padded to one length, so that there is one compilation
@@ -37,6 +38,15 @@ def model(folder):
 
 def test_its_config_is_that_of_the_family(folder):
     assert differences(read_config(open_gguf(folder / NAME)), model_config("smollm2-135m")) == []
+
+
+def test_it_ends_where_its_turns_and_texts_end(folder):
+    metadata = open_gguf(folder / NAME).metadata
+    tokenizer = tokenizer_from(metadata, NAME)
+    names = {tokenizer.id_to_token(id) for id in stop_ids_from(metadata, tokenizer, NAME)}
+    assert names == {"<|im_end|>", "<|endoftext|>"}
+    other = metadata | {"tokenizer.ggml.eot_token_id": 17}
+    assert 17 in stop_ids_from(other, tokenizer, NAME)
 
 
 @pytest.mark.slow
@@ -65,7 +75,7 @@ def test_greedy_ids_are_those_of_transformers(folder, model):
 def test_it_survives_being_written(model, dtype, tmp_path):
     _, config, params, tokenizer = model
     path = save_gguf(config, params, tokenizer, tmp_path / "again.gguf", dtype)
-    config2, params2, tokenizer2 = load_gguf(path)
+    config2, params2, tokenizer2, _ = load_gguf(path)
     assert config2 == config
     assert tokenizer2.fingerprint == tokenizer.fingerprint
     worst = max(
