@@ -21,7 +21,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit it
 
 from pathlib import Path
 
+import jax
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_let_go():
+    """jax holds every program that it has compiled: gigabytes over a session, of which no other file needs any."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-"""LoRA on instructions, small enough to try: SmolLM2-135M-Instruct, rank 16 everywhere, 60 steps of 4 x 256 tokens.
+"""LoRA on instructions, small enough to try: SmolLM2-135M-Instruct, rank 16 everywhere, 16 steps of 4 x 256 tokens.
 
-Set the model and the records:
+A question is answered before, in the middle and after. Set the model and the records:
     slmjax train --config configs/finetune/alpaca_lora.py --workdir runs/alpaca \
         --config.peft.base=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.sources.alpaca.path=alpaca_en_999.json
+For more than a first look: --config.training.steps=200 --config.training.eval_every=50.
 """
 
 from slmjax.data.sft_config import SftConfig
@@ -12,7 +13,7 @@ from slmjax.training.config import default_config, set_budget
 
 def get_config():
     config = default_config(model_config("smollm2-135m"), data=SftConfig)
-    set_budget(config, steps=60)
+    set_budget(config, steps=16)
     config.peft.method = "lora"
     config.peft.base = "SmolLM2-135M-Instruct.Q4_1.gguf"
     config.peft.lora.r = 16
@@ -20,8 +21,11 @@ def get_config():
     config.data.sequence_length = 256
     config.data.on_long = "truncate"
     config.training.batch_size = 4
-    config.training.eval_every = 20
-    config.training.eval_batches = 10
-    config.schedule.peak = 2e-4
-    config.schedule.warmup_steps = 5
+    config.training.log_every = 4
+    config.training.eval_every = 8
+    config.training.eval_batches = 4
+    config.training.sample_prompts = ("Why is the sky blue?",)
+    config.forgetting.tokens = 2048
+    config.schedule.peak = 5e-4
+    config.schedule.warmup_steps = 4
     return config
