@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 
 from slmjax.cli.compiled_programs import keep_compiled_programs
+from slmjax.cli.large_pages import begin_with_large_pages
 
 # Each command is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit status.
 COMMANDS = (
@@ -52,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
     return parser
+
+
+def command() -> int:
+    """`main` as a process of its own, which may begin itself again."""
+    begin_with_large_pages()
+    return main()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,4 +137,4 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())
