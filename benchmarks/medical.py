@@ -3,7 +3,7 @@
 A variant is a name and the overrides of its run, `NAME:--config.a.b=value --config.c=value`; rows are written down as
 they come, and the same command goes on after an interruption. Example:
     python benchmarks/medical.py --study pubmedqa --data-dir domain --base SmolLM2-135M-Instruct.Q4_1.gguf \
-        --general wikitext2-test.txt --workdir /tmp/medical --variant lora: \
+        --general wikitext2-test.txt --workdir /tmp/medical --common "--config.training.steps=60" --variant lora: \
         --variant "full:--config.peft.method=full --config.schedule.peak=5e-5"
 
 pubmedqa: accuracy and macro F1 on the 500 test questions. medquad (medquad.jsonl.gz in --data-dir): nats a token of the
@@ -16,10 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from text_to_sql import GENERAL_CHARACTERS, slmjax, trained_parameters
+from text_to_sql import GENERAL_CHARACTERS, TRAINING, slmjax, trained_parameters
 
 CONFIG = Path(__file__).parents[1] / "configs" / "finetune" / "medical.py"
-STILL = "--config.training.steps=1 --config.schedule.peak=1e-12"
+STILL = "--config.training.steps=1 --config.schedule.peak=1e-12 --config.schedule.warmup_steps=0"
 
 
 def measured(model: Path | str, args: argparse.Namespace) -> dict:
@@ -40,8 +40,9 @@ def fine_tuned(name: str, overrides: str, args: argparse.Namespace) -> dict:
         args.workdir / "records" / "train.jsonl" if args.study == "pubmedqa" else args.data_dir / "medquad.jsonl.gz"
     )
     sources = [f"--config.peft.base={args.base}", f"--config.data.sources.train.path={records}"]
-    trained = slmjax("train", "--config", f"{CONFIG}:{args.study}", "--workdir", str(run), *sources, *overrides.split())
-    kept = {key: trained.get(key) for key in ("step", "validation_loss", "seconds", "peak_bytes", "tokens_per_second")}
+    sources += [*args.common.split(), *overrides.split()]
+    trained = slmjax("train", "--config", f"{CONFIG}:{args.study}", "--workdir", str(run), *sources)
+    kept = {key: trained.get(key) for key in ("step", *TRAINING)}
     return kept | {"trained": trained_parameters(run)} | measured(run, args)
 
 
@@ -53,6 +54,7 @@ def main():
     parser.add_argument("--general", type=Path, required=True, help="text outside the domain")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=0, help="of test questions; default: all")
+    parser.add_argument("--common", default="", help="overrides of all runs")
     parser.add_argument("--variant", action="append", required=True, help="NAME:OVERRIDES")
     args = parser.parse_args()
     args.workdir.mkdir(parents=True, exist_ok=True)
@@ -83,14 +85,16 @@ def records(args: argparse.Namespace) -> None:
 def table(rows: dict[str, dict], gain: str) -> str:
     """The rows in Markdown; what is gained and forgotten is against the first."""
     first = next(iter(rows.values()))
-    lines = [f"| variant | {gain.replace('_', ' ')} | gained | forgotten (nats) | trained | peak memory | seconds |"]
+    lines = [
+        f"| variant | {gain.replace('_', ' ')} | gained | forgotten (nats) | trained | peak memory | CPU seconds |"
+    ]
     lines.append("|---|---|---|---|---|---|---|")
     for name, row in rows.items():
         cells = [name, f"{row[gain]:.3f}", f"{row[gain] - first[gain]:+.3f}"]
         cells.append(f"{row['general_loss'] - first['general_loss']:+.3f}")
         cells.append(f"{row['trained']:,}" if "trained" in row else "")
         cells.append(f"{row['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in row else "")
-        cells.append(f"{row['seconds']:.0f}" if "seconds" in row else "")
+        cells.append(f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
