@@ -7,6 +7,7 @@ which it reads once, when a process begins.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ def begin_with_large_pages() -> None:
     if TUNABLE in before or not _given_on_request():
         return
     os.environ[TUNABLES] = f"{before}:{TUNABLE}=1" if before else f"{TUNABLE}=1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with contextlib.suppress(OSError):  # there is no interpreter to begin: go on as it is
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _given_on_request() -> bool:

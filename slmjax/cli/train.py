@@ -5,10 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
 
 HELP = "pretrain, over-train or fine-tune a model from a config file"
 EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=200"
@@ -44,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
         from slmjax.formats.dispatch import load
         from slmjax.inference.language_model import STOP_IDS
         from slmjax.peft.base import require_same_model
+        from slmjax.sharding.mesh import host_mesh
 
-        lm = load(config.peft.base, mesh=_host() if config.peft.quantize else None)
+        lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
         require_same_model(config.model, lm.config, config.peft.base)
         base, tokenizer = lm.params, lm.tokenizer
         tokenizer.settings[STOP_IDS] = list(lm.stop_ids)  # the run's model ends its answers where its base does
@@ -60,20 +57,6 @@ def run(args: argparse.Namespace) -> int:
         numbers = ", ".join(f"{n} {result.metrics[n]:.4g}" for n in names if n in result.metrics)
         print(f"Step {result.step:,} of {result.total_steps:,}{': ' if numbers else ''}{numbers}. See {args.workdir}.")
     return 130 if result.stopped_by == signal.SIGINT else 0
-
-
-def _host() -> Mesh | None:
-    """The host's memory as a mesh, where a base is read that the accelerator holds only quantized; None: on a CPU."""
-    import jax
-
-    from slmjax.sharding.mesh import MeshConfig, make_mesh
-
-    if jax.default_backend() == "cpu":
-        return None
-    try:
-        return make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return None
 
 
 def _initialize(args: argparse.Namespace) -> None:

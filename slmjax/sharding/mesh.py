@@ -62,6 +62,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(array, AXES)
 
 
+def host_mesh() -> Mesh | None:
+    """The host's memory, for what an accelerator cannot hold yet; None on a CPU, and beside other processes.
+
+    None too where JAX_PLATFORMS leaves the CPU out.
+    """
+    if jax.default_backend() == "cpu" or jax.process_count() > 1:
+        return None
+    try:
+        return make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
+    except RuntimeError:
+        return None
+
+
 def batch_spec() -> PartitionSpec:
     """How a batch array [B, T] lies on the mesh."""
     return PartitionSpec(BATCH, "sequence")

@@ -104,8 +104,9 @@ def compile_value_and_grad(config, batch, mesh=None):
 def communicated(program) -> list[tuple[int, ...]]:
     """The shapes of the float32 results of all collectives, as one device sees them."""
     collectives = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= f32\[([\d,]*)\]\S* (?:{collectives})\(", program.as_text())
-    return [tuple(int(n) for n in shape.split(",") if n) for shape in found]
+    results = re.findall(rf" = (.+?) (?:{collectives})(?:-start)?\(", program.as_text())  # an array or a tuple
+    shapes = re.findall(r"f32\[([\d,]*)\]", " ".join(results))
+    return [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
 
 
 @pytest.fixture(scope="module")

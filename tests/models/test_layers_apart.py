@@ -20,7 +20,7 @@ UNTIED = ModelConfig(**SIZES, window=4, layer_pattern=("local", "global"), tie_e
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_layers_apart_prefill_and_decode_what_the_stack_computes(config, merged, random_params, quick_jit):
-    """A prefill that is known to be the first, and steps, of a left-padded batch."""
+    """Whole sequences, a prefill that is known to be the first, and steps of a left-padded batch."""
     tokens_BT = np.random.default_rng(5).integers(0, config.vocab_size, (B, T))
     positions_BT = np.maximum(np.arange(T) - PADS[:, None], 0)
     segments_BT = (np.arange(T) >= PADS[:, None]).astype(np.int32)
@@ -29,6 +29,7 @@ def test_layers_apart_prefill_and_decode_what_the_stack_computes(config, merged,
     apart = Transformer(config, dataclasses.replace(stacked.execution, layers_apart=True, merged=merged))
     variables = {"params": take_apart(config, params, jnp.float32, merged=merged)}
     full_BTV = quick_jit(stacked.apply)({"params": params}, tokens_BT, positions_BT, segments_BT)
+    whole_BTV = quick_jit(apart.apply)(variables, tokens_BT, positions_BT, segments_BT)
 
     def prefill(variables, *inputs):
         cache = empty_cache(config, B, T + 3, jnp.float32, layers_apart=True).replace(index=0)
@@ -43,7 +44,8 @@ def test_layers_apart_prefill_and_decode_what_the_stack_computes(config, merged,
         outputs.append(logits_BTV)
     decoded_BTV = np.concatenate(outputs, axis=1)
     for b, pad in enumerate(PADS):
-        np.testing.assert_allclose(decoded_BTV[b, pad:], full_BTV[b, pad:], atol=5e-5, rtol=1e-4)
+        for got in (whole_BTV, decoded_BTV):
+            np.testing.assert_allclose(got[b, pad:], full_BTV[b, pad:], atol=5e-5, rtol=1e-4)
 
 
 def test_every_weight_is_taken_once_and_kernels_are_transposed(random_params):
