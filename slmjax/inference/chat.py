@@ -9,8 +9,9 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.inference.decoding import NONE, Rows, decode, empty_rows, extend, new_cache
-from slmjax.inference.generate import BUCKET, padded_stops, seen_tokens, stop_ids_of, streamed
+from slmjax.inference.generate import BUCKET, bucket, padded_stops, seen_tokens, stop_ids_of, streamed
 from slmjax.inference.language_model import LanguageModel
+from slmjax.inference.longrope import across, longest_short, switches
 from slmjax.inference.sampling import GREEDY, Sampling
 from slmjax.inference.text import Continuation
 from slmjax.models.kv_cache import KVCache
@@ -85,9 +86,15 @@ class Conversation:
         network, variables = self._lm.decoding(1)
         stops = padded_stops(stop_ids_of(self._lm))
         rows, self._cache = self._prefilled(ids, stops), None  # the cache's buffers are given to what runs next
-        rows = streamed(
-            rows, max_new_tokens, lambda rows, n: decode(network, variables, rows, n, stops, self._sampling), show
-        )
+
+        def until(rows: Rows, count: int) -> Rows:
+            return decode(network, variables, rows, count, stops, self._sampling)
+
+        def again(rows: Rows, count: int) -> Rows:
+            return self._run(rows, [*ids, *np.asarray(rows.tokens_BN)[0, :count].tolist()], 0, stops)
+
+        counts = switches(self._lm.config, [len(ids)], max_new_tokens)
+        rows = streamed(rows, max_new_tokens, across(counts, until, again), show)
         drawn = np.asarray(rows.tokens_BN)[0]
         drawn_ids = drawn[drawn != NONE].tolist()
         self._cache = rows.cache
@@ -96,26 +103,39 @@ class Conversation:
 
     def _prefilled(self, ids: list[int], stops: np.ndarray) -> Rows:
         """One row of these tokens, of which those that the cache holds are not run."""
-        network, variables = self._lm.decoding(1)
         if self._cache is None:
+            network, variables = self._lm.decoding(1)
             length = -(-self._context // BUCKET) * BUCKET + CHUNKS[-1]  # room for the padding of the last piece
             self._cache = new_cache(network, variables, 1, length)
             self._held = []
         at = next((i for i, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), len(self._held))
         at = min(at, len(ids) - 1)  # the last is always run: the next token is drawn from it
+        short = longest_short(self._lm.config)
+        chunks = pieces(ids[at:])
+        if short is not None and len(ids) > short and min(at, len(self._held) - 1) < short:
+            at, chunks = 0, [ids]  # in one piece, so that its beginning too is rotated by the long factors
+        elif short is not None and len(ids) <= short < len(self._held):
+            at, chunks = 0, pieces(ids)
         key = jax.random.fold_in(self._key, len(self.messages))
         capacity = -(-self._max_new_tokens // BUCKET) * BUCKET
         seen_BV = seen_tokens([ids], self._lm.config.vocab_size, self._sampling)
-        start = at + prefix_length(self._lm.peft)
-        cache = self._cache.replace(index=np.int32(start))  # type: ignore[attr-defined]
-        for piece in pieces(ids[at:]):
-            tokens_1T = np.zeros((1, next(size for size in CHUNKS if len(piece) <= size)), np.int32)
-            tokens_1T[0, : len(piece)] = piece
+        cache = self._cache
+        for piece in chunks:
             # What is drawn after all but the last piece is of no interest: each begins with rows that drew nothing.
             rows = empty_rows(key, [len(ids)], capacity, seen_BV).replace(cache=cache)  # type: ignore[attr-defined]
-            rows = extend(network, variables, rows, tokens_1T, len(piece), stops, self._sampling)
+            rows, at = self._run(rows, piece, at, stops), at + len(piece)
             cache = rows.cache
         return rows
+
+    def _run(self, rows: Rows, piece: Sequence[int], at: int, stops: np.ndarray) -> Rows:
+        """The rows' cache with these tokens from the text's position `at`; the next is drawn."""
+        network, variables = self._lm.decoding(1)
+        size = next((size for size in CHUNKS if len(piece) <= size), bucket(len(piece)))
+        tokens_1T = np.zeros((1, size), np.int32)
+        tokens_1T[0, : len(piece)] = piece
+        start = np.int32(at + prefix_length(self._lm.peft))
+        rows = rows.replace(cache=rows.cache.replace(index=start))  # type: ignore[attr-defined, union-attr]
+        return extend(network, variables, rows, tokens_1T, len(piece), stops, self._sampling)
 
 
 def pieces(ids: Sequence[int]) -> list[Sequence[int]]:

@@ -90,7 +90,9 @@ def extend(network: Network, variables, rows: Rows, tokens_BT, length, stops, sa
     """
     start = rows.cache.index  # type: ignore[union-attr]
     text_start = start - prefix_length(variables.get("peft", {}))
-    positions_BT = jnp.broadcast_to(text_start + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    # Padding stays at the last token's position: it must not make the text longer, which LongRoPE would go by.
+    positions_T = text_start + jnp.minimum(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), length - 1)
+    positions_BT = jnp.broadcast_to(positions_T, tokens_BT.shape)
     inputs = tokens_BT, positions_BT, jnp.ones_like(tokens_BT)
     rows = _draw(network, variables, rows, inputs, stops, sampling, last=length - 1)
     return rows.replace(cache=rows.cache.replace(index=start + length))  # type: ignore[attr-defined, union-attr]

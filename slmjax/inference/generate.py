@@ -10,6 +10,7 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.inference.decoding import NONE, Rows, decode, empty_rows, prefill
 from slmjax.inference.language_model import LanguageModel
+from slmjax.inference.longrope import across, switches
 from slmjax.inference.sampling import GREEDY, Sampling
 from slmjax.inference.text import Continuation, encode_prompt
 from slmjax.peft.serving import num_rows
@@ -30,6 +31,16 @@ def padded_stops(stop_ids: Sequence[int]) -> np.ndarray:
     stops = np.full(size, NONE - 1, np.int32)
     stops[: len(stop_ids)] = stop_ids
     return stops
+
+
+def padded_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, positions and segments (0: padding) of prompts that end together, int32 [B, T] each."""
+    T = bucket(max(map(len, prompts)))
+    inputs = np.zeros((3, len(prompts), T), np.int32)
+    for row, prompt in enumerate(prompts):
+        n = len(prompt)
+        inputs[:, row, T - n :] = prompt, np.arange(n), np.ones(n)
+    return tuple(inputs)  # type: ignore[return-value]
 
 
 def seen_tokens(prompts: Sequence[Sequence[int]], vocab_size: int, sampling: Sampling) -> np.ndarray | None:
@@ -63,19 +74,22 @@ def generate_ids(
     if B == 0:
         return []
     T, capacity = bucket(longest), -(-max_new_tokens // BUCKET) * BUCKET
-    inputs = np.zeros((3, B, T), np.int32)  # tokens, positions, segments
-    for row, prompt in enumerate(prompts):
-        n = len(prompt)
-        inputs[:, row, T - n :] = prompt, np.arange(n), np.ones(n)
     stops = padded_stops(stop_ids)
     network, variables = lm.decoding(B)
     seen_BV = seen_tokens(prompts, lm.config.vocab_size, sampling)
     rows = empty_rows(jax.random.key(seed), [len(prompt) for prompt in prompts], capacity, seen_BV)
-    rows = prefill(network, variables, rows, T + capacity, tuple(inputs), stops, sampling)
+    rows = prefill(network, variables, rows, T + capacity, padded_left(prompts), stops, sampling)
 
     def until(rows: Rows, count: int) -> Rows:
         return decode(network, variables, rows, count, stops, sampling)
 
+    def again(rows: Rows, count: int) -> Rows:
+        drawn_BN = np.maximum(np.asarray(rows.tokens_BN), 0)[:, :count].tolist()
+        inputs = padded_left([[*prompt, *drawn] for prompt, drawn in zip(prompts, drawn_BN, strict=True)])
+        length = inputs[0].shape[1] + capacity
+        return prefill(network, variables, rows.replace(cache=None), length, inputs, stops, sampling)  # type: ignore[attr-defined]
+
+    until = across(switches(lm.config, map(len, prompts), max_new_tokens), until, again)
     rows = until(rows, max_new_tokens) if stream is None else streamed(rows, max_new_tokens, until, stream)
     return [row[row != NONE].tolist() for row in np.asarray(rows.tokens_BN)]
 

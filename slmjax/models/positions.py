@@ -60,10 +60,8 @@ def rope_table(positions_BT: jax.Array, dim: int, theta: float, scaling: RopeSca
     longrope and dynamic have other frequencies for documents that reach beyond the original context. Each document
     decides for itself, by its last position among these tokens: neither the rows beside it nor the documents packed
     with it have a say. While decoding that is the newest token's position, and what the cache holds stays as it was
-    computed. For dynamic this is what transformers does. For longrope it throws the cache away at the switch and
-    computes all of it again, which a static cache inside one compiled loop cannot: a continuation of ours that
-    crosses the original context attends to keys with short factors before it and long factors after it. Prompts on
-    either side of the switch, and continuations that do not cross it, are exact.
+    computed. For dynamic this is what transformers does. For longrope generation runs a row anew where it outgrows the
+    original context (`inference/longrope.py`).
     """
     exponents = np.arange(0, dim, 2, dtype=np.float64) / dim
     inv_freq = theta**-exponents

@@ -1,9 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from slmjax.inference.language_model import LanguageModel
-from slmjax.models.config import ModelConfig
+from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.transformer import Transformer
 from slmjax.tokenization.tokenizer import train_bpe
 
@@ -22,3 +24,11 @@ def lm(tokenizer):
     config = ModelConfig(vocab_size=tokenizer.vocab_size, init_std=0.3, init_scale_residual=False, **SIZES)
     params = Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return LanguageModel(config, params, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def stretched(lm):
+    """The same network with LongRoPE, which changes its frequencies beyond 70 tokens."""
+    factors = {"short_factor": (1.0, 1.1, 1.3, 1.5), "long_factor": (2.0, 4.0, 6.0, 8.0)}
+    scaling = RopeScaling("longrope", 4.0, 70, **factors)
+    return LanguageModel(dataclasses.replace(lm.config, rope_scaling=scaling), lm.params, lm.tokenizer)

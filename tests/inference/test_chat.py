@@ -32,6 +32,24 @@ def talker(lm, monkeypatch):
     return lm
 
 
+def test_a_conversation_outgrows_longropes_short_factors(talker, stretched):
+    conversation = Conversation(stretched, max_new_tokens=20)
+    lengths = []
+    for line in [*LINES, *LINES]:
+        if len(lengths) == 5:  # what a reset leaves is short again
+            conversation.reset()
+        asked = [*conversation.messages, {"role": "user", "content": line}]
+        template = ChatTemplate.of(stretched.tokenizer)
+        ids = encode_messages(stretched.tokenizer, template, asked, add_generation_prompt=True)
+        new = generate_ids(stretched, [ids], max_new_tokens=20, stop_ids=[stretched.tokenizer.eos_id])[0]
+        assert conversation.answer(line) == stretched.tokenizer.decode(new), lengths
+        lengths.append((len(ids), len(ids) + len(new)))
+    switch = 70
+    assert any(before <= switch < after for before, after in lengths), lengths  # within an answer
+    assert any(before > switch for before, _ in lengths), lengths
+    assert lengths[-1][1] < switch, lengths
+
+
 def test_answers_are_those_of_the_whole_prompt_each_time(talker, monkeypatch):
     run = []
     monkeypatch.setattr(module, "extend", lambda *a, extend=module.extend: (run.append(a[4]), extend(*a))[1])

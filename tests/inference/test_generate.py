@@ -1,6 +1,7 @@
 """Generation: the cache changes nothing, neither does a neighbour, the seed decides everything."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from slmjax.errors import UserError
 from slmjax.inference import decoding
 from slmjax.inference.generate import generate, generate_ids
 from slmjax.inference.sampling import GREEDY, Sampling
+from slmjax.models.transformer import Transformer
 
 OPTIONS = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 DRAW = Sampling(**OPTIONS)
@@ -31,6 +33,23 @@ def test_greedy_decoding_is_the_argmax_of_the_full_forward(lm):
         logits_TV = apply(lm.params, row)[0]
         assert new == np.argmax(logits_TV[len(prompt) - 1 : -1], axis=-1).tolist()
         assert len(set(new)) > 1  # else any cache would do
+
+
+def test_rows_that_outgrow_longropes_short_factors_are_run_anew(stretched):
+    # Of the four one is beyond the switch at once, one crosses it, two stay before it.
+    new = generate_ids(stretched, PROMPTS, max_new_tokens=12)
+    # The network decides by the last position of what it is given: each token has a run of its own, padded on the
+    # right with another document.
+    apply = jax.jit(partial(Transformer(stretched.config).apply, {"params": stretched.params}))
+    for prompt, row in zip(PROMPTS, new, strict=True):
+        for n, token in enumerate(row):
+            tokens = [*prompt, *row[:n]]
+            inputs = np.zeros((3, 1, 96), np.int32)
+            inputs[:, 0, : len(tokens)] = tokens, np.arange(len(tokens)), np.ones(len(tokens))
+            assert token == int(np.argmax(apply(*inputs)[0, len(tokens) - 1])), (len(prompt), n)
+    streamed: list[list[int]] = [[] for _ in PROMPTS]
+    assert new == generate_ids(stretched, PROMPTS, max_new_tokens=12, stream=lambda r, t: streamed[r].append(t))
+    assert new == streamed
 
 
 def test_a_batch_is_its_prompts_one_at_a_time_when_greedy(lm):

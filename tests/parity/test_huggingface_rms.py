@@ -5,6 +5,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="parity with transformers needs torch (pip install slmjax[parity])")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers (pip install slmjax[parity])")
 
+from slmjax.formats.huggingface import open_huggingface, read_weights
+from slmjax.inference import generate as generation
+from slmjax.inference.generate import generate_ids
+from slmjax.inference.language_model import LanguageModel
 from tests.parity import miniatures as mini
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -69,6 +73,21 @@ QUICK = {"llama 3.2", "mistral", "gemma3_text", "phi3, longrope"}  # one each of
 def test_transformers_and_back(case, tmp_path, record_property):
     family, changes = CASES[case]
     config = getattr(transformers, f"{family}Config")(**SIZES | changes)
-    # HF drops its cache when generation crosses longrope's switch; with ours the early keys stay as they were.
+    # A bare cache keeps the keys from before longrope's switch; generation runs them anew, as the test below shows.
     found = mini.assert_family(mini.random_model(config), tmp_path, cached="longrope" not in case)
     record_property("largest_differences", (case, *found))  # benchmarks/family_parity.py makes a table of them
+
+
+def test_generation_goes_on_beyond_longropes_switch(tmp_path, monkeypatch):
+    """transformers throws the cache away when a text outgrows the original context (16); so many tokens are equal."""
+    family, changes = CASES["phi3, longrope"]
+    model = mini.random_model(getattr(transformers, f"{family}Config")(**SIZES | changes))
+    model.save_pretrained(tmp_path)
+    place = open_huggingface(tmp_path)
+    lm = LanguageModel(place.config, read_weights(place), mini.tokenizer())
+    prompt = mini.random_tokens(1, 11)
+    options = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "eos_token_id": -1}
+    theirs = model.generate(torch.tensor(prompt), **options)
+    assert generate_ids(lm, prompt.tolist(), max_new_tokens=12) == theirs[:, 11:].tolist()
+    monkeypatch.setattr(generation, "switches", lambda *_: [])
+    assert generate_ids(lm, prompt.tolist(), max_new_tokens=12) != theirs[:, 11:].tolist()  # the switch matters here
