@@ -119,7 +119,7 @@ class Conversation:
         key = jax.random.fold_in(self._key, len(self.messages))
         capacity = -(-self._max_new_tokens // BUCKET) * BUCKET
         seen_BV = seen_tokens([ids], self._lm.config.vocab_size, self._sampling)
-        cache = self._cache
+        cache: KVCache | None = self._cache
         for piece in chunks:
             # What is drawn after all but the last piece is of no interest: each begins with rows that drew nothing.
             rows = empty_rows(key, [len(ids)], capacity, seen_BV).replace(cache=cache)  # type: ignore[attr-defined]

@@ -89,8 +89,8 @@ def generate_ids(
         length = inputs[0].shape[1] + capacity
         return prefill(network, variables, rows.replace(cache=None), length, inputs, stops, sampling)  # type: ignore[attr-defined]
 
-    until = across(switches(lm.config, map(len, prompts), max_new_tokens), until, again)
-    rows = until(rows, max_new_tokens) if stream is None else streamed(rows, max_new_tokens, until, stream)
+    draw = across(switches(lm.config, map(len, prompts), max_new_tokens), until, again)
+    rows = draw(rows, max_new_tokens) if stream is None else streamed(rows, max_new_tokens, draw, stream)
     return [row[row != NONE].tolist() for row in np.asarray(rows.tokens_BN)]
 
 
