@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+from typing import Any
 
 HELP = "pretrain, over-train or fine-tune a model from a config file"
 EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=200"
@@ -35,18 +36,16 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.training.forgetting import table
     from slmjax.training.loop import train
 
-    base = tokenizer = None
+    base: dict[str, Any] = {}
     if config.peft.base:
         from slmjax.formats.dispatch import load
-        from slmjax.inference.language_model import STOP_IDS
         from slmjax.peft.base import require_same_model
         from slmjax.sharding.mesh import host_mesh
 
         lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
         require_same_model(config.model, lm.config, config.peft.base)
-        base, tokenizer = lm.params, lm.tokenizer
-        tokenizer.settings[STOP_IDS] = list(lm.stop_ids)  # the run's model ends its answers where its base does
-    result = train(config, args.workdir, base=base, tokenizer=tokenizer)
+        base = {"base": lm.params, "tokenizer": lm.tokenizer, "stop_ids": lm.stop_ids}
+    result = train(config, args.workdir, **base)
     if args.json:
         more = {name: value for name in ("forgetting", "best_step") if (value := getattr(result, name)) is not None}
         print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics, **more}))

@@ -18,7 +18,6 @@ from slmjax.inference.decoding import Network
 from slmjax.inference.saved_model import (
     CONFIG,
     FORMAT,
-    STOP_IDS,
     abstract_params,
     model_config_from,
     read_json,
@@ -39,7 +38,7 @@ from slmjax.peft.serving import for_rows, stack_adapters
 from slmjax.peft.targets import flatten
 from slmjax.quantization.weights import dequantized
 from slmjax.sharding.rules import tree_shardings
-from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from slmjax.tokenization.tokenizer import STOP_IDS, Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,11 @@ from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer
 from slmjax.sharding.rules import path_string
-from slmjax.tokenization.tokenizer import Tokenizer
+from slmjax.tokenization.tokenizer import STOP_IDS, Tokenizer
 
 FORMAT = "slmjax"
 VERSION = 1
 CONFIG = "config.json"
-STOP_IDS = "stop_ids"  # in it, and in the settings of a tokenizer of a run, which has them from its base
 WEIGHTS = "params.safetensors"
 DTYPES = ("float32", "bfloat16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")

@@ -15,6 +15,7 @@ from slmjax.errors import UserError
 from slmjax.tokenization.backends import Backend, HuggingFaceBackend, SentencePieceBackend
 
 END_OF_TEXT = "<|endoftext|>"
+STOP_IDS = "stop_ids"  # in a run's settings: where its model ends what it says, as its base does
 
 # Used where no tokenizer_config.json or special_tokens_map.json says which token plays the role; the first found wins.
 _WELL_KNOWN = {

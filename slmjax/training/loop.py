@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from slmjax.data.placement import local_path, place_directory
 from slmjax.errors import UserError
 from slmjax.models.counting import count_parameters
 from slmjax.peft.base import fingerprint
-from slmjax.tokenization.tokenizer import Tokenizer
+from slmjax.tokenization.tokenizer import STOP_IDS, Tokenizer
 from slmjax.training import forgetting
 from slmjax.training.branching import rates_there, restore_branch
 from slmjax.training.checkpoints import Checkpointer
@@ -65,13 +65,14 @@ def train(
     *,
     base: Any = None,
     tokenizer: Tokenizer | None = None,
+    stop_ids: Sequence[int] = (),
     tasks: Mapping[str, forgetting.Task] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train until the budget is spent, continuing whatever the workdir already holds.
 
     base: the parameters that are fine-tuned (of `config.peft.base`); they are used up. None: random ones.
-    tokenizer: that of the base, for conversations.
+    tokenizer, stop_ids: those of the base, for conversations; the run's model ends its answers where its base does.
     tasks: scores by name, measured before and after beside the losses; see `forgetting.Task`.
 
     Everything goes under `workdir`: config.json, data/, checkpoints/, metrics.jsonl, tensorboard/, loss.png, of a
@@ -96,6 +97,8 @@ def train(
     corpus = open_corpus(config.data, workdir / "data", tokenizer=tokenizer, progress=jax.process_index() == 0)
     check_vocabulary(corpus, config.model.vocab_size)
     tokenizer = corpus.tokenizer
+    if stop_ids:
+        tokenizer.settings[STOP_IDS] = list(stop_ids)
     stopper = EarlyStopping(config.training.early_stopping, config.training.early_stopping_delta)
     if stopper.patience and not corpus.validation:
         raise UserError("training.early_stopping looks at a validation split, and there is none: hold some data out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +94,9 @@ class Program:
         here = set(self.mesh.devices.flat)
         arrays = [leaf for leaf in jax.tree.leaves(base) if isinstance(leaf, jax.Array)]
         elsewhere = any(here.isdisjoint(leaf.devices()) for leaf in arrays)
-        with out_of_memory_is_the_users(self.config, self.mesh):
+        with out_of_memory_is_the_users(self.config, self.mesh), warnings.catch_warnings():
+            # What is cut (frozen and trained layers of one stack) or quantized cannot lie where the base did.
+            warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
             if elsewhere:
                 return jax.device_put(jax.jit(make)(base), shardings)
             return jax.jit(make, out_shardings=shardings, donate_argnums=self._donated)(base)

@@ -56,11 +56,11 @@ def test_an_adapter_on_a_quantized_base_is_merged_or_kept_beside_it(ready, tmp_p
     assert slmjax.generate(merged, ["what"], max_new_tokens=4) == slmjax.generate(beside, ["what"], max_new_tokens=4)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "freeze"])
 def test_what_was_tuned_ends_its_answers_where_its_base_does(method, ready, tmp_path):
     base = slmjax.load(tmp_path / "base")
     slmjax.save(dataclasses.replace(base, stop_ids=(7, 9)), tmp_path / "base")
-    assert main([*ready, f"--config.peft.method={method}"]) == 0
+    assert main([*ready, f"--config.peft.method={method}", "--config.peft.freeze.last_layers=1"]) == 0
     tuned = slmjax.load(tmp_path / "run")
     assert tuned.stop_ids == (7, 9) and "stop_ids" not in tuned.tokenizer.settings
 

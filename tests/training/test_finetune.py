@@ -11,6 +11,7 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
+from slmjax.peft.freezing import FreezeConfig
 from slmjax.peft.interception import applied
 from slmjax.training.checkpoints import Checkpointer
 from slmjax.training.config import run_config
@@ -78,6 +79,13 @@ def test_a_base_in_the_hosts_memory_gives_the_same_state(config, assert_bitwise_
     assert_bitwise_equal(jax.device_get(state), jax.device_get(program.initialize(make_base(run))))
     again = program.with_base(without_base(state), host)
     assert_bitwise_equal(jax.device_get(again), jax.device_get(state))
+
+
+def test_a_base_that_is_cut_is_taken_without_a_warning(config, recwarn):
+    run = config(method="freeze", freeze=FreezeConfig(last_layers=1), train=())
+    run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, data=1, fsdp=1))
+    build(run, devices=jax.devices()[:1]).initialize(make_base(run))
+    assert not [w for w in recwarn if "donated" in str(w.message)]  # a user could do nothing about it
 
 
 @pytest.mark.slow
