@@ -1,7 +1,7 @@
 """The train step of the 1B shape compiles for real TPUs, with splash attention, head_dim 64 and documents in a row.
 
-No TPU is needed: libtpu compiles for a described topology. Each compile takes half a minute of CPU, so they run in one child
-process with its own environment, apart from this suite's eight emulated devices.
+No TPU is needed: libtpu compiles for a described topology. Each compile takes half a minute of CPU, so they run in one
+child process with its own environment, apart from this suite's eight emulated devices.
 """
 
 import importlib.util
