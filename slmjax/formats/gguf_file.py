@@ -82,7 +82,9 @@ class GgufFile:
         info = self.tensors[name]
         values = dequantize(np.frombuffer(self.map, np.uint8, info.size, info.start), info.kind)
         # A sum is not finite where a value is not, and costs no second array; large values may overflow it.
-        if not math.isfinite(float(values.sum(dtype=np.float32))) and not np.isfinite(values).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(values.sum(dtype=np.float32))
+        if not math.isfinite(total) and not np.isfinite(values).all():
             warnings.warn(f"{self.path}: the tensor {name} holds NaN or infinite weights.", stacklevel=2)
         if info.kind.name != "F32" and hasattr(self.map, "madvise"):  # a copy: the file's pages may go
             first = -(-info.start // mmap.PAGESIZE) * mmap.PAGESIZE

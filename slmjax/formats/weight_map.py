@@ -212,7 +212,9 @@ def _part_reader(
 
 def _warn_of_nan(part: np.ndarray, path: str) -> None:
     # A sum is not finite where a value is not, and needs no second array; a large finite sum may overflow.
-    if not np.isfinite(part.sum(dtype=np.float32)) and not all(np.isfinite(row).all() for row in part):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = part.sum(dtype=np.float32)
+    if not np.isfinite(total) and not all(np.isfinite(row).all() for row in part):
         warnings.warn(f"the weights {path} hold NaN or infinity", stacklevel=2)
 
 

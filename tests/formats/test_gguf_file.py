@@ -249,6 +249,15 @@ def test_a_mutated_file_is_read_or_refused(small, data, tmp_path_factory):
         assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("worst", [3e38, np.inf, np.nan])
+def test_weights_that_are_no_numbers_are_warned_of_and_large_ones_are_not(worst, tmp_path, recwarn):
+    path = tmp_path / "large.gguf"
+    path.write_bytes(build([], [tensor()], data=np.full(4, worst, np.float32).tobytes()))
+    open_gguf(path).read("t")
+    said = [str(w.message) for w in recwarn]
+    assert len(said) == (not np.isfinite(worst)) and all("NaN or infinite" in message for message in said)
+
+
 @pytest.mark.parametrize("alignment", [8, 32, 128])
 def test_files_of_the_gguf_package_are_read(alignment, tmp_path):
     """Every type that the package can quantize to, K-quants from raw blocks, and any alignment."""
