@@ -163,7 +163,7 @@ def build(
     if config.forgetting.replay and B * (1 - config.forgetting.replay) < 1:
         raise UserError(
             f"forgetting.replay={config.forgetting.replay} leaves less than one row of training.batch_size={B} to "
-            "learn from: lower it."
+            "learn from: raise training.batch_size or lower forgetting.replay."
         )
     model = Transformer(config.model, execution_for(config, mesh))
     schedule = make_schedule(config.schedule, config.total_steps)
