@@ -117,7 +117,8 @@ def main():
                 said = "slow"
             if (sound[i].suffix, said) not in known:
                 known.add((sound[i].suffix, said))
-                (CORPUS / f"{len(known):03d}{sound[i].suffix}").write_bytes(sound[i].read_bytes())
+                number = 1 + sum(1 for _ in CORPUS.iterdir())
+                (CORPUS / f"{number:03d}{sound[i].suffix}").write_bytes(sound[i].read_bytes())
                 print(f"{tried:8,} {sound[i].suffix} {said}", flush=True)
     print(f"{tried:,} files, {len(known)} answers.")
 

@@ -272,7 +272,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     rng, workdir = random.Random(0), tmp_path / "killed"
     checkpointer = Checkpointer(workdir / loop.CHECKPOINTS)
     reached = []
-    for _ in range(4):
+    for _ in range(6):
         process = start_training(config, workdir)
         target = min((reached or [0])[-1] + rng.randint(1, 6), 22)
         wait_for(lambda: (checkpointer.latest_step() or 0) >= target, process)  # noqa: B023
