@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.models.counting import count_parameters
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer
 from slmjax.sharding.topologies import CHIPS, topology_devices
 from slmjax.training.config import default_config, run_config, set_budget

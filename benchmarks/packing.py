@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import slmjax
-from slmjax.data.examples import load_examples
+from slmjax.data.conversations.examples import load_examples
 from slmjax.data.packing import PackedRows, empty_row, stack_rows
 from slmjax.data.sft_config import SftConfig
 from slmjax.models.execution import Execution

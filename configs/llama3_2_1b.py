@@ -5,7 +5,7 @@ v5e-16, both at 40% MFU (calculated). The vocabulary is the released tokenizer's
 Run: slmjax train --config configs/llama3_2_1b.py --workdir runs/llama --config.data.cache_dir=/corpus/corpus
 """
 
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.training.config import default_config
 
 

@@ -5,7 +5,7 @@ The published model saw 1.5T tokens (5,525 a parameter). Its tokenizer is Llama-
 Run: slmjax train --config configs/openelm_270m.py --workdir runs/openelm --config.data.sources.mine.path=/data/text
 """
 
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.training.config import default_config
 
 

@@ -4,6 +4,6 @@ Expected on 2 CPU cores: 1.86 bits per byte held out, two to four minutes, all i
 Run: slmjax quickstart, or slmjax train --config configs/quickstart.py --workdir runs/quickstart
 """
 
-from slmjax.training.quickstart_config import get_config
+from slmjax.recipes.quickstart_config import get_config
 
 __all__ = ["get_config"]

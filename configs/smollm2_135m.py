@@ -6,7 +6,7 @@ Run: slmjax train --config configs/smollm2_135m.py --workdir runs/smol --config.
      --config.data.tokenizer=/path/to/tokenizer.json --config.training.tokens_per_param=200
 """
 
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.training.config import default_config
 
 

@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "families", "generate", "load", "save"]
 
 _LAZY = {
-    "load": "slmjax.formats.dispatch",
-    "save": "slmjax.formats.dispatch",
+    "load": "slmjax.formats.models",
+    "save": "slmjax.formats.models",
     "generate": "slmjax.inference.generate",
-    "families": "slmjax.models.families",
+    "families": "slmjax.models.families.registry",
 }
 
 

@@ -7,7 +7,7 @@ For more than a first look: --config.training.steps=200 --config.training.eval_e
 """
 
 from slmjax.data.sft_config import SftConfig
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.training.config import default_config, set_budget
 
 

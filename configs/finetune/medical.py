@@ -14,7 +14,7 @@ questions, where always saying yes has 55.2%. LoRA; any other method by --config
 
 from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.training.config import default_config, set_budget
 
 # data -> steps, rows of a batch, tokens of a row, the records' own names of prompt and completion

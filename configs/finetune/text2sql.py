@@ -14,7 +14,7 @@ start from the vectors of real tokens. What every method answers: benchmarks/RES
 
 from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.training.config import default_config, set_budget
 
 # method -> learning rate, and what else is set in the section peft

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from slmjax.cli.sampling_arguments import add_sampling_arguments, sampling_settings
+from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 
 HELP = "talk with a model"
 EXAMPLE = "slmjax chat --model my-model --system 'Answer in one sentence.'"
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer each line of standard input as it comes; /reset forgets the conversation, /exit ends it."""
     from slmjax.errors import UserError
-    from slmjax.formats.dispatch import load
+    from slmjax.formats.models import load
     from slmjax.inference.chat import Conversation
     from slmjax.inference.sampling import Sampling
 

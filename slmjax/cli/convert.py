@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, save, say where."""
     from slmjax.errors import UserError
-    from slmjax.formats.dispatch import convert_adapter, load, save
+    from slmjax.formats.models import convert_adapter, load, save
 
     if args.format in ADAPTERS:
         if args.dtype not in (None, "float32"):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmjax.cli.text_sources import add_format_arguments, source_of
+from slmjax.cli.shared.text_sources import add_format_arguments, source_of
 
 if TYPE_CHECKING:
     from slmjax.data.config import DataConfig
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _records(args: argparse.Namespace) -> int:
-    from slmjax.data.placement import local_path
-    from slmjax.evaluation.tasks import write_task_records
+    from slmjax.evaluation.tasks.registry import write_task_records
+    from slmjax.files import local_path
 
     output = local_path(args.output, "--output")
     for split, (count, left_out) in write_task_records(args.task, args.data_dir, output).items():
@@ -62,9 +62,9 @@ def _records(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from slmjax.data.placement import local_path
     from slmjax.data.prepare import prepare, tokenizer_for
     from slmjax.errors import UserError
+    from slmjax.files import local_path
 
     if bool(args.config) == bool(args.source):
         raise UserError("data prepare needs either --config FILE, or --source PATH with --tokenizer.")
@@ -80,7 +80,7 @@ def _data_config(args: argparse.Namespace) -> DataConfig:
     from slmjax.errors import UserError
 
     if args.config:
-        from slmjax.cli.config_files import load_config
+        from slmjax.cli.shared.config_files import load_config
         from slmjax.training.config import run_config
 
         data = run_config(load_config(args.config, args.overrides)).data
@@ -101,7 +101,7 @@ def _data_config(args: argparse.Namespace) -> DataConfig:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from slmjax.cli.table import print_table
+    from slmjax.cli.shared.table import print_table
     from slmjax.data.describe import describe
 
     facts = describe(args.directory)

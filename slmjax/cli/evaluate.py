@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slmjax.cli.text_sources import add_format_arguments, texts_of
+from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
 
 HELP = "measure a model: bits per byte of text beside baselines, or tasks"
 EXAMPLE = "slmjax evaluate --model runs/text2sql --tasks text2sql --data-dir text2sql_geography --output result.json"
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print a table."""
-    from slmjax.cli.table import print_table
+    from slmjax.cli.shared.table import print_table
     from slmjax.errors import UserError
 
     output = None if args.output is None else Path(args.output).expanduser()
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def _text(args: argparse.Namespace) -> dict[str, Any]:
     from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
     from slmjax.evaluation.bits_per_byte import evaluate_text
-    from slmjax.formats.dispatch import load
+    from slmjax.formats.models import load
 
     texts = list(texts_of(args.text, args))
     heldout = "".join(texts).encode()
@@ -73,8 +73,8 @@ def _text(args: argparse.Namespace) -> dict[str, Any]:
 
 def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     from slmjax.errors import UserError
-    from slmjax.evaluation.tasks import check_tasks, evaluate_tasks
-    from slmjax.formats.dispatch import load
+    from slmjax.evaluation.tasks.registry import check_tasks, evaluate_tasks
+    from slmjax.formats.models import load
 
     names = [name.strip() for name in args.tasks.split(",") if name.strip()]
     check_tasks(names)

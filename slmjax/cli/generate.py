@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from slmjax.cli.sampling_arguments import add_sampling_arguments, sampling_settings
+from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 
 HELP = "continue one or more prompts with a model"
 EXAMPLE = "slmjax generate --model runs/quickstart --prompt 'def main(' --temperature 0.7"
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print each prompt with its continuation; a single one as it grows."""
-    from slmjax.formats.dispatch import load
+    from slmjax.formats.models import load
     from slmjax.inference.generate import generate
 
     lm = load(args.model, base=args.base)

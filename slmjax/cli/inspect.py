@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print architecture, parameters and costs; of an adapter its method, base and sizes."""
     from slmjax.errors import UserError
-    from slmjax.models.families import model_config
+    from slmjax.models.families.registry import model_config
 
     if args.batch_size < 1 or args.context < 0:
         raise UserError("--batch-size must be at least 1, and --context at least 0 (the model's own).")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(facts: dict[str, Any], as_json: bool) -> int:
-    from slmjax.cli.table import print_table
+    from slmjax.cli.shared.table import print_table
 
     if as_json:
         print(json.dumps(facts))
@@ -58,7 +58,7 @@ def _print(facts: dict[str, Any], as_json: bool) -> int:
 
 def _adapter(path: str) -> dict[str, Any] | None:
     """What an adapter's files say, without its base; None where a model lies there too."""
-    from slmjax.formats.adapters import described, is_adapter
+    from slmjax.formats.adapters.door import described, is_adapter
 
     directory = Path(path).expanduser()
     return described(directory) if is_adapter(directory) else None
@@ -66,8 +66,8 @@ def _adapter(path: str) -> dict[str, Any] | None:
 
 def _described(path: str) -> tuple[ModelConfig, dict[str, Any]]:
     """A model's config and where it stands; no weight is read."""
-    from slmjax.formats.hub import download, is_hub_id
-    from slmjax.formats.huggingface import is_huggingface
+    from slmjax.formats.huggingface.directory import is_huggingface
+    from slmjax.formats.huggingface.hub import download, is_hub_id
     from slmjax.inference.language_model import locate
 
     place = download(path) if is_hub_id(path) else Path(path).expanduser()
@@ -83,7 +83,7 @@ def _described(path: str) -> tuple[ModelConfig, dict[str, Any]]:
 
 def _config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The network that a config file trains."""
-    from slmjax.cli.config_files import load_config
+    from slmjax.cli.shared.config_files import load_config
     from slmjax.training.config import run_config
 
     config = run_config(load_config(str(path), []))
@@ -93,7 +93,7 @@ def _config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 def _trained(config: RunConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """How a run trains, and how many numbers of how many; nothing where it trains all of them."""
-    from slmjax.training.finetuned import count_trained
+    from slmjax.recipes.finetuned import count_trained
 
     method = config.peft.method
     if method == "full" and not config.peft.base:
@@ -110,8 +110,8 @@ def _trained(config: RunConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 def _huggingface(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
     from slmjax.errors import UserError
-    from slmjax.formats import huggingface_tokenizer
-    from slmjax.formats.huggingface import open_huggingface, stop_ids
+    from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
+    from slmjax.formats.huggingface.directory import open_huggingface, stop_ids
 
     place = open_huggingface(directory)
     file = place.tensors.file
@@ -127,9 +127,9 @@ def _huggingface(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def _gguf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    from slmjax.formats.gguf import read_config
-    from slmjax.formats.gguf_file import open_gguf
-    from slmjax.formats.gguf_tokenizer import tokenizer_from
+    from slmjax.formats.gguf.file import open_gguf
+    from slmjax.formats.gguf.model import read_config
+    from slmjax.formats.gguf.tokenizer import tokenizer_from
 
     file = open_gguf(path)
     tokenizer = tokenizer_from(file.metadata, str(path))
@@ -210,7 +210,7 @@ def _costs(config: ModelConfig, batch_size: int, context: int) -> dict[str, Any]
 
 
 def _human(name: str, value: Any) -> Any:
-    from slmjax.cli.table import size
+    from slmjax.cli.shared.table import size
 
     if "_bytes" in name:
         return size(value)

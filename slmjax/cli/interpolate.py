@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print and draw the curve; save what is wanted."""
     from slmjax.errors import UserError
-    from slmjax.formats.dispatch import load, save
+    from slmjax.formats.models import load, save
     from slmjax.inference.language_model import locate
+    from slmjax.recipes.corpus import open_corpus, open_general
+    from slmjax.recipes.finetuned import expanded
+    from slmjax.recipes.forgetting_config import ForgettingConfig
+    from slmjax.recipes.interpolation import curve, mixed
     from slmjax.training.config import run_config
-    from slmjax.training.corpus import open_corpus, open_general
-    from slmjax.training.finetuned import expanded
-    from slmjax.training.forgetting_config import ForgettingConfig
-    from slmjax.training.interpolation import curve, mixed
-    from slmjax.training.plots import plot_interpolation
+    from slmjax.training.reporting.plots import plot_interpolation
 
     points = [_weight(text) for text in args.points.split(",")]
     weight = _weight(args.save[0]) if args.save else 0.0

@@ -9,8 +9,8 @@ import os
 import sys
 from importlib import import_module
 
-from slmjax.cli.compiled_programs import keep_compiled_programs
-from slmjax.cli.large_pages import begin_with_large_pages
+from slmjax.cli.shared.compiled_programs import keep_compiled_programs
+from slmjax.cli.shared.large_pages import begin_with_large_pages
 
 # Each command is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit status.
 COMMANDS = (

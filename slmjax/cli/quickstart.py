@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare text, train a tokenizer and a model, evaluate against baselines, generate, save."""
     start = time.perf_counter()
-    from slmjax.data.placement import local_path
     from slmjax.errors import UserError
+    from slmjax.files import local_path
+    from slmjax.recipes.quickstart_config import get_config
     from slmjax.training.config import run_config, set_budget
     from slmjax.training.loop import train
-    from slmjax.training.quickstart_config import get_config
 
     workdir = local_path(args.workdir, "The workdir")
     config = get_config()

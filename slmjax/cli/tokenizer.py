@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from slmjax.cli.text_sources import add_format_arguments, texts_of
+from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
 
 HELP = "train a byte-level BPE tokenizer, or look at one"
 EXAMPLE = "slmjax tokenizer train --source books.jsonl.gz --vocab-size 8192 --output my-tokenizer"
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from slmjax.data.placement import local_path, place_directory
     from slmjax.errors import UserError
+    from slmjax.files import local_path, place_directory
     from slmjax.tokenization.tokenizer import train_bpe
 
     output = local_path(args.output, "--output").resolve()
@@ -52,7 +52,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from slmjax.cli.table import print_table
+    from slmjax.cli.shared.table import print_table
     from slmjax.tokenization.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(Path(args.path).expanduser())

@@ -28,18 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; status 0 when finished or saved after SIGTERM, 130 after Ctrl-C."""
-    from slmjax.cli.config_files import load_config
+    from slmjax.cli.shared.config_files import load_config
     from slmjax.training.config import run_config
 
     config = run_config(load_config(args.config, args.overrides))
     _initialize(args)
-    from slmjax.training.forgetting import table
+    from slmjax.recipes.observers.forgetting import table
     from slmjax.training.loop import train
 
     base: dict[str, Any] = {}
     if config.peft.base:
-        from slmjax.formats.dispatch import load
-        from slmjax.peft.base import require_same_model
+        from slmjax.formats.models import load
+        from slmjax.peft.fingerprint import require_same_model
         from slmjax.sharding.mesh import host_mesh
 
         lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)

@@ -5,8 +5,8 @@ import math
 import re
 from typing import Any, Literal, get_args
 
-from slmjax.data.placement import local_path
 from slmjax.errors import UserError
+from slmjax.files import local_path
 
 SourceFormat = Literal["auto", "text", "jsonl", "parquet", "array_record", "tfds", "python"]
 Packing = Literal["concat", "best_fit"]

@@ -20,11 +20,11 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from slmjax.data.config import DataConfig, SourceConfig
-from slmjax.data.placement import place_directory
 from slmjax.data.readers import Consumed, cut_text
 from slmjax.data.sources import read_documents, source_files
 from slmjax.data.store import StoreWriter, TokenStore
 from slmjax.errors import UserError
+from slmjax.files import place_directory
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 _RULES = 1  # raise it when the same sources would be prepared differently

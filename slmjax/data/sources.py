@@ -8,7 +8,6 @@ from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from slmjax.data.config import SourceConfig, SourceFormat
-from slmjax.data.placement import local_path
 from slmjax.data.python_text import python_documents, python_files
 from slmjax.data.readers import (
     Consumed,
@@ -22,6 +21,7 @@ from slmjax.data.readers import (
     tfds_records,
 )
 from slmjax.errors import UserError
+from slmjax.files import local_path
 
 _TEXT_SUFFIXES = frozenset(
     f".{name}"

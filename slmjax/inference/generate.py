@@ -13,7 +13,7 @@ from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import across, switches
 from slmjax.inference.sampling import GREEDY, Sampling
 from slmjax.inference.text import Continuation, encode_prompt
-from slmjax.peft.serving import num_rows
+from slmjax.peft.adapters_by_row import num_rows
 
 BUCKET = 64  # lengths are rounded up to multiples of this, so that few programs are compiled
 SMALL = (16, 32)  # and, below it, to these

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from slmjax.data.placement import local_path
 from slmjax.errors import UserError
+from slmjax.files import local_path
 from slmjax.inference.decoding import Network
 from slmjax.inference.saved_model import (
     CONFIG,
@@ -27,14 +27,14 @@ from slmjax.inference.saved_model import (
     read_stop_ids,
     write_saved,
 )
-from slmjax.models.attention_kernels import attention_for
+from slmjax.models.attention.kernels import attention_for
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.layers_apart import cast_weights, take_apart
 from slmjax.models.transformer import Transformer
+from slmjax.peft.adapters_by_row import for_rows, stack_adapters
 from slmjax.peft.interception import NOTHING_MORE, Options, applied
 from slmjax.peft.prefix_cache import prefix_length
-from slmjax.peft.serving import for_rows, stack_adapters
 from slmjax.peft.targets import flatten
 from slmjax.quantization.weights import dequantized
 from slmjax.sharding.rules import tree_shardings
@@ -169,7 +169,7 @@ def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str 
         params = _placed(read_saved_params(place.directory, place.config), mesh, dtype)
         tokenizer, stop_ids = load_tokenizer(place.directory), read_saved_stop_ids(place.directory)
         return LanguageModel(place.config, params, tokenizer, stop_ids)
-    from slmjax.training.checkpoints import Checkpointer
+    from slmjax.training.checkpoints.checkpointer import Checkpointer
 
     tokenizer, stop_ids = run_tokenizer(place)
     averaged = bool(_get(place.run, "training", "ema_decay"))

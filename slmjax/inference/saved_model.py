@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slmjax.data.placement import place_directory
 from slmjax.errors import UserError
+from slmjax.files import place_directory
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer
 from slmjax.sharding.rules import path_string

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
-from slmjax.models.attention_kernels import AttentionFn, xla_attention
+from slmjax.models.attention.kernels import AttentionFn, xla_attention
 
 # (activation, x [B, T, D], up, down, gate) -> y [B, T, D]. Each of the three is a pair (kernel, bias), None where
 # absent; the activation maps the products of the input, (up) or (gate, up), to what the down projection multiplies.

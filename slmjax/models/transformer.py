@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slmjax.models.attention import Attention
+from slmjax.models.attention.layer import Attention
 from slmjax.models.config import LayerSpec, ModelConfig, Segment
 from slmjax.models.embedding import Table, lookup
 from slmjax.models.execution import REMAT_POLICIES, Execution

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from slmjax.errors import UserError
-from slmjax.peft.bottleneck import AdapterConfig
-from slmjax.peft.freezing import FreezeConfig
-from slmjax.peft.ia3 import IA3Config
-from slmjax.peft.lora import LoraConfig
-from slmjax.peft.prompts import PrefixConfig, PromptConfig, PTuningConfig
+from slmjax.peft.methods.bottleneck import AdapterConfig
+from slmjax.peft.methods.freezing import FreezeConfig
+from slmjax.peft.methods.ia3 import IA3Config
+from slmjax.peft.methods.lora import LoraConfig
+from slmjax.peft.methods.prompts import PrefixConfig, PromptConfig, PTuningConfig
 
 _SECTIONS: dict[str, Any] = {
     "lora": LoraConfig,

@@ -15,12 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slmjax.models.attention import Attention
+from slmjax.models.attention.layer import Attention
 from slmjax.models.feedforward import ACTIVATIONS, FeedForward
 from slmjax.models.kv_cache import KVCache
 from slmjax.models.linear import Linear
 from slmjax.models.transformer import Transformer
-from slmjax.peft.lora import column_norm
+from slmjax.peft.methods.lora import column_norm
 from slmjax.peft.prefix_cache import prefix_length
 from slmjax.quantization.weights import KINDS, dequantize_kernel, is_quantized
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from slmjax.errors import UserError
-from slmjax.peft import ia3, lora
+from slmjax.peft.methods import ia3, lora
 from slmjax.peft.targets import flatten, nested
 
 Leaves = dict[str, jax.Array]

@@ -13,10 +13,10 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
-from slmjax.peft import bottleneck, ia3, lora, prompts
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.freezing import chosen_by, joined, layer_factors, partition
 from slmjax.peft.interception import NOTHING_MORE, Options
+from slmjax.peft.methods import bottleneck, ia3, lora, prompts
+from slmjax.peft.methods.freezing import chosen_by, joined, layer_factors, partition
 from slmjax.peft.targets import arrays_of, choose
 from slmjax.quantization.weights import dequantized, quantized
 

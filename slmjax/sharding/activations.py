@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from slmjax.errors import UserError
-from slmjax.models.attention_kernels import AttentionFn
+from slmjax.models.attention.kernels import AttentionFn
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import sum_rows
 from slmjax.sharding.mesh import BATCH, WEIGHTS
@@ -110,7 +110,7 @@ def sharded_attention(attention: AttentionFn, mesh: Mesh) -> AttentionFn:
         seg_spec, kv_seg_spec = P(rows, q_positions), P(rows, None)
         kernel, kernel_spec = None, None
         if split and getattr(attention, "__name__", "") == "splash_attention":
-            from slmjax.models.attention_tpu import fits_splash, run_splash, splash_kernel
+            from slmjax.models.attention.splash import fits_splash, run_splash, splash_kernel
 
             if fits_splash(q_BTHK, k_BSGK, q_offset, slopes_H, shards):
                 heads = q_BTHK.shape[2] // tensor

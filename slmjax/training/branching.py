@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from slmjax.data.placement import local_path
 from slmjax.errors import UserError
-from slmjax.training.checkpoints import Checkpointer, Restored
+from slmjax.files import local_path
+from slmjax.training.checkpoints.checkpointer import Checkpointer, Restored
 from slmjax.training.config import run_config
 from slmjax.training.program import Program
 from slmjax.training.schedules import make_schedule

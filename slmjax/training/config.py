@@ -19,9 +19,9 @@ from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.peft.config import PeftConfig
+from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.sharding.mesh import MeshConfig
-from slmjax.training.checkpoints import CheckpointConfig
-from slmjax.training.forgetting_config import ForgettingConfig
+from slmjax.training.checkpoints.checkpointer import CheckpointConfig
 from slmjax.training.optimizers import OptimizerConfig
 from slmjax.training.schedules import ScheduleConfig
 

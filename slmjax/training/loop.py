@@ -13,29 +13,29 @@ from typing import Any
 import jax
 
 from slmjax.data.pipeline import Replay
-from slmjax.data.placement import local_path, place_directory
 from slmjax.errors import UserError
+from slmjax.files import local_path, place_directory
 from slmjax.models.counting import count_parameters
-from slmjax.peft.base import fingerprint
+from slmjax.peft.fingerprint import fingerprint
+from slmjax.recipes.corpus import check_vocabulary, open_corpus, open_general
+from slmjax.recipes.finetuned import expanded
+from slmjax.recipes.fisher import with_fisher
+from slmjax.recipes.observers import forgetting
+from slmjax.recipes.observers.early_stopping import EarlyStopping
+from slmjax.recipes.observers.losses import evaluate
+from slmjax.recipes.observers.samples import Sampler
 from slmjax.tokenization.tokenizer import STOP_IDS, Tokenizer
-from slmjax.training import forgetting
 from slmjax.training.branching import rates_there, restore_branch
-from slmjax.training.checkpoints import Checkpointer
+from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.config import RunConfig
-from slmjax.training.corpus import check_vocabulary, open_corpus, open_general
-from slmjax.training.early_stopping import EarlyStopping
-from slmjax.training.evaluation import evaluate
-from slmjax.training.finetuned import expanded
-from slmjax.training.fisher import with_fisher
 from slmjax.training.interrupts import StopRequest
 from slmjax.training.memory import out_of_memory_is_the_users
-from slmjax.training.meter import Meter
-from slmjax.training.metrics import FILE_NAME as METRICS
-from slmjax.training.metrics import MetricsWriter, chinchilla_report, read_metrics
 from slmjax.training.program import Program, build, local_rows, to_devices
-from slmjax.training.progress import Progress
+from slmjax.training.reporting.meter import Meter
+from slmjax.training.reporting.metrics import FILE_NAME as METRICS
+from slmjax.training.reporting.metrics import MetricsWriter, chinchilla_report, read_metrics
+from slmjax.training.reporting.progress import Progress
 from slmjax.training.run_directory import claim, refuse_another
-from slmjax.training.samples import Sampler
 from slmjax.training.state import without_base
 
 CHECKPOINTS = "checkpoints"
@@ -222,7 +222,7 @@ def train(
             jax.profiler.stop_trace()  # the run ended within the profiled steps
         checkpointer.wait()
         if primary and step > start:
-            from slmjax.training.plots import plot_loss
+            from slmjax.training.reporting.plots import plot_loss
 
             plot_loss(workdir / METRICS, workdir / "loss.png", title=workdir.name)
         ended = step == total or stopper.finished

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from slmjax.errors import UserError
-from slmjax.models.attention_kernels import attention_for
+from slmjax.models.attention.kernels import attention_for
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
 from slmjax.objectives.cross_entropy import logits_bytes_for

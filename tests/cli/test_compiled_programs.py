@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from slmjax.cli.compiled_programs import DEFAULTS, keep_compiled_programs
+from slmjax.cli.shared.compiled_programs import DEFAULTS, keep_compiled_programs
 
 NAME = "JAX_COMPILATION_CACHE_DIR"
 

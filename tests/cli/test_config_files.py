@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from slmjax.cli.config_files import apply_override, load_config
+from slmjax.cli.shared.config_files import apply_override, load_config
 from slmjax.errors import UserError
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.training.config import default_config, run_config
 
 

@@ -10,7 +10,7 @@ import slmjax
 from slmjax.cli.main import main
 from slmjax.errors import UserError
 from slmjax.peft.targets import flatten
-from slmjax.training.interpolation import mixed
+from slmjax.recipes.interpolation import mixed
 
 
 @pytest.fixture

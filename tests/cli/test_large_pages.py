@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from slmjax.cli import large_pages
+from slmjax.cli.shared import large_pages
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from slmjax.data.conversations import Conversation, Passage, parse_record
+from slmjax.data.conversations.records import Conversation, Passage, parse_record
 from slmjax.errors import UserError
 
 SYSTEM = {"role": "system", "content": "s"}

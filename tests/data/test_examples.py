@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slmjax.data.examples import ExampleStore, load_examples, sft_template
+from slmjax.data.conversations.examples import ExampleStore, load_examples, sft_template
 from slmjax.data.packing import PackedRows, stack_rows
 from slmjax.data.pipeline import training_batches, validation_batches
 from slmjax.data.sft_config import SftConfig

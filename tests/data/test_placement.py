@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from slmjax.data.placement import local_path, place_directory
 from slmjax.errors import UserError
+from slmjax.files import local_path, place_directory
 
 
 def _never() -> bool:

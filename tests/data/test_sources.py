@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.data.config import SourceConfig
-from slmjax.data.conversations import parse_record
+from slmjax.data.conversations.records import parse_record
 from slmjax.data.readers import cut_text
 from slmjax.data.sources import read_documents, read_records, source_files
 from slmjax.errors import UserError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from slmjax.data.sql_database import Database, QueryError
 from slmjax.errors import UserError
+from slmjax.evaluation.tasks.text_to_sql.database import Database, QueryError
 
 HOSTILE = {
     "endless recursion": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",

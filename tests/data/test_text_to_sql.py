@@ -5,9 +5,9 @@ import sqlite3
 
 import pytest
 
-from slmjax.data.sql_forms import compact, lower_case
-from slmjax.data.text_to_sql import Question, read_questions, training_record, write_records
 from slmjax.errors import UserError
+from slmjax.evaluation.tasks.text_to_sql.forms import compact, lower_case
+from slmjax.evaluation.tasks.text_to_sql.records import Question, read_questions, training_record, write_records
 
 ENTRY = {
     "sql": ['SELECT Calias0.A FROM C AS Calias0 WHERE Calias0.B = "b1" ;', "SELECT 1 ;"],

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from slmjax.models import attention_tpu
-from slmjax.models.attention_kernels import xla_attention
-from slmjax.models.attention_tpu import splash_attention, splash_kernel
+from slmjax.models.attention import splash as attention_tpu
+from slmjax.models.attention.kernels import xla_attention
+from slmjax.models.attention.splash import splash_attention, splash_kernel
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.positions import alibi_slopes

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.evaluation.choices import choice_log_likelihoods
-from slmjax.evaluation.pubmedqa import evaluate_pubmedqa, macro_f1, read_pubmedqa
+from slmjax.evaluation.loglikelihood import choice_log_likelihoods
+from slmjax.evaluation.tasks.pubmedqa import evaluate_pubmedqa, macro_f1, read_pubmedqa
 
 ANSWERS = ("yes", "no", "maybe", "no")
 

@@ -7,11 +7,17 @@ import pytest
 
 import slmjax
 from slmjax.cli.main import main
-from slmjax.data.sql_database import Database
-from slmjax.data.text_to_sql import Question
 from slmjax.errors import UserError
-from slmjax.evaluation import text_to_sql as module
-from slmjax.evaluation.text_to_sql import asks_for_order, equal, evaluate_text_to_sql, judge, training_records
+from slmjax.evaluation.tasks.text_to_sql import task as module
+from slmjax.evaluation.tasks.text_to_sql.database import Database
+from slmjax.evaluation.tasks.text_to_sql.records import Question
+from slmjax.evaluation.tasks.text_to_sql.task import (
+    asks_for_order,
+    equal,
+    evaluate_text_to_sql,
+    judge,
+    training_records,
+)
 
 STATES = [("ohio", 2), ("utah", 1), ("iowa", 2)]
 GOLD = 'SELECT Salias0.NAME FROM S AS Salias0 WHERE Salias0.NAME = "state0" ;'

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from slmjax.formats.huggingface_export import save_huggingface
+from slmjax.formats.huggingface.export import save_huggingface
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.formats.gguf_blocks import BLOCK_TYPES
-from slmjax.formats.gguf_file import open_gguf
-from slmjax.formats.gguf_writer import TensorPlan, write_gguf
+from slmjax.formats.gguf.blocks import BLOCK_TYPES
+from slmjax.formats.gguf.file import open_gguf
+from slmjax.formats.gguf.writer import TensorPlan, write_gguf
 from slmjax.formats.safetensors_files import Planned, SafetensorsDirectory, write_safetensors
 
 CORPUS = Path(__file__).with_name("corpus")

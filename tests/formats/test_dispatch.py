@@ -9,7 +9,7 @@ import pytest
 import slmjax
 from slmjax.cli.main import main
 from slmjax.errors import UserError
-from slmjax.formats import hub
+from slmjax.formats.huggingface import hub
 from slmjax.sharding.mesh import MeshConfig, make_mesh
 
 

@@ -12,14 +12,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from slmjax.errors import UserError
-from slmjax.formats.huggingface import open_huggingface, read_weights
-from slmjax.formats.huggingface_export import family_for
-from slmjax.formats.huggingface_families import FAMILIES
+from slmjax.formats.huggingface.directory import open_huggingface, read_weights
+from slmjax.formats.huggingface.export import family_for
+from slmjax.formats.huggingface.families import FAMILIES
 from slmjax.formats.weight_map import abstract_leaves
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
-from slmjax.models.families import FAMILIES as NAMED
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import FAMILIES as NAMED
+from slmjax.models.families.registry import model_config
 
 NAMES = [name for _, sizes in NAMED.values() for name in sizes]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmjax.formats.gguf_blocks import BLOCK_TYPES, dequantize, nbytes, quantize
+from slmjax.formats.gguf.blocks import BLOCK_TYPES, dequantize, nbytes, quantize
 
 WRITABLE = [name for name, kind in BLOCK_TYPES.items() if kind.encode]
 SMALL = settings(max_examples=25, deadline=None)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.errors import UserError
-from slmjax.formats.gguf import load_gguf, save_gguf
-from slmjax.formats.gguf_blocks import BLOCK_TYPES
-from slmjax.formats.gguf_file import open_gguf
-from slmjax.formats.gguf_writer import TensorPlan, write_gguf
+from slmjax.formats.gguf.blocks import BLOCK_TYPES
+from slmjax.formats.gguf.file import open_gguf
+from slmjax.formats.gguf.model import load_gguf, save_gguf
+from slmjax.formats.gguf.writer import TensorPlan, write_gguf
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer
 from slmjax.tokenization.tokenizer import train_bpe

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.formats import gguf
-from slmjax.formats.gguf import FILE_TYPES, load_gguf, save_gguf
-from slmjax.formats.gguf_archs import ARCHS, BY_NAME
-from slmjax.formats.gguf_blocks import BLOCK_TYPES
-from slmjax.formats.gguf_file import open_gguf
-from slmjax.formats.gguf_meaning import differences
-from slmjax.formats.gguf_models import config_to, read_back, written_as
+from slmjax.formats.gguf import model as gguf
+from slmjax.formats.gguf.architectures import config_to, read_back, written_as
+from slmjax.formats.gguf.archs import ARCHS, BY_NAME
+from slmjax.formats.gguf.blocks import BLOCK_TYPES
+from slmjax.formats.gguf.equivalence import differences
+from slmjax.formats.gguf.file import open_gguf
+from slmjax.formats.gguf.model import FILE_TYPES, load_gguf, save_gguf
 from slmjax.models.config import ModelConfig, RopeScaling
-from slmjax.models.families import FAMILIES, model_config
+from slmjax.models.families.registry import FAMILIES, model_config
 from slmjax.models.transformer import Transformer
 from slmjax.sharding.mesh import MeshConfig, make_mesh
 from slmjax.tokenization.tokenizer import Tokenizer, train_bpe

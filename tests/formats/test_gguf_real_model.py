@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slmjax.formats.gguf import load_gguf, read_config, save_gguf
-from slmjax.formats.gguf_file import open_gguf
-from slmjax.formats.gguf_meaning import differences
-from slmjax.formats.gguf_tokenizer import stop_ids_from, tokenizer_from
-from slmjax.models.families import model_config
+from slmjax.formats.gguf.equivalence import differences
+from slmjax.formats.gguf.file import open_gguf
+from slmjax.formats.gguf.model import load_gguf, read_config, save_gguf
+from slmjax.formats.gguf.tokenizer import stop_ids_from, tokenizer_from
+from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer
 
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -88,7 +88,7 @@ LOAD = """
 import resource, sys, time
 import jax
 jax.devices()
-from slmjax.formats.gguf import load_gguf
+from slmjax.formats.gguf.model import load_gguf
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before, start = peak(), time.process_time()
 params = jax.block_until_ready(load_gguf(sys.argv[1])[1])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from slmjax.errors import UserError
 from slmjax.formats import sentencepiece_proto as sp
-from slmjax.formats.gguf_pretokenizers import PRE_TOKENIZERS
-from slmjax.formats.gguf_tokenizer import tokenizer_from, tokenizer_to
+from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS
+from slmjax.formats.gguf.tokenizer import tokenizer_from, tokenizer_to
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 ORIGINALS = ("gpt2", "llama2", "neox20b", "smollm2")
@@ -68,7 +68,7 @@ def test_special_tokens_chat_template_and_padding_survive(assets):
 
 
 def test_the_embedded_tokenizer_of_a_real_file_equals_its_original(assets):
-    from slmjax.formats.gguf_file import open_gguf
+    from slmjax.formats.gguf.file import open_gguf
 
     path = assets / "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
     theirs, ours = tokenizer_from(open_gguf(path).metadata, "here"), original(assets, "smollm2")

@@ -15,12 +15,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from slmjax.errors import UserError
-from slmjax.formats.huggingface import load_huggingface, open_huggingface
-from slmjax.formats.huggingface_export import family_for, save_huggingface
-from slmjax.formats.huggingface_families import FAMILIES
+from slmjax.formats.huggingface.directory import load_huggingface, open_huggingface
+from slmjax.formats.huggingface.export import family_for, save_huggingface
+from slmjax.formats.huggingface.families import FAMILIES
 from slmjax.formats.weight_map import read_params
 from slmjax.models.config import ModelConfig, RopeScaling
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.sharding.mesh import MeshConfig, make_mesh
 from slmjax.sharding.rules import tree_shardings
 
@@ -154,7 +154,7 @@ def test_a_load_takes_little_more_than_the_file(lm, saved, tmp_path, dtype):
     script = f"""
 import re, sys
 import jax, jax.numpy as jnp
-from slmjax.formats.huggingface import load_huggingface, open_huggingface
+from slmjax.formats.huggingface.directory import load_huggingface, open_huggingface
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1))
 open_huggingface("{tmp_path / "large"}")

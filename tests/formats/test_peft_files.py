@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 import slmjax
 from slmjax.cli.main import main
 from slmjax.errors import UserError
-from slmjax.formats.adapterhub import save_adapterhub
-from slmjax.formats.adapters import Tuned, adapter_of, family_at, read_adapter, save_adapter
-from slmjax.formats.huggingface_export import save_huggingface
-from slmjax.formats.peft_names import names_of
+from slmjax.formats.adapters.adapterhub import save_adapterhub
+from slmjax.formats.adapters.door import Tuned, adapter_of, family_at, read_adapter, save_adapter
+from slmjax.formats.adapters.names import names_of
+from slmjax.formats.huggingface.export import save_huggingface
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.interception import applied

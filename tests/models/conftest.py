@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slmjax.models.config import ModelConfig
-from slmjax.models.families import FAMILIES, model_config
+from slmjax.models.families.registry import FAMILIES, model_config
 from slmjax.models.transformer import Transformer
 
 

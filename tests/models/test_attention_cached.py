@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slmjax.models import attention_cached
-from slmjax.models.attention_cached import cached_attention
-from slmjax.models.attention_kernels import xla_attention
+from slmjax.models.attention import cached as attention_cached
+from slmjax.models.attention.cached import cached_attention
+from slmjax.models.attention.kernels import xla_attention
 from slmjax.models.positions import alibi_slopes
 
 B, H, G, K, S = 2, 4, 2, 8, 37

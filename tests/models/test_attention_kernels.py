@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.models import attention_gpu, attention_tpu
-from slmjax.models.attention_gpu import cudnn_attention
-from slmjax.models.attention_kernels import attention_for, xla_attention
-from slmjax.models.attention_tpu import fits_splash, splash_attention
+from slmjax.models.attention import cudnn as attention_gpu
+from slmjax.models.attention import splash as attention_tpu
+from slmjax.models.attention.cudnn import cudnn_attention
+from slmjax.models.attention.kernels import attention_for, xla_attention
+from slmjax.models.attention.splash import fits_splash, splash_attention
 from slmjax.models.positions import alibi_slopes
 
 B, T, H, K = 2, 256, 4, 64

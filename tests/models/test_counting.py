@@ -9,7 +9,7 @@ import pytest
 
 from slmjax.models.counting import count_parameters, flops_per_token
 from slmjax.models.execution import Execution
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer
 
 T = 12

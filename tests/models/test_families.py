@@ -8,7 +8,7 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters, kv_cache_bytes
-from slmjax.models.families import FAMILIES, families, model_config
+from slmjax.models.families.registry import FAMILIES, families, model_config
 from slmjax.models.transformer import Transformer
 
 # Sizes of the released checkpoints.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slmjax.models.counting import kv_cache_bytes
-from slmjax.models.families import FAMILIES, model_config
+from slmjax.models.families.registry import FAMILIES, model_config
 from slmjax.models.kv_cache import empty_cache
 from slmjax.models.transformer import Transformer
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from slmjax.errors import UserError
 from slmjax.models.config import LayerSpec, ModelConfig, RopeScaling
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 
 SMALL = {"vocab_size": 61, "num_layers": 4, "embed_dim": 32, "num_heads": 4, "ffn_dim": 48}
 

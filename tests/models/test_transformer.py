@@ -10,7 +10,7 @@ import pytest
 
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import REMAT_POLICIES, Execution
-from slmjax.models.families import model_config
+from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
 
 T = 10

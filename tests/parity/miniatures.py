@@ -7,8 +7,8 @@ import tokenizers
 import torch
 import transformers
 
-from slmjax.formats.huggingface import open_huggingface, read_weights
-from slmjax.formats.huggingface_export import family_for, save_huggingface
+from slmjax.formats.huggingface.directory import open_huggingface, read_weights
+from slmjax.formats.huggingface.export import family_for, save_huggingface
 from slmjax.models.config import ModelConfig
 from slmjax.models.kv_cache import empty_cache
 from slmjax.models.transformer import Transformer

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from slmjax.formats.huggingface import open_huggingface, read_weights
-from slmjax.formats.huggingface_export import family_for
-from slmjax.formats.huggingface_families import FAMILIES
+from slmjax.formats.huggingface.directory import open_huggingface, read_weights
+from slmjax.formats.huggingface.export import family_for
+from slmjax.formats.huggingface.families import FAMILIES
 from slmjax.formats.weight_map import abstract_leaves, write_tensors
 from slmjax.models.kv_cache import empty_cache
 from slmjax.models.transformer import Transformer

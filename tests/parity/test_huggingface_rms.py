@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="parity with transformers needs torch (pip install slmjax[parity])")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers (pip install slmjax[parity])")
 
-from slmjax.formats.huggingface import open_huggingface, read_weights
+from slmjax.formats.huggingface.directory import open_huggingface, read_weights
 from slmjax.inference import generate as generation
 from slmjax.inference.generate import generate_ids
 from slmjax.inference.language_model import LanguageModel

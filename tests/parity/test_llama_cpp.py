@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import slmjax
-from slmjax.formats.gguf import load_gguf, save_gguf
+from slmjax.formats.gguf.model import load_gguf, save_gguf
 from slmjax.models.transformer import Transformer
 from tests.formats import test_gguf_models as mini
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import slmjax
-from slmjax.formats import huggingface_tokenizer
-from slmjax.formats.adapters import Tuned, adapter_of, family_at, read_adapter, save_adapter
-from slmjax.formats.peft_adapter import attached
+from slmjax.formats.adapters.adapter import attached
+from slmjax.formats.adapters.door import Tuned, adapter_of, family_at, read_adapter, save_adapter
+from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.interception import applied

@@ -10,8 +10,8 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer
-from slmjax.peft.base import fingerprint, require_same_model
-from slmjax.peft.expansion import expand
+from slmjax.peft.fingerprint import fingerprint, require_same_model
+from slmjax.peft.methods.expansion import expand
 from slmjax.peft.targets import flatten
 
 SMALL = ModelConfig(vocab_size=61, num_layers=4, embed_dim=16, num_heads=4, num_kv_heads=2, ffn_dim=24)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.peft.adapters_by_row import for_rows, stack_adapters
 from slmjax.peft.combining import combine
 from slmjax.peft.interception import applied
 from slmjax.peft.merging import merge, unmerge
-from slmjax.peft.serving import for_rows, stack_adapters
 from slmjax.peft.targets import flatten
 
 KINDS = {

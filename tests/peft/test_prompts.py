@@ -10,8 +10,8 @@ from slmjax.models.kv_cache import empty_cache
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.interception import applied
 from slmjax.peft.method import make_method
+from slmjax.peft.methods.lstm import init_lstm, lstm
 from slmjax.peft.prefix_cache import prefix_length, start_cache
-from slmjax.peft.recurrent import init_lstm, lstm
 
 N = 3
 SMALL = {"vocab_size": 61, "num_layers": 2, "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 24}

@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from slmjax.models.families import FAMILIES, model_config
+from slmjax.models.families.registry import FAMILIES, model_config
 from slmjax.models.transformer import Transformer
 from slmjax.sharding.mesh import WEIGHTS, MeshConfig, make_mesh
 from slmjax.sharding.rules import path_string, spec_for, tree_shardings

@@ -15,7 +15,7 @@ import pytest
 
 from slmjax.models.config import ModelConfig
 from slmjax.training import loop, program
-from slmjax.training.checkpoints import Checkpointer, Restored
+from slmjax.training.checkpoints.checkpointer import Checkpointer, Restored
 from slmjax.training.config import RunConfig, default_config, run_config, set_budget
 
 V, T, B = 300, 32, 8

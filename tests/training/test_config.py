@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmjax.cli.config_files import apply_override, load_config
+from slmjax.cli.shared.config_files import apply_override, load_config
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.counting import count_parameters

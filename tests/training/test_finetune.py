@@ -11,11 +11,11 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.freezing import FreezeConfig
 from slmjax.peft.interception import applied
-from slmjax.training.checkpoints import Checkpointer
+from slmjax.peft.methods.freezing import FreezeConfig
+from slmjax.recipes.finetuned import load_finetuned
+from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.config import run_config
-from slmjax.training.finetuned import load_finetuned
 from slmjax.training.loop import CHECKPOINTS, train
 from slmjax.training.program import build
 from slmjax.training.state import without_base

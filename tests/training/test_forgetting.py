@@ -12,11 +12,12 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
-from slmjax.training import forgetting, loop, program
-from slmjax.training.checkpoints import Checkpointer
-from slmjax.training.corpus import open_general
-from slmjax.training.fisher import with_fisher
-from slmjax.training.forgetting_config import ForgettingConfig
+from slmjax.recipes.corpus import open_general
+from slmjax.recipes.fisher import with_fisher
+from slmjax.recipes.forgetting_config import ForgettingConfig
+from slmjax.recipes.observers import forgetting
+from slmjax.training import loop, program
+from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.interrupts import StopRequest
 from slmjax.training.state import without_base
 
@@ -247,8 +248,8 @@ def test_new_layers_alone_are_trained_and_the_run_is_a_deeper_model(config, tmp_
     result = loop.train(run, tmp_path / "run", base=make_base(run))
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["model"]["num_layers"] == 4
+    from slmjax.recipes.finetuned import load_finetuned
     from slmjax.training.config import run_config
-    from slmjax.training.finetuned import load_finetuned
 
     assert result.forgetting["rows"][0]["before"] != result.forgetting["rows"][0]["after"]
     tuned = load_finetuned(run_config(saved), tmp_path / "run" / loop.CHECKPOINTS, make_base(run)).merged()

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.recipes.corpus import open_corpus
 from slmjax.training import loop, program
-from slmjax.training.checkpoints import Checkpointer
-from slmjax.training.corpus import open_corpus
+from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.interrupts import StopRequest
 
 

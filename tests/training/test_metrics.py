@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.training import metrics
-from slmjax.training.metrics import MetricsWriter, read_metrics
-from slmjax.training.plots import plot_loss
-from slmjax.training.progress import Progress
+from slmjax.training.reporting import metrics
+from slmjax.training.reporting.metrics import MetricsWriter, read_metrics
+from slmjax.training.reporting.plots import plot_loss
+from slmjax.training.reporting.progress import Progress
 
 
 def test_each_line_is_on_disk_as_valid_json_before_close(tmp_path):
@@ -162,7 +162,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
 
 def test_the_time_left_does_not_count_the_first_step_with_its_compilation(monkeypatch, capsys):
     clock = iter([30.0, 40.0, 41.0, 100.0])  # steps 1, 2, 3, 4 finish
-    monkeypatch.setattr("slmjax.training.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("slmjax.training.reporting.progress.time.monotonic", lambda: next(clock))
     progress = Progress(total_steps=1000, seconds_between_lines=5)
     for step in (1, 2, 3, 4):
         progress.update(step, loss=2.0, tokens_per_second=10)

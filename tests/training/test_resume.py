@@ -10,7 +10,7 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.training import loop, program
-from slmjax.training.checkpoints import Checkpointer
+from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.config import default_config, run_config, set_budget
 from slmjax.training.interrupts import StopRequest
 

@@ -1,0 +1,94 @@
+"""PubMedQA (Jin et al. 2019, arXiv:1909.06146), expert-labelled: does an abstract answer its question yes, no or maybe.
+
+The prompt and the choice by log-likelihood are lm-evaluation-harness's (task `pubmedqa`). The 500 test
+questions are those of the authors' test_ground_truth.json; the other 500 are for training.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.evaluation.loglikelihood import choice_log_likelihoods
+from slmjax.inference.language_model import LanguageModel
+
+ANSWERS = ("yes", "no", "maybe")
+QUESTIONS, TEST = "ori_pqal.json", "test_ground_truth.json"
+
+
+def read_pubmedqa(directory: str | Path, split: str) -> list[dict[str, str]]:
+    """{"prompt", "completion"} of each question of a split ("train" or "test"), in the order of the file."""
+    if split not in ("train", "test"):
+        raise UserError(f"split is {split!r}; choose train or test.")
+    directory = Path(directory).expanduser()
+    questions, test = _read(directory / QUESTIONS), _read(directory / TEST)
+    records = []
+    for number, entry in questions.items():
+        if (number in test) == (split == "test"):
+            try:
+                text = "\n".join(entry["CONTEXTS"])
+                prompt = f"Abstract: {text}\nQuestion: {entry['QUESTION']}\nAnswer:"
+                records.append({"prompt": prompt, "completion": f" {entry['final_decision']}"})
+            except (KeyError, TypeError) as error:
+                raise UserError(f"{directory / QUESTIONS}: question {number} lacks {error}.") from error
+    if not records:
+        raise UserError(f"{directory / QUESTIONS} has no question of the split {split!r}.")
+    return records
+
+
+def evaluate_pubmedqa(
+    lm: LanguageModel,
+    directory: str | Path,
+    *,
+    split: str = "test",
+    limit: int = 0,
+    num_fewshot: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """`accuracy` and `macro_f1` (the authors' two numbers), beside the accuracy of the most frequent answer."""
+    if limit < 0 or num_fewshot:
+        raise UserError("pubmedqa takes a limit of 0 or more, and no examples in its prompts: set num_fewshot to 0.")
+    records = read_pubmedqa(directory, split)[: limit or None]
+    scores = choice_log_likelihoods(
+        lm, [(r["prompt"], [f" {answer}" for answer in ANSWERS]) for r in records], progress=progress
+    )
+    chosen = np.asarray(scores).argmax(1)
+    right = np.asarray([ANSWERS.index(record["completion"].strip()) for record in records])
+    return {
+        "task": "pubmedqa",
+        "split": split,
+        "questions": len(records),
+        "accuracy": float((chosen == right).mean()),
+        "macro_f1": macro_f1(chosen, right, len(ANSWERS)),
+        "most_frequent_answer_accuracy": float(np.bincount(right).max() / len(right)),
+        "predictions": [
+            {"prompt": r["prompt"], "gold": r["completion"].strip(), "answer": ANSWERS[c], "log_likelihoods": list(s)}
+            for r, c, s in zip(records, chosen.tolist(), scores, strict=True)
+        ],
+    }
+
+
+def macro_f1(chosen: np.ndarray, right: np.ndarray, num_classes: int) -> float:
+    """The mean over classes of the harmonic mean of precision and recall; 0 for a class that is never chosen."""
+    scores = []
+    for c in range(num_classes):
+        hits = float(((chosen == c) & (right == c)).sum())
+        total = float((chosen == c).sum() + (right == c).sum())
+        scores.append(2 * hits / total if total else 0.0)
+    return float(np.mean(scores))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not PubMedQA's: it holds no questions by number.")
+    return values

@@ -1,0 +1,168 @@
+"""Text to SQL by execution: a query is right where it finds in the database what the gold query finds.
+
+The measure is that of Finegan-Dollak et al. 2018 (arXiv:1806.09029) and Yu et al. 2018 (arXiv:1809.08887): results are
+compared as multisets of rows, in their order where the gold query asks for one; columns have to stand in its order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from slmjax.errors import UserError
+from slmjax.evaluation.tasks.text_to_sql.database import Database, QueryError
+from slmjax.evaluation.tasks.text_to_sql.forms import tokens_of
+from slmjax.evaluation.tasks.text_to_sql.records import Question, read_questions, training_record
+from slmjax.inference.generate import generate
+from slmjax.inference.language_model import LanguageModel
+
+BATCH = 16  # prompts generated at once
+MAX_NEW_TOKENS = 192
+DECIMALS = 6  # of numbers that are compared: sums depend on their order
+Rows = list[tuple[Any, ...]]
+
+
+def find_data(directory: str | Path) -> tuple[Path, Path]:
+    """The questions (*.json) and the database (*.sqlite) of a data directory; UserError unless there is one of each."""
+    directory = Path(directory).expanduser()
+    found = [sorted(directory.glob(pattern)) for pattern in ("*.json", "*.sqlite")]
+    if any(len(paths) != 1 for paths in found):
+        raise UserError(
+            f"{directory} must hold one .json file of text2sql-data and its .sqlite database; it has "
+            f"{len(found[0])} and {len(found[1])}."
+        )
+    return found[0][0], found[1][0]
+
+
+def training_records(directory: str | Path, split: str) -> tuple[list[dict[str, str]], list[str]]:
+    """What to fine-tune on, {"prompt", "completion"} each, and the questions that no query answers."""
+    questions_path, database_path = find_data(directory)
+    records, left_out = [], []
+    with Database(database_path) as database:
+
+        def same(query: str, form: str) -> bool | None:
+            wanted = _result(database, query)
+            if isinstance(wanted, str):
+                return None
+            found = _result(database, form)
+            return not isinstance(found, str) and equal(found, wanted, ordered=True)
+
+        for question in read_questions(questions_path, split):
+            record = training_record(question, same)
+            if record is None:
+                left_out.append(question.text)
+            else:
+                records.append(record)
+    return records, left_out
+
+
+def evaluate_text_to_sql(
+    lm: LanguageModel,
+    directory: str | Path,
+    *,
+    split: str = "test",
+    limit: int = 0,
+    num_fewshot: int = 0,
+    batch_size: int = BATCH,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Execution accuracy of greedy answers, and each of them.
+
+    limit: only the first so many questions; 0: all. num_fewshot: examples of the training split in front of each
+    question, evenly spread over it.
+
+    `execution_accuracy` is over all questions, also those of which no gold query runs (`gold_failures` counts them: no
+    answer to them is right). A question may have several gold queries: the result of any is right; by the first alone,
+    which the data's authors used in their experiments, it is `execution_accuracy_first_gold`. `valid_sql` is the share
+    of answers that could be run.
+    """
+    if limit < 0 or num_fewshot < 0 or batch_size < 1:
+        raise UserError("limit and num_fewshot must be at least 0, and batch_size at least 1.")
+    questions_path, database_path = find_data(directory)
+    questions = read_questions(questions_path, split)[: limit or None]
+    shots = _shots(directory, num_fewshot)
+    answers: list[str] = []
+    with tqdm(total=len(questions), desc="text2sql", unit=" questions", disable=not progress) as bar:
+        for first in range(0, len(questions), batch_size):
+            part = questions[first : first + batch_size]
+            prompts = [shots + question.prompt for question in part]
+            texts = generate(lm, prompts, max_new_tokens=MAX_NEW_TOKENS, stop=["\n"])
+            answers += [text.strip() for text in texts]
+            bar.update(len(part))
+    with Database(database_path) as database:
+        predictions = [judge(database, *pair) for pair in zip(questions, answers, strict=True)]
+    n = len(predictions)
+    return {
+        "task": "text2sql",
+        "split": split,
+        "questions": n,
+        "num_fewshot": num_fewshot,
+        "execution_accuracy": sum(p["right"] for p in predictions) / n,
+        "execution_accuracy_first_gold": sum(p["right_by_first_gold"] for p in predictions) / n,
+        "valid_sql": sum(p["error"] is None for p in predictions) / n,
+        "gold_failures": sum(p["gold_error"] is not None for p in predictions),
+        "predictions": predictions,
+    }
+
+
+def judge(database: Database, question: Question, answer: str) -> dict[str, Any]:
+    """Whether an answer is right, and why not."""
+    golds = [(gold, _result(database, gold)) for gold in question.queries]
+    found = _result(database, answer) if answer else "it is empty"
+    met = [
+        not (isinstance(found, str) or isinstance(wanted, str)) and equal(found, wanted, ordered=asks_for_order(gold))
+        for gold, wanted in golds
+    ]
+    runs = any(not isinstance(wanted, str) for _, wanted in golds)
+    return {
+        "question": question.text,
+        "gold": question.queries[0],
+        "answer": answer,
+        "right": any(met),
+        "right_by_first_gold": met[0],
+        "error": found if isinstance(found, str) else None,
+        "gold_error": None if runs else golds[0][1],
+    }
+
+
+def equal(found: Rows, wanted: Rows, *, ordered: bool) -> bool:
+    """Whether two results are the same rows, equally often; in the same order if that counts."""
+    ours, theirs = (_rounded(rows) for rows in (found, wanted))
+    return ours == theirs if ordered else Counter(ours) == Counter(theirs)
+
+
+def asks_for_order(sql: str) -> bool:
+    """Whether the query as a whole, and not only one within it, has an ORDER BY."""
+    depth, tokens = 0, [token.lower() for token in tokens_of(sql)]
+    for token, following in itertools.pairwise(tokens):
+        depth += (token == "(") - (token == ")")
+        if depth == 0 and token == "order" and following == "by":
+            return True
+    return False
+
+
+def _rounded(rows: Rows) -> Rows:
+    return [tuple(round(value, DECIMALS) if isinstance(value, float) else value for value in row) for row in rows]
+
+
+def _result(database: Database, sql: str) -> Rows | str:
+    """The rows, or why there are none."""
+    try:
+        return database.run(sql)
+    except QueryError as error:
+        return str(error)
+
+
+def _shots(directory: str | Path, count: int) -> str:
+    if not count:
+        return ""
+    records: Sequence[dict[str, str]] = training_records(directory, "train")[0]
+    if count > len(records):
+        raise UserError(f"num_fewshot={count} is more than the {len(records)} questions of the training split.")
+    spread = [records[i * len(records) // count] for i in range(count)]
+    return "".join(f"{record['prompt']}{record['completion']}\n\n" for record in spread)

@@ -1,0 +1,250 @@
+"""GGUF's metadata and our ModelConfig, both ways, and which architecture expresses which network."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.formats.gguf import rope as gguf_rope
+from slmjax.formats.gguf.archs import ARCHS, BY_NAME, Arch
+from slmjax.formats.gguf.equivalence import differences
+from slmjax.formats.gguf.keys import Keys
+from slmjax.formats.gguf.tensors import entries
+from slmjax.formats.weight_map import Entry
+from slmjax.models.config import ModelConfig
+
+_MAX_LAYERS = 512
+_BIAS_OF = {
+    "qkv_bias": ("attn_q.bias", "attn_qkv.bias"),
+    "attention_output_bias": ("attn_output.bias",),
+    "ffn_bias": ("ffn_up.bias",),
+}
+_SCALE_KEYS = {
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logit_divisor": "logit_scale",
+    "attention_scale": "attention.scale",
+    "attention_softcap": "attn_logit_softcapping",
+    "logit_softcap": "final_logit_softcapping",
+    "clip_qkv": "attention.clamp_kqv",
+}
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """A network as a file holds it: `metadata` of its architecture, `entries` of its weights, and `constants`, tensors
+    that are no weights (rotary divisors)."""
+
+    metadata: dict[str, Any]
+    entries: list[Entry]
+    constants: dict[str, np.ndarray]
+
+
+def config_from(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], read: gguf_rope.ReadTensor, where: str
+) -> ModelConfig:
+    """The network of a file: from its metadata and from which tensors it has.
+
+    Raises:
+        UserError: an architecture that is not known (the nearest are named), a key that is missing or makes no sense.
+    """
+    arch = _arch_of(metadata, where)
+    keys = Keys(metadata, arch.name, where)
+    if keys.integer("expert_count", 0):
+        raise keys.error("expert_count", "is above 0: mixtures of experts are not supported")
+    layers = keys.required("block_count")
+    if layers > _MAX_LAYERS or layers > len(shapes):
+        raise keys.error("block_count", f"is {layers}, more than the file holds or any model has")
+    table = shapes.get("token_embd.weight", ())
+    if len(table) != 2:
+        raise UserError(f"{where} has no token_embd.weight of two dimensions: it holds no language model.")
+    dim = keys.required("embedding_length")
+    heads = keys.per_layer("attention.head_count", None, layers)
+    first_heads = heads if isinstance(heads, int) else heads[0]
+    values: dict[str, Any] = {
+        **arch.switches,
+        "vocab_size": table[0],
+        "num_layers": layers,
+        "embed_dim": dim,
+        "num_heads": heads,
+        "num_kv_heads": keys.per_layer("attention.head_count_kv", heads, layers),
+        "head_dim": keys.integer("attention.key_length", max(dim // first_heads, 1), least=1),
+        "ffn_dim": keys.per_layer("feed_forward_length", 4 * dim, layers),
+        "context_length": keys.integer("context_length", 2048, least=1),
+        "norm_eps": keys.number(_eps_key(arch), 1e-5),
+        "tie_embeddings": {"never": True, "required": False}.get(arch.head, "output.weight" not in shapes),
+    }
+    if keys.integer("attention.value_length", values["head_dim"]) != values["head_dim"]:
+        raise keys.error("attention.value_length", "differs from attention.key_length, which is not supported")
+    for name in arch.optional_biases:
+        values[name] = any(f"blk.0.{tensor}" in shapes for tensor in _BIAS_OF[name])
+    values |= _scales(keys, arch, dim, layers) | _parallel(keys, arch, shapes) | _windows(keys, arch)
+    try:
+        if arch.switches.get("position", "rope") == "rope":
+            values |= _rope(keys, arch, values, read)
+        return ModelConfig(**values)
+    except (UserError, TypeError, ValueError, ArithmeticError) as error:
+        if where in str(error):
+            raise
+        raise UserError(f"{where} describes no network of this version: {error}") from error
+
+
+def config_to(config: ModelConfig) -> GgufModel:
+    """The network as the architecture that expresses it exactly writes it.
+
+    Raises:
+        UserError: no architecture of GGUF does; it names the nearest and the switches that this one cannot express.
+    """
+    shortest: list[str] = []
+    nearest = ""
+    layered = any(isinstance(n, tuple) for n in (config.num_heads, config.num_kv_heads, config.ffn_dim))
+    for arch in (a for a in ARCHS if a.per_layer or not layered):
+        try:
+            model = written_as(config, arch)
+            wrong = differences(config, read_back(config, model))
+        except UserError:  # the architecture has no place for the network at all
+            continue
+        if not wrong:
+            return model
+        if not nearest or len(wrong) < len(shortest):
+            nearest, shortest = arch.name, wrong
+    switches = ", ".join(f"{name}={getattr(config, name)!r}" for name in shortest[:4])
+    raise UserError(
+        f"GGUF has no architecture for this network: the nearest, {nearest or 'llama'}, cannot express "
+        f"{switches or 'its shapes'}. Save it in another format."
+    )
+
+
+def entries_of(config: ModelConfig, metadata: Mapping[str, Any], shapes: Mapping[str, Any], where: str) -> list[Entry]:
+    """The weights that a file with this config must have."""
+    return entries(config, _arch_of(metadata, where), fused_qkv="blk.0.attn_qkv.weight" in shapes)
+
+
+def read_back(config: ModelConfig, model: GgufModel) -> ModelConfig:
+    """The config that reading `model` would give."""
+    shapes: dict[str, tuple[int, ...]] = {entry.name: () for entry in model.entries}
+    shapes["token_embd.weight"] = (config.vocab_size, config.embed_dim)
+    return config_from(model.metadata, shapes, model.constants.get, "the network")
+
+
+def written_as(config: ModelConfig, arch: Arch) -> GgufModel:
+    """The network under one architecture's keys and names, which may not express all of it."""
+    c, a = config, arch.name
+    rope_keys, constants = gguf_rope.scaling_to(c, a, arch.rope_scalings)
+    metadata: dict[str, Any] = {
+        "general.architecture": a,
+        f"{a}.vocab_size": c.vocab_size,
+        f"{a}.context_length": c.context_length,
+        f"{a}.embedding_length": c.embed_dim,
+        f"{a}.block_count": c.num_layers,
+        f"{a}.feed_forward_length": _whole(c.ffn_dim),
+        f"{a}.attention.head_count": _whole(c.num_heads),
+        f"{a}.attention.head_count_kv": _whole(c.num_kv_heads),
+        f"{a}.{_eps_key(arch)}": float(c.norm_eps),
+    }
+    if arch.own_head_dim:
+        metadata |= {f"{a}.attention.key_length": c.head_dim, f"{a}.attention.value_length": c.head_dim}
+    if c.position == "rope":
+        metadata |= {f"{a}.rope.dimension_count": c.rotary_dim, f"{a}.rope.freq_base": float(c.rope_theta), **rope_keys}
+        if c.rope_theta_local is not None and a == "gemma3":
+            metadata[f"{a}.rope.freq_base_swa"] = float(c.rope_theta_local)
+    for name in arch.scales:
+        value = getattr(c, name)
+        if value is not None:
+            metadata[f"{a}.{_SCALE_KEYS[name]}"] = float(value)
+    if a == "gptneox":
+        metadata[f"{a}.use_parallel_residual"] = c.parallel_residual
+    if arch.local_period and "local" in c.layer_pattern:
+        metadata[f"{a}.attention.sliding_window"] = c.window
+        if a == "gemma3" and len(c.layer_pattern) != arch.local_period:
+            metadata[f"{a}.attention.sliding_window_pattern"] = len(c.layer_pattern)
+    return GgufModel(metadata, entries(c, arch, fused_qkv=arch.fused_qkv), constants)
+
+
+def _arch_of(metadata: Mapping[str, Any], where: str) -> Arch:
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise UserError(f"{where} does not say its general.architecture.")
+    if metadata.get("general.type", "model") != "model":
+        raise UserError(f"{where} is a GGUF file of type {str(metadata['general.type'])[:40]!r}, not a model.")
+    if name not in BY_NAME:
+        near = difflib.get_close_matches(name, BY_NAME, n=3, cutoff=0.5)
+        known = f"the nearest known is {' or '.join(near)}" if near else f"known are {', '.join(BY_NAME)}"
+        raise UserError(f"{where} holds a network of architecture {name[:60]!r}, which is not supported; {known}.")
+    return BY_NAME[name]
+
+
+def _eps_key(arch: Arch) -> str:
+    rms = arch.switches.get("norm", "rms") == "rms"
+    return "attention.layer_norm_rms_epsilon" if rms else "attention.layer_norm_epsilon"
+
+
+def _scales(keys: Keys, arch: Arch, dim: int, layers: int) -> dict[str, Any]:
+    """Multipliers and caps. Defaults are those of the architecture's loader; Gemma's multiplier has no key at all."""
+    defaults: dict[str, Any] = {}
+    if arch.name.startswith("gemma"):
+        defaults["embedding_multiplier"] = math.sqrt(dim)
+    if arch.name == "gemma2":
+        defaults |= {"attention_softcap": 50.0, "logit_softcap": 30.0}
+    if (arch.name, layers) in (("gemma2", 46), ("gemma3", 62)):  # the 27B models scale by embed_dim / num_heads
+        defaults["attention_scale"] = (dim / keys.required("attention.head_count")) ** -0.5
+    if arch.name == "minicpm":
+        defaults = {"embedding_multiplier": 12.0, "residual_multiplier": 1.4 / math.sqrt(layers)}
+        defaults["logit_divisor"] = dim / 256
+    for name in arch.scales:
+        value = keys.number(_SCALE_KEYS[name], defaults.get(name))
+        if value:  # 0 means that there is none
+            defaults[name] = value
+        else:
+            defaults.pop(name, None)
+    return defaults
+
+
+def _parallel(keys: Keys, arch: Arch, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether attention and feed-forward read the same input, and share its norm."""
+    if arch.name == "gptneox":
+        return {"parallel_residual": keys.flag("use_parallel_residual", True)}
+    if arch.name == "falcon":
+        return {"shared_norm": "blk.0.attn_norm_2.weight" not in shapes}
+    if arch.name == "stablelm":
+        one_norm = "blk.0.ffn_norm.weight" not in shapes
+        return {"parallel_residual": one_norm, "shared_norm": one_norm}
+    return {}
+
+
+def _windows(keys: Keys, arch: Arch) -> dict[str, Any]:
+    """The local layers' window and which layers are local."""
+    window = keys.integer("attention.sliding_window", 4096 if arch.name == "gemma2" else 0)
+    if not window:
+        return {}
+    if not arch.local_period:
+        raise keys.error("attention.sliding_window", "is set, which is not supported for this architecture")
+    period = arch.local_period
+    if arch.name == "gemma3":  # of the others llama.cpp does not read it
+        period = keys.integer("attention.sliding_window_pattern", period, least=1)
+    if period > _MAX_LAYERS:
+        raise keys.error("attention.sliding_window_pattern", f"is {period}, more layers than any model has")
+    return {"window": window, "layer_pattern": ("local",) * max(period - 1, 1) + ("global",) * (period > 1)}
+
+
+def _rope(keys: Keys, arch: Arch, values: Mapping[str, Any], read: gguf_rope.ReadTensor) -> dict[str, Any]:
+    head_dim = values["head_dim"]
+    dim = keys.integer("rope.dimension_count", head_dim, least=2)
+    if dim > head_dim or dim % 2 or (dim != head_dim and not arch.partial_rope):
+        raise keys.error("rope.dimension_count", f"is {dim}, which does not fit heads of {head_dim} dimensions")
+    theta = keys.number("rope.freq_base", 10_000.0)
+    scaling = gguf_rope.scaling_from(keys, values["context_length"], theta, dim, read)
+    rope: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling, "rope_fraction": dim / head_dim}
+    if arch.name == "gemma3" and "window" in values:
+        rope["rope_theta_local"] = keys.number("rope.freq_base_swa", 10_000.0)
+    return rope
+
+
+def _whole(value: int | tuple[int, ...]) -> int | np.ndarray:
+    return np.array(value, np.int32) if isinstance(value, tuple) else value

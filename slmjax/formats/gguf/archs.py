@@ -1,0 +1,130 @@
+"""GGUF's architectures as data: what each fixes of a network, and how llama.cpp lays its tensors out.
+
+What a file says itself (sizes, scales, which biases are there) is read by `gguf_models`. Activations are those of the
+released models: where they are an exact GELU (falcon, gptneox), llama.cpp takes the approximation by tanh. Source:
+llama.cpp's loader and its converter from Hugging Face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slmjax.models.families.shapes import Switches
+
+LAYER_NORM: Switches = {"norm": "layer", "norm_bias": True}
+BIASES: Switches = {"qkv_bias": True, "attention_output_bias": True, "ffn_bias": True}
+PLAIN: Switches = {**LAYER_NORM, **BIASES, "gated": False}
+GEMMA: Switches = {"norm_unit_offset": True, "norm_scale_float32": True, "activation": "gelu_tanh"}
+LLAMA_BIASES = ("qkv_bias", "attention_output_bias", "ffn_bias")
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One value of general.architecture."""
+
+    name: str
+    switches: Switches  # what no key says; everything else is ModelConfig's default
+    optional_biases: tuple[str, ...] = ()  # there where their tensors are
+    head: str = "optional"  # output.weight: "required", "optional" (absent: tied), or "never"
+    interleaved: bool = False  # rotates pairs (2i, 2i + 1): rows of q and k are permuted
+    partial_rope: bool = False  # may rotate a part of each head
+    fused_qkv: bool = False
+    fused_gate: bool = False  # ffn_up holds the gate, then up
+    own_head_dim: bool = False  # attention.key_length may differ from embed_dim / num_heads
+    per_layer: bool = False  # heads and feed-forward widths may differ from layer to layer
+    scales: tuple[str, ...] = ()  # fields of ModelConfig with a key of their own (see gguf_models)
+    local_period: int = 0  # with a window, layers repeat (period - 1) local, 1 global; 1: all local; 0: no window
+    rope_scalings: tuple[str, ...] = ("linear", "yarn")  # what is written; whatever a file has is read
+
+
+# On writing the first that expresses the network wins: from the particular to the general.
+ARCHS: tuple[Arch, ...] = (
+    Arch("qwen2", {"qkv_bias": True}),
+    Arch("qwen3", {"qk_norm": "head"}, own_head_dim=True),
+    Arch("gemma", GEMMA, head="never", own_head_dim=True),
+    Arch(
+        "gemma2",
+        {**GEMMA, "norm_placement": "sandwich"},
+        head="never",
+        own_head_dim=True,
+        scales=("attention_softcap", "logit_softcap"),
+        local_period=2,
+    ),
+    Arch(
+        "gemma3",
+        {**GEMMA, "norm_placement": "sandwich", "qk_norm": "head"},
+        own_head_dim=True,
+        local_period=6,
+        rope_scalings=("linear",),
+    ),
+    Arch("olmo2", {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}, head="required"),
+    Arch(
+        "openelm",
+        {"qk_norm": "head"},
+        head="never",
+        fused_qkv=True,
+        own_head_dim=True,
+        per_layer=True,
+        rope_scalings=(),
+    ),
+    Arch(
+        "llama",
+        {},
+        LLAMA_BIASES,
+        interleaved=True,
+        own_head_dim=True,
+        local_period=1,
+        rope_scalings=("linear", "llama3", "yarn"),
+    ),
+    Arch(
+        "smollm3",
+        {"rope_pattern": (True, True, True, False)},
+        LLAMA_BIASES,
+        interleaved=True,
+        own_head_dim=True,
+    ),
+    Arch("phi3", {}, fused_qkv=True, fused_gate=True, local_period=1, rope_scalings=("longrope",), partial_rope=True),
+    Arch(
+        "minicpm",
+        {},
+        LLAMA_BIASES,
+        interleaved=True,
+        own_head_dim=True,
+        scales=("embedding_multiplier", "residual_multiplier", "logit_divisor"),
+        rope_scalings=("linear", "yarn", "longrope"),
+    ),
+    Arch(
+        "granite",
+        {},
+        LLAMA_BIASES,
+        interleaved=True,
+        own_head_dim=True,
+        scales=("embedding_multiplier", "residual_multiplier", "logit_divisor", "attention_scale"),
+    ),
+    Arch("gpt2", {**PLAIN, "position": "learned", "activation": "gelu_tanh"}, fused_qkv=True),
+    Arch(
+        "bloom",
+        {**PLAIN, "position": "alibi", "activation": "gelu_tanh", "embedding_norm": True},
+        fused_qkv=True,
+    ),
+    Arch("falcon", {**LAYER_NORM, "gated": False, "activation": "gelu", "parallel_residual": True}, fused_qkv=True),
+    Arch("gptneox", {**PLAIN, "activation": "gelu"}, head="required", fused_qkv=True, partial_rope=True),
+    Arch(
+        "phi2",
+        {**PLAIN, "activation": "gelu_tanh", "parallel_residual": True, "shared_norm": True, "head_bias": True},
+        head="required",
+        fused_qkv=True,
+        partial_rope=True,
+    ),
+    Arch("olmo", {"norm": "layer", "norm_scale": False}, interleaved=True, scales=("clip_qkv",)),
+    Arch("stablelm", LAYER_NORM, ("qkv_bias",), head="required", partial_rope=True),
+    Arch(
+        "nemotron",
+        {**LAYER_NORM, "norm_unit_offset": True, "activation": "relu2", "gated": False},
+        LLAMA_BIASES,
+        head="required",
+        own_head_dim=True,
+        partial_rope=True,
+    ),
+)
+BY_NAME = {arch.name: arch for arch in ARCHS}

@@ -1,0 +1,161 @@
+"""A Hugging Face directory as a language model; see `huggingface_export.py` for the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
+from slmjax.formats.huggingface.families import family_of
+from slmjax.formats.huggingface.family import HuggingFaceFamily
+from slmjax.formats.safetensors_files import SafetensorsDirectory
+from slmjax.formats.untrusted import inside, read_json
+from slmjax.formats.weight_map import abstract_leaves, check_tensors, read_params
+from slmjax.inference.language_model import LanguageModel
+from slmjax.models.config import ModelConfig
+from slmjax.sharding.rules import spec_for
+from slmjax.tokenization.tokenizer import Tokenizer
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class NamedTensors:
+    """A directory's tensors under the names that the family's entries use, without what is no parameter."""
+
+    file: SafetensorsDirectory
+    names: Mapping[str, str]  # ours -> the file's
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor and its shape."""
+        shapes = self.file.shapes()
+        return {name: shapes[theirs] for name, theirs in self.names.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, a view of its file."""
+        return self.file.read(self.names[name])
+
+
+@dataclass(frozen=True)
+class HuggingFaceDirectory:
+    """A directory that has been found whole, before any array is read."""
+
+    path: Path
+    values: dict[str, Any]  # of its config.json
+    family: HuggingFaceFamily
+    config: ModelConfig
+    tensors: NamedTensors
+
+
+def is_huggingface(directory: Path) -> bool:
+    """Whether a directory's config.json is transformers'."""
+    if not (directory / CONFIG).is_file():
+        return False
+    values = read_json(inside(directory, CONFIG))
+    return "format" not in values and bool({"model_type", "architectures"} & values.keys())
+
+
+def open_huggingface(directory: str | Path) -> HuggingFaceDirectory:
+    """Read a directory's config and headers; its tensors are all that the config's network has, and no others.
+
+    No code of the directory is run: an architecture is known by its model_type, or refused.
+    """
+    directory = Path(directory).expanduser()
+    values = read_json(inside(directory, CONFIG))
+    family = family_of(values.get("model_type"))
+    try:
+        config = family.config_from(values)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"{directory / CONFIG} describes no {family.model_type} that can be read ({error}).") from error
+    tensors = _named(SafetensorsDirectory(directory), family)
+    config, tensors = _resolve_head(config, family, tensors)
+    check_tensors(config, family.entries(config), tensors, str(directory))
+    return HuggingFaceDirectory(directory, values, family, config, tensors)
+
+
+def load_huggingface(
+    directory: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None
+) -> LanguageModel:
+    """A model of transformers: its config, parameters, tokenizer, and the ids at which its generation stops.
+
+    mesh: to put each array's parts on; None is the first device. dtype: of the arrays, the file's when None. Read
+    tensor by tensor, and on a mesh only what this process holds.
+    """
+    place = open_huggingface(directory)
+    tokenizer = huggingface_tokenizer.read(place.path)
+    return LanguageModel(place.config, read_weights(place, mesh, dtype), tokenizer, stop_ids(place, tokenizer))
+
+
+def read_weights(place: HuggingFaceDirectory, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> Any:
+    """The parameters of an opened directory; see `read_params`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
+    shardings = None
+    if mesh is not None:
+        leaves = abstract_leaves(place.config).items()
+        shardings = {p: jax.sharding.NamedSharding(mesh, spec_for(p, leaf.shape, mesh)) for p, leaf in leaves}
+    entries = place.family.entries(place.config)
+    target = None if dtype is None else jnp.dtype(dtype)
+    return read_params(place.config, entries, place.tensors, dtype=target, shardings=shardings)
+
+
+def stop_ids(place: HuggingFaceDirectory, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a text: generation_config.json's, else config.json's, and the tokenizer's own."""
+    generation = place.path / GENERATION
+    values = read_json(inside(place.path, GENERATION)) if generation.exists() else {}
+    named = values["eos_token_id"] if values.get("eos_token_id") is not None else place.values.get("eos_token_id")
+    ids = named if isinstance(named, list) else [named]
+    known = [id for id in ids if type(id) is int and 0 <= id < place.config.vocab_size]
+    return tuple(dict.fromkeys([*known, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]))
+
+
+def _named(file: SafetensorsDirectory, family: HuggingFaceFamily) -> NamedTensors:
+    """Other spellings of the family's names undone; what it ignores left out."""
+    names: dict[str, str] = {}
+    for theirs in file.shapes():
+        if any(re.fullmatch(pattern, theirs) for pattern in family.ignored):
+            continue
+        name = theirs
+        for pattern, replacement in family.renames:
+            if re.search(pattern, name):
+                name = re.sub(pattern, replacement, name)
+                break
+        if name in names:
+            raise UserError(f"the tensors {names[name]} and {theirs} are the same one of {family.model_type}.")
+        names[name] = theirs
+    return NamedTensors(file, names)
+
+
+def _resolve_head(
+    config: ModelConfig, family: HuggingFaceFamily, tensors: NamedTensors
+) -> tuple[ModelConfig, NamedTensors]:
+    """Drop a head that a tied model's file repeats. Where it differs from the embedding, the model is not tied."""
+    if not config.tie_embeddings:
+        return config, tensors
+    untied = dataclasses.replace(config, tie_embeddings=False)
+    embedding = next(e.name for e in family.entries(config) if e.leaves[0].path == "embedder/embedding")
+    head = next((e.name for e in family.entries(untied) if e.leaves[0].path == "lm_head/kernel"), None)
+    if head is None or head not in tensors.names or embedding not in tensors.names:
+        return config, tensors
+    if _equal(tensors.read(embedding), tensors.read(head)):
+        return config, NamedTensors(tensors.file, {k: v for k, v in tensors.names.items() if k != head})
+    warnings.warn(f"{head} is not the embedding, though the config ties them: they are kept apart", stacklevel=4)
+    return untied, tensors
+
+
+def _equal(a: np.ndarray, b: np.ndarray, rows: int = 4096) -> bool:
+    return a.shape == b.shape and all(
+        np.array_equal(a[start : start + rows], b[start : start + rows]) for start in range(0, len(a), rows)
+    )

@@ -1,0 +1,33 @@
+"""All families of Hugging Face that can be read and written, by their model_type."""
+
+from __future__ import annotations
+
+import difflib
+
+from slmjax.errors import UserError
+from slmjax.formats.huggingface import custom_code as huggingface_odd
+from slmjax.formats.huggingface import gemma as huggingface_gemma
+from slmjax.formats.huggingface import layer_norm as huggingface_layer_norm
+from slmjax.formats.huggingface import megatron as huggingface_megatron
+from slmjax.formats.huggingface import rms_norm as huggingface_rms
+from slmjax.formats.huggingface.family import HuggingFaceFamily
+
+FAMILIES: dict[str, HuggingFaceFamily] = {
+    family.model_type: family
+    for family in (
+        *huggingface_rms.FAMILIES,
+        *huggingface_gemma.FAMILIES,
+        *huggingface_layer_norm.FAMILIES,
+        *huggingface_megatron.FAMILIES,
+        *huggingface_odd.FAMILIES,
+    )
+}
+
+
+def family_of(model_type: object) -> HuggingFaceFamily:
+    """The family of a config's model_type; UserError with the nearest ones when there is none."""
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    near = difflib.get_close_matches(str(model_type), FAMILIES, n=3, cutoff=0.5)
+    known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(FAMILIES))}."
+    raise UserError(f"the model_type {str(model_type)[:60]!r} is not one that can be read; {known}")

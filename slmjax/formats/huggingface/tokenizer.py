@@ -1,0 +1,107 @@
+"""The tokenizer of a Hugging Face directory: what transformers keeps of it beyond the vocabulary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slmjax.formats.untrusted import inside, read_json, read_text
+from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+
+SETTINGS = "tokenizer_config.json"
+VOCABULARY = "tokenizer.json"
+TEMPLATE = "chat_template.jinja"
+WRITTEN = (VOCABULARY, "tokenizer.model", SETTINGS, TEMPLATE)
+_SUFFIXES = (".json", ".model", ".txt", ".jinja")
+_MAX_TEMPLATE = 1 << 20  # bytes
+# Of the settings of another directory or version: the class that cannot be found elsewhere, code, places on a disk.
+_DROPPED = {"tokenizer_class", "auto_map", "backend", "is_local", "name_or_path", "tokenizer_file", "processor_class"}
+_DROPPED |= {"special_tokens_map_file", "chat_template"}
+
+
+def read(directory: Path) -> Tokenizer:
+    """A directory's tokenizer, with its chat template and whether it begins texts with the bos token in `settings`."""
+    for path in directory.iterdir():
+        if path.suffix in _SUFFIXES and path.is_symlink():
+            inside(directory, path.name)
+    tokenizer = load_tokenizer(directory)
+    if (directory / TEMPLATE).exists():
+        tokenizer.settings["chat_template"] = read_text(inside(directory, TEMPLATE), most=_MAX_TEMPLATE)
+    if not isinstance(tokenizer.settings.get("add_bos_token"), bool):
+        tokenizer.settings["add_bos_token"] = _adds_bos(directory, tokenizer)
+    return tokenizer
+
+
+def write(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
+    """Write the vocabulary, the settings with a class that transformers 4 and 5 know, and the template in both places.
+
+    The template is in tokenizer_config.json for transformers 4 and for servers, in its own file for transformers 5.
+    """
+    tokenizer.save(directory)
+    settings = {key: value for key, value in read_json(directory / SETTINGS).items() if key not in _DROPPED}
+    # SentencePiece alone has no tokenizer.json; LlamaTokenizer reads its file in both versions.
+    fast = (directory / VOCABULARY).exists()
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast" if fast else "LlamaTokenizer"
+    settings.setdefault("clean_up_tokenization_spaces", False)  # whose default in transformers 4 rewrites texts
+    longest = settings.get("model_max_length")
+    settings["model_max_length"] = min(longest, context_length) if isinstance(longest, int) else context_length
+    template = _template(tokenizer.settings.get("chat_template"))
+    if template is not None:
+        settings["chat_template"] = template
+        (directory / TEMPLATE).write_text(template, encoding="utf-8")
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    (directory / SETTINGS).write_text(text + "\n", encoding="utf-8")
+    if fast and settings.get("add_bos_token") is True and tokenizer.bos_id is not None:
+        _begin_with_bos(directory / VOCABULARY, settings["bos_token"], tokenizer.bos_id)
+
+
+def _template(value: Any) -> str | None:
+    """The one chat template, or of several named ones the default."""
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _adds_bos(directory: Path, tokenizer: Tokenizer) -> bool:
+    """Whether transformers puts the bos token before a text."""
+    if tokenizer.bos_id is None:
+        return False
+    if not (directory / VOCABULARY).is_file():  # SentencePiece alone: as the classes of these files do by default
+        return str(tokenizer.settings.get("tokenizer_class")).startswith(("Llama", "Gemma"))
+    bos = tokenizer.id_to_token(tokenizer.bos_id)
+    return any(first == bos for first in _first_tokens(read_json(inside(directory, VOCABULARY)).get("post_processor")))
+
+
+def _first_tokens(processor: Any) -> list[Any]:
+    """The special tokens with which a post-processor begins a text."""
+    if not isinstance(processor, dict):
+        return []
+    if isinstance(processor.get("processors"), list):
+        return [token for part in processor["processors"] for token in _first_tokens(part)]
+    single = processor.get("single")
+    first = single[0] if isinstance(single, list) and single else None
+    special = first.get("SpecialToken") if isinstance(first, dict) else None
+    return [special.get("id")] if isinstance(special, dict) else []
+
+
+def _begin_with_bos(path: Path, token: str, id: int) -> None:
+    """Add to a tokenizer.json what puts the bos token first, where nothing does."""
+    description = read_json(path)
+    present = description.get("post_processor")
+    if token in _first_tokens(present):
+        return
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [
+            {"SpecialToken": {"id": token, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"Sequence": {"id": "B", "type_id": 1}},
+        ],
+        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
+    }
+    both = {"type": "Sequence", "processors": [present, template]}
+    description["post_processor"] = template if present is None else both
+    path.write_text(json.dumps(description, indent=2, ensure_ascii=False), encoding="utf-8")

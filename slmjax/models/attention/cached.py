@@ -1,0 +1,75 @@
+"""Attention of new tokens over a long static cache of which little may be filled: as much is read as is filled."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from slmjax.models.attention.kernels import MASKED
+
+BLOCK = 256  # keys a step of the loop
+
+
+def cached_attention(
+    q_BTHK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSK: jax.Array,
+    *,
+    q_segments_BT: jax.Array,
+    kv_segments_BS: jax.Array,
+    index: jax.Array,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    slopes_H: jax.Array | None,
+) -> jax.Array:
+    """Attention [B, T, H, K] of queries at `index + t`, masked as `AttentionFn` says, over a cache with heads first.
+
+    Softmax is accumulated over blocks of keys (Milakov and Gimelshein 2018, arXiv:1805.02867) from the first that a
+    window shows to the last that is filled.
+    """
+    B, T, H, K = q_BTHK.shape
+    G, S = k_BGSK.shape[1:3]
+    R = H // G
+    q_BGNK = q_BTHK.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, K)
+    q_index_T = index + jnp.arange(T)
+
+    def logits(start, length, first):
+        """Masked logits [B, G, R, T, length] of the keys from `start`; keys before `first` are hidden."""
+        keys = jax.lax.dynamic_slice_in_dim(k_BGSK, start, length, axis=2)
+        x = jnp.einsum("bgnk,bgsk->bgns", q_BGNK, keys, preferred_element_type=jnp.float32)
+        x = x.reshape(B, G, R, T, length) * scale
+        if softcap is not None:
+            x = softcap * jnp.tanh(x / softcap)
+        k_index = start + jnp.arange(length)
+        distance = q_index_T[:, None] - k_index[None, :]
+        if slopes_H is not None:
+            x = x - slopes_H.reshape(G, R, 1, 1) * distance
+        mask = (distance >= 0) & (k_index >= first)
+        if window is not None:
+            mask &= distance < window
+        segments_Bs = jax.lax.dynamic_slice_in_dim(kv_segments_BS, start, length, axis=1)
+        mask = mask & (q_segments_BT[:, :, None] == segments_Bs[:, None, :])[:, None, None]
+        return jnp.where(mask, x, MASKED).reshape(B, G, R * T, length)
+
+    def add_block(i, state):
+        top_BGN, total_BGN, sum_BGNK = state
+        start = jnp.minimum(i * BLOCK, S - BLOCK)  # the last block may begin inside the one before it
+        x = logits(start, BLOCK, i * BLOCK)
+        values = jax.lax.dynamic_slice_in_dim(v_BGSK, start, BLOCK, axis=2)
+        new_top = jnp.maximum(top_BGN, x.max(-1))
+        shrink, weights = jnp.exp(top_BGN - new_top), jnp.exp(x - new_top[..., None])
+        added = jnp.einsum("bgns,bgsk->bgnk", weights.astype(values.dtype), values)
+        return new_top, total_BGN * shrink + weights.sum(-1), sum_BGNK * shrink[..., None] + added
+
+    if S <= 2 * BLOCK:
+        weights = jax.nn.softmax(logits(0, S, 0), axis=-1).astype(v_BGSK.dtype)
+        context_BGNK = jnp.einsum("bgns,bgsk->bgnk", weights, v_BGSK)
+    else:
+        first = 0 if window is None else jnp.maximum(index - window + 1, 0) // BLOCK
+        N = R * T
+        empty = (jnp.full((B, G, N), MASKED), jnp.zeros((B, G, N)), jnp.zeros((B, G, N, K)))
+        _, total_BGN, sum_BGNK = jax.lax.fori_loop(first, (index + T - 1) // BLOCK + 1, add_block, empty)
+        context_BGNK = sum_BGNK / total_BGN[..., None]
+    context = context_BGNK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4)
+    return context.reshape(B, T, H, K).astype(q_BTHK.dtype)

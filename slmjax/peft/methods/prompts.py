@@ -1,0 +1,190 @@
+"""Vectors that are learned in front of the text: prefix tuning, P-tuning v2, prompt tuning, P-tuning v1.
+
+All of them become one thing for the network: keys and values of n positions in each layer, which every document sees.
+Prefix tuning (Li and Liang 2021, arXiv:2101.00190) learns them, freely (P-tuning v2, Liu et al. 2021, arXiv:2110.07602)
+or through an MLP. Prompt tuning (Lester et al. 2021, arXiv:2104.08691) learns n input vectors, P-tuning (Liu et al.
+2021, arXiv:2103.10385) an encoder of them; since the network is causal, what they do to every text is in their own keys
+and values, so the network is run over the prompt once a step, and packed rows need no copy of it in each document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.models.config import ModelConfig
+from slmjax.models.kv_cache import empty_cache
+from slmjax.models.transformer import Transformer
+from slmjax.peft.interception import applied
+from slmjax.peft.methods.lstm import init_lstm, lstm
+from slmjax.peft.prefix_cache import prefix_of_cache
+from slmjax.peft.targets import flatten, nested
+
+INITS = ("vocabulary", "text", "random", "zero")
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """n keys and values in each layer; they start as those of real tokens, from which training is fastest."""
+
+    num_tokens: int = 20
+    init: str = "vocabulary"  # of random tokens' keys and values, "text": of init_text's; "random": normal; "zero"
+    init_text: str = ""
+    projection: bool = False  # learn them through an MLP (which starts at random); False is P-tuning v2
+    hidden_size: int = 0  # of the MLP; 0: embed_dim
+
+    def __post_init__(self):
+        _check("prefix", self.num_tokens, self.init, self.init_text)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """n input vectors; they start as real tokens' (arXiv:2104.08691, section 3.2: random ones do much worse)."""
+
+    num_tokens: int = 20
+    init: str = "vocabulary"  # vectors of random tokens, "text": of init_text's; "random": normal; "zero"
+    init_text: str = ""
+
+    def __post_init__(self):
+        _check("prompt", self.num_tokens, self.init, self.init_text)
+
+
+@dataclass(frozen=True)
+class PTuningConfig:
+    """n input vectors that an encoder makes of n learned ones."""
+
+    num_tokens: int = 20
+    encoder: str = "mlp"  # mlp: three layers with ReLU; lstm: two bidirectional layers and two of an MLP
+    hidden_size: int = 0  # 0: embed_dim
+
+    def __post_init__(self):
+        _check("p_tuning", self.num_tokens, "random", "")
+        if self.encoder not in ("mlp", "lstm"):
+            raise UserError(f"peft.p_tuning.encoder is {self.encoder!r}; choose mlp or lstm.")
+
+
+def _check(section: str, num_tokens: int, init: str, text: str) -> None:
+    if num_tokens < 1:
+        raise UserError(f"peft.{section}.num_tokens={num_tokens} must be at least 1.")
+    if init not in INITS:
+        raise UserError(f"peft.{section}.init is {init!r}; choose one of {', '.join(INITS)}.")
+    if (init == "text") != bool(text):
+        raise UserError(f"peft.{section}: init='text' and init_text go together; set both or none.")
+
+
+def tile_ids(ids: Sequence[int], n: int) -> np.ndarray:
+    """n token ids of a text: cut, or repeated until there are n."""
+    if not len(ids):
+        raise UserError("peft: init_text has no tokens.")
+    return np.resize(np.asarray(ids, np.int32), n)
+
+
+def init_prefix(config: PrefixConfig, model: Transformer, base: Any, ids: np.ndarray | None, key: jax.Array) -> dict:
+    """What is trained. ids: int32 [n], the text's tokens where the config wants them."""
+    n, m = config.num_tokens, model.config
+    shapes = jax.eval_shape(lambda: prefix_of_cache(empty_cache(m, 1, n, jnp.float32)))
+    if config.projection:
+        hidden = config.hidden_size or m.embed_dim
+        width = sum(leaf.shape[0] * leaf.shape[2] * leaf.shape[3] for leaf in jax.tree.leaves(shapes))
+        keys = jax.random.split(key, 3)
+        embedding = jax.random.normal(keys[0], (n, m.embed_dim))
+        layers = [_dense(keys[1], m.embed_dim, hidden), _dense(keys[2], hidden, width)]
+        return {"encoder": {"embedding": embedding, "layer_0": layers[0], "layer_1": layers[1]}}
+    if config.init == "zero":
+        return jax.tree.map(lambda s: jnp.zeros(s.shape), shapes)
+    if config.init == "random":
+        leaves = flatten(shapes)
+        keys = jax.random.split(key, len(leaves))
+        return nested({p: jax.random.normal(k, s.shape) for k, (p, s) in zip(keys, leaves.items(), strict=True)})
+    tokens = jax.random.randint(key, (n,), 0, m.vocab_size) if ids is None else jnp.asarray(ids)
+    return keys_and_values(model, base, base["embedder"]["embedding"][tokens].astype(jnp.float32))
+
+
+def prefix_collection(config: PrefixConfig, model: ModelConfig, trained: Any) -> dict:
+    """The prefix of every layer from what is trained."""
+    if not config.projection:
+        return trained
+    shapes = jax.eval_shape(lambda: prefix_of_cache(empty_cache(model, 1, config.num_tokens, jnp.float32)))
+    encoder = trained["encoder"]
+    y = _apply(encoder["layer_1"], jnp.tanh(_apply(encoder["layer_0"], encoder["embedding"])))
+    leaves = flatten(shapes)
+    cuts = np.cumsum([s.shape[0] * s.shape[2] * s.shape[3] for s in leaves.values()])[:-1]
+    parts = zip(leaves.items(), jnp.split(y, cuts, axis=1), strict=True)
+    # A row of y is one token's keys and values, layer by layer.
+    return nested({p: y.reshape(s.shape[1], s.shape[0], *s.shape[2:]).swapaxes(0, 1) for (p, s), y in parts})
+
+
+def init_prompt(config: PromptConfig, model: ModelConfig, base: Any, ids: np.ndarray | None, key: jax.Array) -> dict:
+    """What is trained: `prompt` float32 [n, E]."""
+    table_VE = base["embedder"]["embedding"]
+    shape = (config.num_tokens, table_VE.shape[1])
+    if config.init == "zero":
+        return {"prompt": jnp.zeros(shape)}
+    if config.init == "random":
+        return {"prompt": jax.random.normal(key, shape)}
+    tokens = jax.random.randint(key, shape[:1], 0, model.vocab_size) if ids is None else jnp.asarray(ids)
+    return {"prompt": table_VE[tokens].astype(jnp.float32)}
+
+
+def init_p_tuning(config: PTuningConfig, model: ModelConfig, key: jax.Array) -> dict:
+    """What is trained: learned vectors [n, E] and their encoder."""
+    E, hidden = model.embedding_projection_dim or model.embed_dim, config.hidden_size or model.embed_dim
+    keys = jax.random.split(key, 5)
+    trained: dict[str, Any] = {"embedding": jax.random.normal(keys[0], (config.num_tokens, E))}
+    if config.encoder == "mlp":
+        sizes = [(E, hidden), (hidden, hidden), (hidden, E)]
+    else:
+        trained |= {"lstm": init_lstm(keys[4], E, hidden)}
+        sizes = [(2 * hidden, 2 * hidden), (2 * hidden, E)]
+    layers = {f"layer_{i}": _dense(keys[1 + i], *size) for i, size in enumerate(sizes)}
+    return {"encoder": trained | layers}
+
+
+def prompt_of(trained: Any) -> jax.Array:
+    """The prompt's input vectors, float32 [n, E], from what prompt tuning or P-tuning trains."""
+    if "prompt" in trained:
+        return trained["prompt"]
+    encoder = trained["encoder"]
+    y = encoder["embedding"]
+    if "lstm" in encoder:
+        y = lstm(encoder["lstm"], y)
+    layers = sorted(name for name in encoder if name.startswith("layer_"))
+    for name in layers:
+        y = _apply(encoder[name], y if name == layers[0] else jax.nn.relu(y))
+    return y
+
+
+def keys_and_values(model: Transformer, base: Any, prompt_NE: jax.Array) -> dict:
+    """The prefix that input vectors [n, E] leave behind in every layer: the network run over them alone."""
+    n, config = len(prompt_NE), model.config
+    if config.block_repeats > 1:
+        raise UserError("A network that runs its blocks several times has no single prefix: use peft.method='prefix'.")
+    # The vectors stand in for the table, so that they go the way of any token's.
+    alone = dataclasses.replace(config, vocab_size=n, tie_embeddings=True, head_bias=False)
+    cache = empty_cache(config, 1, n, model.execution.dtype)
+    params = base | {"embedder": {"embedding": prompt_NE}}
+    tokens = jnp.arange(n, dtype=jnp.int32)[None]
+    network = Transformer(alone, model.execution)
+    _, cache = applied(network, {"params": params}, tokens, cache=cache, hidden=True)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), prefix_of_cache(cache))
+
+
+def _dense(key: jax.Array, rows: int, columns: int) -> dict[str, jax.Array]:
+    """A layer with torch's initialization: everything uniform within rows ** -0.5."""
+    kernel, bias = jax.random.split(key)
+    bound = rows**-0.5
+    return {
+        "kernel": jax.random.uniform(kernel, (rows, columns), minval=-bound, maxval=bound),
+        "bias": jax.random.uniform(bias, (columns,), minval=-bound, maxval=bound),
+    }
+
+
+def _apply(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    return x @ layer["kernel"] + layer["bias"]

@@ -1,0 +1,152 @@
+"""What the network answers at each evaluation, so that one sees it learn: a few prompts, greedily, in samples.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from slmjax.data.conversations.examples import sft_template
+from slmjax.data.sft_config import SftConfig
+from slmjax.errors import UserError
+from slmjax.models.execution import Execution
+from slmjax.models.kv_cache import empty_cache
+from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
+from slmjax.peft.interception import applied
+from slmjax.peft.prefix_cache import prefix_length, start_cache
+from slmjax.recipes.corpus import Corpus
+from slmjax.tokenization.chat_tokens import encode_messages
+from slmjax.training.program import Program
+from slmjax.training.reporting.metrics import drop_lines_after
+from slmjax.training.state import TrainState
+
+FILE_NAME = "samples.jsonl"
+_SHOWN = 200  # characters of a prompt's end and of an answer in the log
+_TEXT_PROMPT = 24  # tokens of a text that are shown to be continued
+
+
+class Sampler:
+    """Answers the same prompts again and again; its program is compiled at the first evaluation and never again."""
+
+    def __init__(self, program: Program, corpus: Corpus, workdir: Path, *, resume_step: int = 0):
+        self._tokenizer = corpus.tokenizer
+        self._path = workdir / FILE_NAME
+        self._prompts = _prompts(program, corpus)
+        if not self._prompts:
+            return
+        if jax.process_index() == 0 and self._path.is_file():
+            drop_lines_after(self._path, resume_step)
+        stops = {i for i in self._tokenizer.special_tokens().values() if i < program.config.model.vocab_size}
+        if self._tokenizer.eos_id is not None:
+            stops.add(self._tokenizer.eos_id)
+        T = max(map(len, self._prompts))
+        inputs = np.zeros((3, len(self._prompts), T), np.int32)  # tokens, positions, segments; padded on the left
+        for row, prompt in enumerate(self._prompts):
+            inputs[:, row, T - len(prompt) :] = prompt, np.arange(len(prompt)), np.ones(len(prompt))
+        self._inputs, self._stops = inputs, np.asarray(sorted(stops), np.int32)
+        everywhere = NamedSharding(program.mesh, P())
+        self._greedy = jax.jit(partial(_greedy, program), out_shardings=everywhere)
+
+    def sample(self, step: int, state: TrainState, say: Callable[[str], None]) -> None:
+        """Answer, tell the answers, and append them to the file; every process of a run calls this."""
+        if not self._prompts:
+            return
+        params = state.params if state.ema is None else state.ema
+        tokens_BN = np.asarray(self._greedy(params, state.frozen, self._inputs, self._stops))
+        lines = []
+        for prompt, row in zip(self._prompts, tokens_BN, strict=True):
+            asked, answer = (self._tokenizer.decode(ids) for ids in (prompt, row[row >= 0].tolist()))
+            lines.append(json.dumps({"step": step, "prompt": asked, "answer": answer}, ensure_ascii=False) + "\n")
+            say(f"  | {' '.join(asked.split())[-_SHOWN:]}\n  > {' '.join(answer.split())[:_SHOWN]}")
+        if jax.process_index() == 0:
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+            except OSError as error:
+                raise UserError(f"Cannot write {self._path} ({error.strerror or error}); free space there.") from error
+
+
+def _prompts(program: Program, corpus: Corpus) -> list[list[int]]:
+    """Token ids: `training.samples` beginnings of validation examples or texts, then `training.sample_prompts`."""
+    t, config = program.config.training, program.config
+    if not (t.samples or t.sample_prompts):
+        return []
+    if t.samples and not corpus.validation:
+        raise UserError(
+            "training.samples are of the validation split, and there is none: set data.validation_fraction."
+        )
+    longest = config.model.context_length - t.sample_tokens
+    if longest < 1:
+        raise UserError(f"training.sample_tokens={t.sample_tokens} leaves no room in a context of its own.")
+    prompts: list[list[int]] = []
+    for number in range(t.samples):
+        store = corpus.validation[number % len(corpus.validation)]
+        turn, turns = number // len(corpus.validation), -(-t.samples // len(corpus.validation))
+        document, start = np.asarray([store.num_documents * turn // turns]), np.zeros(1, np.int64)
+        length = store.lengths[document]
+        ids, learned = (f(document, start, length) for f in (store.pieces, store.loss_weights))
+        end = int(np.argmax(learned > 0)) if isinstance(config.data, SftConfig) else 0
+        prompts.append(ids[: end or _TEXT_PROMPT].tolist())
+    for text in t.sample_prompts:
+        prompts.append(_encoded(text, config.data, corpus))
+    for prompt in prompts:
+        if not 0 < len(prompt) <= longest:
+            raise UserError(
+                f"A prompt to sample from has {len(prompt)} tokens, and with training.sample_tokens={t.sample_tokens} "
+                f"it must have 1 to {longest}: give shorter training.sample_prompts, or ask for fewer training.samples."
+            )
+    return prompts
+
+
+def _encoded(text: str, data: Any, corpus: Corpus) -> list[int]:
+    """A prompt as the run's data would write it: a user's message where there is a chat template."""
+    template = sft_template(data, corpus.tokenizer) if isinstance(data, SftConfig) else None
+    if template is not None:
+        messages: list[dict[str, Any]] = [{"role": "system", "content": data.system}] if data.system else []
+        messages.append({"role": "user", "content": text})
+        return encode_messages(corpus.tokenizer, template, messages, add_generation_prompt=True)
+    bos = corpus.tokenizer.bos_id
+    return [*([bos] if data.add_bos and bos is not None else []), *corpus.tokenizer.encode(text)]
+
+
+def _greedy(program: Program, params: Any, frozen: Any, inputs: jax.Array, stops: jax.Array) -> jax.Array:
+    """int32 [B, N]: the likeliest tokens after prompts that are padded on the left; -1 from a stop token on.
+
+    Plain array code, whatever the mesh: the parameters' shardings say how it is run.
+    """
+    config, method, N = program.config.model, program.method, program.config.training.sample_tokens
+    run = program.model.execution
+    model = Transformer(config, Execution(dtype=run.dtype, scan_unroll=run.scan_unroll))
+    variables = method.variables(params, frozen)
+    head = head_weights(config, variables["params"])
+    prompts = inputs[0]
+    B, T = prompts.shape
+    added = variables.get("peft", {})
+    cache = start_cache(empty_cache(config, B, prefix_length(added) + T + N, run.dtype), added)
+
+    def next_token(cache: Any, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, Any]:
+        hidden, cache = applied(
+            model, variables, tokens, positions, segments, cache, hidden=True, options=method.options
+        )
+        return jnp.argmax(logits_from_hidden(config, hidden[:, -1], *head), axis=-1).astype(jnp.int32), cache
+
+    def body(carry: tuple) -> tuple:
+        n, token_B, done_B, cache, tokens_BN = carry
+        done_B |= jnp.any(token_B[:, None] == stops[None, :], axis=1)
+        tokens_BN = tokens_BN.at[:, n].set(jnp.where(done_B, -1, token_B))
+        place_B1 = jnp.sum(inputs[2], axis=1, keepdims=True) + n
+        token_B, cache = next_token(cache, token_B[:, None], place_B1, jnp.ones((B, 1), jnp.int32))
+        return n + 1, token_B, done_B, cache, tokens_BN
+
+    token_B, cache = next_token(cache, *inputs)
+    empty = jnp.full((B, N), -1, jnp.int32)
+    start = (jnp.zeros((), jnp.int32), token_B, jnp.zeros(B, bool), cache, empty)
+    return jax.lax.while_loop(lambda carry: (carry[0] < N) & ~jnp.all(carry[2]), body, start)[-1]

@@ -1,0 +1,317 @@
+"""Checkpoints that never lose work: asynchronous, atomic, checked by checksums, restored onto any mesh.
+
+One step directory holds everything: `state` (arrays), `data` (the position in the data), `config` and `evaluation`
+(JSON), and `checksums.json`. Orbax writes it under a temporary name and renames it when all of it is on disk.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from slmjax.errors import UserError
+from slmjax.training.checkpoints.files import (
+    DamagedError,
+    barrier,
+    is_full_disk,
+    orbax,
+    read_json,
+    read_state,
+    warn,
+    write_checksums,
+)
+
+_COMPRESSED = 0.8  # of a state's bytes: weights and moments shrink by about a tenth on disk
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are saved and which are kept; the three kinds of keeping add up."""
+
+    every: int = 1000  # steps between checkpoints
+    keep_last: int = 3
+    keep_every: int = 0  # also keep the multiples of this many steps; 0: none
+    keep_best: int = 0  # also keep this many with the lowest best_metric; 0: none
+    best_metric: str = "validation_loss"
+    asynchronous: bool = True  # write while training goes on
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep_last < 1:
+            raise UserError("checkpoint.every and checkpoint.keep_last must be 1 or more.")
+        if self.keep_every < 0 or self.keep_best < 0:
+            raise UserError("checkpoint.keep_every and checkpoint.keep_best must be 0 (off) or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint gives back. `step` counts finished updates."""
+
+    step: int
+    state: Any
+    data_state: dict[str, Any]
+    run_config: dict[str, Any]
+
+
+def steps_to_keep(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
+    """Which of the steps stay, given each one's best_metric (None or NaN: not evaluated; lower is better)."""
+    steps = sorted(scores)
+    keep = set(steps[-config.keep_last :])
+    if config.keep_every:
+        keep |= {step for step in steps if step % config.keep_every == 0}
+    evaluated = [(score, -step) for step, score in scores.items() if score is not None and not math.isnan(score)]
+    return keep | {-negative for _, negative in sorted(evaluated)[: config.keep_best]}
+
+
+class Checkpointer:
+    """Saves and restores training states in DIRECTORY/<step>/; in a multi-process run every process makes every call.
+
+    The directory is on a disk that all processes share, or a bucket (gs://…), where the store itself keeps checksums.
+    Restoring changes nothing on disk. The first save after restore_latest has passed over damaged steps renames them.
+    """
+
+    def __init__(self, directory: str | Path, config: CheckpointConfig | None = None):
+        from etils import epath
+
+        self._local = "://" not in str(directory)
+        self._directory = epath.Path(os.path.abspath(directory) if self._local else directory)
+        self._config = config or CheckpointConfig()
+        self._manager: Any = None  # opened by the first save, for it cleans up: a reader may look at a running job
+        self._scores: dict[int, float | None] = {}
+        self._passed_over: list[int] = []  # damaged steps, newer than the one that training goes on from
+        self._saving = -1  # the step that is being written
+        self._state_bytes = 0
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        data_state: dict[str, Any],
+        run_config: dict[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Begin to save; on return the arrays have been copied, and `state` may be donated or changed.
+
+        Returns False when that step is already there. Raises UserError when the disk is full, perhaps only here for the
+        save before this one; what was saved before stays as it is.
+        """
+        ocp = orbax()
+        while self._passed_over:
+            self._set_aside(self._passed_over.pop())
+        with self._full_disk_is_the_users():
+            manager = self._open_manager()
+            manager.wait_until_finished()
+            if step in manager.all_steps():
+                return False
+            self._saving = step
+            self._state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+            self._require_room()
+            evaluation = {name: float(value) for name, value in (metrics or {}).items()}
+            self._scores[step] = evaluation.get(self._config.best_metric)
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(data_state),
+                config=ocp.args.JsonSave(run_config),
+                evaluation=ocp.args.JsonSave(evaluation),
+            )
+            manager.save(step, args=args, force=True)
+            if not self._config.asynchronous:
+                manager.wait_until_finished()
+        return True
+
+    def restore_latest(self, abstract_state: Any) -> Restored | None:
+        """The newest readable checkpoint, or None when there is none yet.
+
+        abstract_state: the state's tree of jax.ShapeDtypeStruct, with the shardings that it shall have now. A damaged
+        step is passed over with a warning; the next save renames it to damaged-<step>, so that training can save that
+        step anew. Raises UserError when every checkpoint is damaged, or an intact one differs.
+        """
+        self.wait()
+        steps = self.all_steps()
+        damaged: dict[int, str] = {}
+        for step in reversed(steps):
+            try:
+                restored = self._read(step, abstract_state)
+            except DamagedError as error:
+                damaged[step] = str(error)
+                warn(f"checkpoint step {step} in {self._directory} is damaged ({error}); trying the one before it.")
+                continue
+            self._passed_over = list(damaged)
+            return restored
+        if not steps:
+            return None
+        raise UserError(
+            f"None of the checkpoints in {self._directory} can be read (steps {_listed(steps)}; the newest: "
+            f"{damaged[steps[-1]]}); bring them back from a copy, or begin anew in another --workdir."
+        )
+
+    def restore(self, step: int, abstract_state: Any) -> Restored:
+        """The checkpoint of exactly this step. Raises UserError when it is not there, damaged, or of another shape.
+
+        To train on from a step that is not the latest, save into another directory: later steps here stay the latest.
+        """
+        self.wait()
+        self._require(step)
+        with self._damage_is_the_users(step):
+            return self._read(step, abstract_state)
+
+    def restore_params(self, abstract_params: Any, *, step: int | None = None, name: str = "params") -> Any:
+        """The sub-tree `name` of the state alone, of the newest readable step unless one is named.
+
+        abstract_params: as in restore_latest, for that sub-tree; arrays are cast to its dtypes. A damaged step is
+        passed over with a warning.
+        """
+        self.wait()
+        steps = self.all_steps()
+        if step is not None or not steps:
+            self._require(step)
+            steps = [] if step is None else [step]
+        for candidate in reversed(steps):
+            try:
+                return read_state(self._directory / str(candidate), {name: abstract_params}, partial=True)[name]
+            except DamagedError as error:
+                warn(f"checkpoint step {candidate} in {self._directory} is damaged ({error}).")
+        raise UserError(f"No checkpoint in {self._directory} can be read (steps {_listed(steps)}).")
+
+    def read_config(self, step: int | None = None) -> dict[str, Any]:
+        """The run_config saved with a step (the newest unless one is named), without reading any array."""
+        step = self.latest_step() if step is None else step
+        self._require(step)
+        assert step is not None
+        with self._damage_is_the_users(step):
+            return read_json(self._directory / str(step), "config")
+
+    def all_steps(self) -> list[int]:
+        """The steps whose checkpoints are complete on disk, ascending."""
+        if not self._directory.exists():
+            return []
+        return sorted(orbax().utils.checkpoint_steps(self._directory))
+
+    def latest_step(self) -> int | None:
+        """The newest of all_steps()."""
+        return max(self.all_steps(), default=None)
+
+    def wait(self) -> None:
+        """Block until what was saved is on disk. Raises UserError when the disk is full."""
+        if self._manager is not None:
+            with self._full_disk_is_the_users():
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish the last save and let go of the directory."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _open_manager(self) -> Any:
+        if self._manager is None:
+            ocp = orbax()
+            if self._config.keep_best:
+                self._scores = {step: self._score(step) for step in self.all_steps()}
+            options = ocp.CheckpointManagerOptions(
+                # Always asynchronous, so that the checksums are written before the step gets its final name.
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+                preservation_policy=_Retention(self._scores, self._config),
+                cleanup_tmp_directories=True,
+                save_root_metadata=False,
+            )
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        return self._manager
+
+    def _score(self, step: int) -> float | None:
+        try:
+            return read_json(self._directory / str(step), "evaluation").get(self._config.best_metric)
+        except DamagedError:
+            return None
+
+    def _read(self, step: int, abstract_state: Any) -> Restored:
+        path = self._directory / str(step)
+        state = read_state(path, abstract_state, partial=False)
+        return Restored(step, state, read_json(path, "data"), read_json(path, "config"))
+
+    def _require(self, step: int | None) -> None:
+        steps = self.all_steps()
+        if not steps:
+            raise UserError(f"There is no checkpoint in {self._directory}; give that of a run that has saved one.")
+        if step not in steps:
+            raise UserError(f"There is no checkpoint of step {step} in {self._directory}; there are {_listed(steps)}.")
+
+    def _require_room(self) -> None:
+        """Refuse what cannot fit before anything is written; one process alone, so that several do not part ways."""
+        if self._local and jax.process_count() == 1:
+            free = shutil.disk_usage(self._directory).free
+            if free < _COMPRESSED * self._state_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            target = self._directory / f"damaged-{step}"
+            if target.exists():
+                target.rmtree()
+            (self._directory / str(step)).rename(target)
+            warn(f"the damaged checkpoint step {step} is kept as {target}.")
+        barrier(f"slmjax_set_aside_{step}")
+        if self._manager is not None:
+            self._manager.reload()
+
+    def _write_checksums(self) -> None:
+        """Runs in Orbax's thread on process 0: the files are whole, the directory still has its temporary name."""
+        scratch_name = f"{self._saving}{orbax().utils.TMP_DIR_SUFFIX}"
+        for path in self._directory.iterdir() if self._local else ():
+            if path.name == str(self._saving) or path.name.startswith(scratch_name):
+                write_checksums(Path(path))
+
+    @contextlib.contextmanager
+    def _damage_is_the_users(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except DamagedError as error:
+            others = [other for other in self.all_steps() if other != step]
+            raise UserError(
+                f"Checkpoint step {step} in {self._directory} is damaged ({error}); other steps: {_listed(others)}."
+            ) from error
+
+    @contextlib.contextmanager
+    def _full_disk_is_the_users(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            manager, self._manager = self._manager, None
+            with contextlib.suppress(Exception):
+                manager.close()
+            if not is_full_disk(error):
+                raise
+            free = shutil.disk_usage(self._directory).free if self._local else 0
+            for scratch in self._directory.glob(f"{self._saving}{orbax().utils.TMP_DIR_SUFFIX}*"):
+                if jax.process_index() == 0:
+                    scratch.rmtree()
+            raise UserError(
+                f"The disk holding {self._directory} is full: checkpoint step {self._saving} needs up to "
+                f"{self._state_bytes / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room, keep fewer checkpoints "
+                f"or choose another --workdir (last good checkpoint: step {self.latest_step()})."
+            ) from error
+
+
+@dataclasses.dataclass
+class _Retention:
+    """steps_to_keep as one of Orbax's preservation policies; it deletes only after the new step is whole on disk."""
+
+    scores: dict[int, float | None]
+    config: CheckpointConfig
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        keep = steps_to_keep({step: self.scores.get(step) for step in steps}, self.config)
+        return [step in keep or step == steps[-1] for step in steps]  # the last of them is the one just saved
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"

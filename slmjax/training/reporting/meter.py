@@ -1,0 +1,48 @@
+"""Rates of a run by the host's clock."""
+
+from __future__ import annotations
+
+import time
+
+from slmjax.models.counting import count_parameters, flops_per_token
+from slmjax.training.program import Program
+from slmjax.training.reporting.metrics import device_memory_bytes, model_flops_utilization, peak_flops
+
+
+class Meter:
+    """Rates between two reports, for the host's clock: tokens/s, MFU, the share of time spent waiting for data."""
+
+    def __init__(self, program: Program):
+        config = program.config
+        self._tokens_per_step = config.tokens_per_step
+        self._flops = flops_per_token(config.model, config.data.sequence_length)
+        self._peak = peak_flops(program.mesh.devices.flat[0].device_kind)
+        self._devices = program.mesh.size
+        self._num_params = count_parameters(config.model).total
+        self.restart(None)
+
+    def restart(self, step: int | None) -> None:
+        """Leave evaluation, saving and compilation out of the next rate."""
+        self._start, self._first, self._waited = time.perf_counter(), step, 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Count time spent waiting for data."""
+        self._waited += seconds
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Rates since the last restart; empty until a whole step has been timed."""
+        now = time.perf_counter()
+        if self._first is None or step <= self._first:
+            self.restart(step)
+            return {}
+        seconds = now - self._start
+        rate = (step - self._first) * self._tokens_per_step / seconds
+        rates = {"tokens_per_second": rate, "data_wait": min(1.0, self._waited / seconds)}
+        if self._peak is not None:
+            rates["mfu"] = model_flops_utilization(rate, self._flops, self._peak, self._devices)
+        return rates
+
+    def totals(self, step: int) -> dict[str, float]:
+        """What has been used up so far."""
+        tokens = step * self._tokens_per_step
+        return {"tokens": tokens, "tokens_per_param": tokens / self._num_params, "memory_bytes": device_memory_bytes()}
