@@ -1,4 +1,9 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and the small change of its sentences."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -6,3 +11,21 @@ class UserError(Exception):
 
     The command line prints it to stderr without a traceback and exits with status 2.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; the name of its type when it has none."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
+def first_few(items: Sequence[str], count: int = 3, separator: str = ", ") -> str:
+    """The first `count` items, and how many more there are: "a, b, c and 4 more"."""
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return separator.join(items[:count]) + more
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: "did you mean 'lora'?" or "choose one of full, lora."."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}."

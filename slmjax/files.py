@@ -1,4 +1,4 @@
-"""Local directories: there whole or not at all, also when several processes make the same one."""
+"""Local files and directories: there whole or not at all, also when several processes make the same one."""
 
 import errno
 import glob
@@ -28,11 +28,12 @@ def local_path(path: str | Path, what: str) -> Path:
 
 
 @contextmanager
-def place_directory(directory: Path, is_current: Callable[[], bool]) -> Iterator[Path]:
+def place_directory(directory: Path, is_current: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """A new directory to write into, renamed to `directory` when the block ends well and removed when it does not.
 
     Every process writes its own, so no lock is needed: the first to finish puts its result in place, and the others,
-    finding that `is_current()` holds, drop theirs. An outdated `directory` is moved away first, then deleted.
+    finding that `is_current()` holds, drop theirs. An outdated `directory` (by default any that is there) is moved away first,
+    then deleted.
 
     Raises:
         UserError: the disk is full, or the place may not be written to.
@@ -53,13 +54,41 @@ def place_directory(directory: Path, is_current: Callable[[], bool]) -> Iterator
                 continue  # another process has just moved it away
             shutil.rmtree(outdated, ignore_errors=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full while writing {directory}: free some space and try again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename:
-            raise UserError(f"{error.filename} may not be written: choose another directory") from error
+        _raise_as_user_error(error, directory)
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def place_file(path: Path) -> Iterator[Path]:
+    """The path of a new file to write, renamed to `path` when the block ends well and removed when it does not.
+
+    What was written is synchronized to the disk before the rename, which replaces a file that lies there.
+
+    Raises:
+        UserError: the disk is full, or the place may not be written to.
+    """
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        _raise_as_user_error(error, path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _raise_as_user_error(error: OSError, target: Path) -> None:
+    """UserError for a full disk and for a place that may not be written to; returns for everything else."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise UserError(f"The disk is full while writing {target}: free some space and try again.") from error
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR, errno.ENOTDIR) and error.filename:
+        raise UserError(f"{error.filename} cannot be written ({error.strerror}): choose another place.") from error
 
 
 def _renamed(partial: Path, directory: Path) -> bool:

@@ -78,7 +78,7 @@ def test_a_run_keeps_its_last_good_checkpoint(small_disk, tmp_path):
 def test_a_corpus_is_there_whole_or_not_at_all(small_disk, tmp_path):
     text = write_text(tmp_path / "text.txt", 150_000)  # more tokens than the disk holds
     said = slmjax("data", "prepare", "--source", text, "--tokenizer", "train:257", "--output", small_disk / "out")
-    assert "the disk is full while writing" in said
+    assert "The disk is full while writing" in said
     assert not (small_disk / "out" / "corpus").exists()
     assert not list(small_disk.rglob("*partial*"))
 
@@ -96,6 +96,6 @@ def test_a_saved_model_is_there_whole_or_not_at_all(small_disk, tmp_path):
     config = ModelConfig(vocab_size=300, num_layers=1, embed_dim=512, num_heads=2, num_kv_heads=2, ffn_dim=2048)
     params = Transformer(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]  # 17 MB
     tokenizer = train_bpe(["a b c"], 257, progress=False)
-    with pytest.raises(UserError, match="the disk is full while writing"):
+    with pytest.raises(UserError, match="The disk is full while writing"):
         package.save(LanguageModel(config, params, tokenizer), small_disk / "model")
     assert not list(small_disk.iterdir())

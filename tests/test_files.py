@@ -63,7 +63,7 @@ def test_an_error_leaves_nothing(tmp_path):
 
 def test_a_full_disk_is_one_sentence(tmp_path):
     with (
-        pytest.raises(UserError, match=r"the disk is full while writing .*place"),
+        pytest.raises(UserError, match=r"The disk is full while writing .*place"),
         place_directory(tmp_path / "place", _never),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
