@@ -21,7 +21,7 @@ from slmjax.models.counting import count_parameters
 from slmjax.peft.config import PeftConfig
 from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.sharding.mesh import MeshConfig
-from slmjax.training.checkpoints.checkpointer import CheckpointConfig
+from slmjax.training.checkpoints.config import CheckpointConfig
 from slmjax.training.optimizers import OptimizerConfig
 from slmjax.training.schedules import ScheduleConfig
 
