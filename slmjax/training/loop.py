@@ -127,10 +127,8 @@ def train(
             state = with_fisher(program, state, general.estimation_rows(config.data.sequence_length, held.fisher_rows))
     else:
         start, state = restored.step, program.with_base(restored.state, base)
-        position = dict(restored.data_state)
-        stopped_early = position.pop(EARLY_STOPPING, None)
-        batches.set_state(position)
-        stopper.restore(None if branching else stopped_early)
+        batches.set_state(restored.position["batches"])
+        stopper.restore(None if branching else restored.position["observers"].get(EARLY_STOPPING))
 
     total = config.total_steps
     primary = jax.process_index() == 0
@@ -211,7 +209,7 @@ def train(
                 checkpointer.save(
                     step,
                     without_base(state),
-                    data_state=batches.get_state() | early,
+                    position={"batches": batches.get_state(), "observers": early},
                     run_config=config.to_dict(),
                     metrics=evaluation,
                 )
