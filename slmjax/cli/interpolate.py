@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.recipes.corpus import open_corpus, open_general
     from slmjax.recipes.finetuned import expanded
     from slmjax.recipes.forgetting_config import ForgettingConfig
-    from slmjax.recipes.interpolation import curve, mixed
+    from slmjax.recipes.interpolation import curve, interpolate
     from slmjax.training.config import run_config
     from slmjax.training.reporting.plots import plot_interpolation
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     output.with_name(output.name + ".json").write_text(json.dumps(report | {"points": results}, indent=1) + "\n")
     plot_interpolation(results, output.with_name(output.name + ".png"), title=f"{args.run_path} and its base")
     if args.save:
-        params = mixed(base_params, tuned.params, weight)
+        params = interpolate(base_params, tuned.params, weight)
         save(dataclasses.replace(tuned, params=params), args.save[1])
     if args.json:
         print(json.dumps(report | {"points": results}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,19 +11,11 @@ import jax.numpy as jnp
 
 from slmjax.inference.sampling import Sampling, sample
 from slmjax.models.kv_cache import KVCache, empty_cache
-from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
-from slmjax.peft.interception import NOTHING_MORE, Options, applied
+from slmjax.models.transformer import head_weights, logits_from_hidden
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.prefix_cache import prefix_length, start_cache
 
 NONE = -1  # in place of a token, where a row has stopped
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is run, without its arrays: those are `variables`, the collections that `interception.applied` takes."""
-
-    model: Transformer
-    options: Options = NOTHING_MORE
 
 
 @flax.struct.dataclass
@@ -116,9 +107,7 @@ def decode(network: Network, variables, rows: Rows, until, stops, sampling: Samp
 def _draw(network: Network, variables, rows: Rows, inputs, stops, sampling: Sampling, last=-1) -> Rows:
     """Run T tokens a row through the cache and draw the one that follows the `last` of them."""
     model, (tokens_BT, positions_BT, segments_BT) = network.model, inputs
-    hidden_BTE, cache = applied(
-        model, variables, tokens_BT, positions_BT, segments_BT, rows.cache, hidden=True, options=network.options
-    )
+    hidden_BTE, cache = forward(network, variables, tokens_BT, positions_BT, segments_BT, rows.cache, hidden=True)
     apart = model.execution.layers_apart
     head = head_weights(model.config, variables["params"], rows=apart)
     logits_BV = logits_from_hidden(model.config, hidden_BTE[:, last], *head, rows=apart)

@@ -13,7 +13,6 @@ from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import across, switches
 from slmjax.inference.sampling import GREEDY, Sampling
 from slmjax.inference.text import Continuation, encode_prompt
-from slmjax.peft.adapters_by_row import num_rows
 
 BUCKET = 64  # lengths are rounded up to multiples of this, so that few programs are compiled
 SMALL = (16, 32)  # and, below it, to these
@@ -177,9 +176,6 @@ def _check(lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: 
         wrong = next((token for token in prompt if not 0 <= token < V), None)
         if wrong is not None:
             raise UserError(f"A prompt holds token id {wrong}, which is not in the model's vocabulary of {V}.")
-    rows = num_rows(lm.peft)
-    if rows is not None and len(prompts) != rows:
-        raise UserError(f"The model has adapters for {rows} rows, but there are {len(prompts)} prompts: give as many.")
     longest, context = max(map(len, prompts), default=0), lm.context_length
     if longest + max_new_tokens > context:
         raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 
 from slmjax.errors import UserError
 from slmjax.files import local_path
-from slmjax.inference.decoding import Network
 from slmjax.inference.saved_model import (
     CONFIG,
     FORMAT,
@@ -31,11 +29,11 @@ from slmjax.models.attention.kernels import attention_for
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.layers_apart import cast_weights, take_apart
+from slmjax.models.parameters import flatten
 from slmjax.models.transformer import Transformer
-from slmjax.peft.adapters_by_row import for_rows, stack_adapters
-from slmjax.peft.interception import NOTHING_MORE, Options, applied
+from slmjax.peft.forward import Network, forward
+from slmjax.peft.options import PLAIN, Options
 from slmjax.peft.prefix_cache import prefix_length
-from slmjax.peft.targets import flatten
 from slmjax.quantization.weights import dequantized
 from slmjax.sharding.rules import tree_shardings
 from slmjax.tokenization.tokenizer import STOP_IDS, Tokenizer, load_tokenizer
@@ -50,7 +48,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...] = ()  # at which generation ends; none: the tokenizer's eos alone
     peft: dict[str, Any] = field(default_factory=dict)  # what a fine-tune adds beside `params`, if it is not merged
-    options: Options = NOTHING_MORE  # of what is added
+    options: Options = PLAIN  # of what is added
 
     @cached_property
     def model(self) -> Transformer:
@@ -63,7 +61,7 @@ class LanguageModel:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The collections of the network, as `peft.interception.applied` takes them with `options`."""
+        """The collections of the network, as `peft.forward.forward` takes them with `options`."""
         return self._with_peft(self.params)
 
     @property
@@ -101,18 +99,7 @@ class LanguageModel:
 
     def apply(self, params: Any, tokens_BT: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of int32 tokens [B, T]; pure, and may be jitted."""
-        return applied(self.model, self._with_peft(params), tokens_BT, options=self.options)
-
-    def with_adapters(self, rows: Sequence[Any]) -> LanguageModel:
-        """This base with an adapter for each row of a batch, which must then have as many rows.
-
-        rows: collections of LoRA, as `peft` of runs on this base that were loaded with merge=False; {}: the base alone.
-        """
-        if not any(rows):
-            return dataclasses.replace(self, peft={}, options=NOTHING_MORE)
-        return dataclasses.replace(
-            self, peft=for_rows(stack_adapters(rows), jnp.arange(len(rows))), options=NOTHING_MORE
-        )
+        return forward(Network(self.model, self.options), self._with_peft(params), tokens_BT)
 
     def _with_peft(self, params: Any) -> dict[str, Any]:
         return {"params": params, "peft": self.peft} if self.peft else {"params": params}
@@ -173,10 +160,11 @@ def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str 
 
     tokenizer, stop_ids = run_tokenizer(place)
     averaged = bool(_get(place.run, "training", "ema_decay"))
-    params = Checkpointer(place.directory / "checkpoints").restore_params(
-        _to_restore(abstract_params(place.config), mesh), step=place.step, name="ema" if averaged else "params"
+    wanted = {"params": _to_restore(abstract_params(place.config), mesh)}
+    trained = Checkpointer(place.directory / "checkpoints").restore_params(
+        wanted, step=place.step, name="ema" if averaged else "params"
     )
-    return LanguageModel(place.config, _placed(params, None, dtype), tokenizer, stop_ids)
+    return LanguageModel(place.config, _placed(trained["params"], None, dtype), tokenizer, stop_ids)
 
 
 def run_tokenizer(place: Location) -> tuple[Tokenizer, tuple[int, ...]]:

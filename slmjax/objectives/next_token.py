@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from slmjax.models.transformer import Transformer, head_weights
 from slmjax.objectives.cross_entropy import LOGITS_BYTES, linear_cross_entropy
-from slmjax.peft.interception import applied
-from slmjax.peft.method import Method, full
+from slmjax.peft.forward import Network, forward
+from slmjax.peft.method import Method
 
 Batch = dict[str, jax.Array]
 # (params, frozen, batch, rng) -> (loss_sum, (weight_sum, metric sums)). The step divides by the global weight_sum.
@@ -32,9 +32,9 @@ def next_token(
 
     `metric sums` are nll (nats) and correct, each summed with the loss weights. `logits_bytes` bounds the float32
     logits that a device holds at once. `method` says how `params` and `frozen` make up the network's variables; None:
-    `params` are all of them.
+    `params` is {"params": all of them}.
     """
-    method = method or full()
+    method = method or Method()
 
     def objective(params, frozen, batch, rng):
         variables = method.variables(params, frozen)
@@ -51,5 +51,5 @@ def hidden_and_head(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """What a loss multiplies to logits: hidden states [B, T, E], the head's kernel [E, V] and its bias [V] or None."""
     inputs = (batch["inputs"], batch["positions"], batch["segments"])
-    hidden_BTE = applied(model, variables, *inputs, hidden=True, options=method.options, rng=rng)
+    hidden_BTE = forward(Network(model, method.options), variables, *inputs, hidden=True, rng=rng)
     return hidden_BTE, *head_weights(model.config, variables["params"])

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
-from slmjax.peft.targets import flatten, nested
+from slmjax.models.parameters import flatten, unflatten
 
 METHODS = ("cat", "linear", "ties", "dare", "svd")
 
@@ -65,7 +65,7 @@ def combine(
             up = mix(jnp.stack(b), jnp.stack([r * s for r, s in zip(roots, signs, strict=True)]), 1)
         one = jnp.ones(found[0][2].shape)
         combined |= {f"{path}/lora_a": down, f"{path}/lora_b": up, f"{path}/lora_scale": one}
-    return nested(combined)
+    return unflatten(combined)
 
 
 def _leaves(flat: dict[str, jax.Array], path: str) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ from slmjax.models.transformer import Transformer
 from slmjax.peft.fingerprint import fingerprint
 from slmjax.peft.merging import merge
 from slmjax.peft.method import Encode, Method, make_method
-from slmjax.peft.methods.expansion import expand, larger_config, unexpanded
+from slmjax.peft.methods.expansion import expand, larger_config, unexpand
 from slmjax.quantization.weights import dequantized
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.config import RunConfig
@@ -23,7 +23,7 @@ from slmjax.training.config import RunConfig
 
 @dataclass(frozen=True)
 class FineTuned:
-    """`variables` goes to `peft.interception.applied` with `method.options`."""
+    """`variables` goes to `peft.forward.forward` with `method.options`."""
 
     method: Method
     trained: Any
@@ -49,7 +49,7 @@ def expanded(config: RunConfig, base: Any) -> tuple[RunConfig, Any]:
     if not config.peft.expand:
         return config, base
     config = expanded_config(config)
-    return config, expand(unexpanded(config.model, config.peft.expand), base, config.peft.expand)[1]
+    return config, expand(unexpand(config.model, config.peft.expand), base, config.peft.expand)[1]
 
 
 def expanded_config(config: RunConfig) -> RunConfig:

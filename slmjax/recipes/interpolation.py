@@ -12,8 +12,8 @@ from jax.sharding import SingleDeviceSharding
 
 from slmjax.data.packing import Row
 from slmjax.errors import UserError
+from slmjax.models.parameters import flatten
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.targets import flatten
 from slmjax.recipes.corpus import Corpus
 from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.recipes.observers.losses import evaluate
@@ -22,16 +22,16 @@ from slmjax.training.config import RunConfig
 from slmjax.training.program import build, local_rows
 
 
-def mixed(base: Any, tuned: Any, weight: float) -> Any:
+def interpolate(base: Any, tuned: Any, weight: float) -> Any:
     """(1 - weight) base + weight tuned, float32, leaf by leaf; exactly the base at 0 and the tuned at 1."""
     ours, theirs = ({path: leaf.shape for path, leaf in flatten(tree).items()} for tree in (base, tuned))
     if ours != theirs:
-        raise UserError("Only networks of the same shape can be mixed: these two differ in their parameters.")
-    return _mixed(base, tuned, jnp.float32(weight))
+        raise UserError("Only networks of the same shape can be interpolated: these two differ in their parameters.")
+    return _interpolate(base, tuned, jnp.float32(weight))
 
 
 @jax.jit
-def _mixed(base: Any, tuned: Any, weight: jax.Array) -> Any:
+def _interpolate(base: Any, tuned: Any, weight: jax.Array) -> Any:
     return jax.tree.map(lambda b, t: (1 - weight) * b.astype(jnp.float32) + weight * t.astype(jnp.float32), base, tuned)
 
 
@@ -60,8 +60,8 @@ def curve(
     state = program.state
     results = []
     for weight in points:
-        params = jax.device_put(mixed(base, tuned, weight), SingleDeviceSharding(first))
-        state = dataclasses.replace(state, params=params, frozen={}, ema=None)
+        params = jax.device_put(interpolate(base, tuned, weight), SingleDeviceSharding(first))
+        state = dataclasses.replace(state, params={"params": params}, frozen={}, ema=None)
         losses = evaluate(program, state, corpus, rows, general)
         losses = {name: loss for name, loss in losses.items() if name.endswith("_loss")}
         say(f"weight {weight:g}: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))

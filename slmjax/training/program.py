@@ -21,8 +21,8 @@ from slmjax.models.transformer import Transformer
 from slmjax.objectives.cross_entropy import logits_bytes_for
 from slmjax.objectives.held_to_base import held_to_base
 from slmjax.objectives.next_token import Objective, next_token
-from slmjax.peft.anchoring import OF_BASE, anchored, base_weights
-from slmjax.peft.method import Method, full, make_method
+from slmjax.peft.anchors import REBUILT
+from slmjax.peft.method import Method, anchor, make_method
 from slmjax.sharding.activations import check_mesh_fits, make_constrain, sharded_attention, sharded_sum_rows
 from slmjax.sharding.lean_feedforward import lean_feedforward
 from slmjax.sharding.mesh import batch_spec, make_mesh
@@ -75,7 +75,7 @@ class Program:
 
     def with_base(self, state: TrainState, base: Any) -> TrainState:
         """A state as a checkpoint holds it, with what comes from the base put back. `base` is used up."""
-        names = [name for name in OF_BASE if name in self.state.frozen]
+        names = [name for name in REBUILT if name in self.state.frozen]
         if not names:
             return state
         shardings = jax.tree.map(lambda leaf: leaf.sharding, {name: self.state.frozen[name] for name in names})
@@ -172,13 +172,11 @@ def build(
     if config.training.neftune_alpha:
         options = dataclasses.replace(method.options, neftune=config.training.neftune_alpha)
         method = dataclasses.replace(method, options=options)
-    bare = dataclasses.replace(
-        full(), parts=lambda trained, frozen: {"params": method.parts(trained, frozen)["params"]}
-    )
+    bare = method.without_added()
     strengths: dict[str, Any] = config.forgetting.strengths
     if strengths:
-        method = anchored(method, added="ewc" in strengths)
-    if method.multipliers is not None:
+        method = anchor(method, ewc="ewc" in strengths)
+    if method.scales_rates:
         optimizer = with_multipliers(optimizer, method.multipliers)
     logits_bytes = logits_bytes_for(mesh.devices.flat[0].platform, config.model)
     losses: Any = {"z_loss": config.training.z_loss, "mesh": mesh, "logits_bytes": logits_bytes}
@@ -199,7 +197,7 @@ def build(
     if token_bytes is not None:
         sizes[: len(token_bytes)] = token_bytes[: len(sizes)]
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    if "l2_sp" in strengths and config.peft.method != "lora" and not base_weights(method, state.params):
+    if "l2_sp" in strengths and config.peft.method != "lora" and "params" not in state.params:
         raise UserError(
             f"forgetting.l2_sp has nothing to hold: peft.method={config.peft.method} trains none of the base's "
             "weights; use forgetting.kl."

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from slmjax.models.transformer import Transformer
-from slmjax.peft.anchoring import OF_BASE
+from slmjax.peft.anchors import REBUILT
 from slmjax.peft.method import Method
 from slmjax.sharding.rules import tree_shardings
 
@@ -88,4 +88,4 @@ def abstract_state(
 
 def without_base(state: TrainState) -> TrainState:
     """What a checkpoint holds: all but what comes from the base, which the base's own files hold."""
-    return dataclasses.replace(state, frozen={name: tree for name, tree in state.frozen.items() if name not in OF_BASE})
+    return dataclasses.replace(state, frozen={name: tree for name, tree in state.frozen.items() if name not in REBUILT})

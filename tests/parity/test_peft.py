@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import flatten, unflatten
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import make_method
-from slmjax.peft.targets import flatten, nested
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -59,7 +59,7 @@ def base_of(model):
     }
     for ours, theirs in LINEAR.items():
         flat[f"{block}/{ours}/kernel"] = stacked(tensors, "model.layers.{}." + theirs + ".weight")
-    return nested(flat)
+    return unflatten(flat)
 
 
 def shaken(model):
@@ -78,7 +78,7 @@ def compare(model, theirs, ours, base):
     assert all(jax.tree.leaves(same))
     with torch.no_grad():
         expected = model(input_ids=torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
-    run = jax.jit(lambda t, f: applied(Transformer(CONFIG), method.variables(t, f), jnp.asarray(TOKENS)))
+    run = jax.jit(lambda t, f: forward(Network(Transformer(CONFIG)), method.variables(t, f), jnp.asarray(TOKENS)))
     logits = np.asarray(run({"peft": theirs}, frozen))
     expected = expected[:, -TOKENS.shape[1] :]  # prompt tuning gives logits for the prompt too
     plain = np.asarray(Transformer(CONFIG).apply({"params": base}, TOKENS))
@@ -114,7 +114,7 @@ def test_lora(llama, kind):
         trained[f"segment_0/block_0/{path}/lora_b"] = of("lora_B.weight")
         if kind == "dora":
             trained[f"segment_0/block_0/{path}/dora_magnitude"] = of("lora_magnitude_vector")
-    compare(model, jax.tree.map(jnp.asarray, nested(trained)), {"method": "lora", "lora": lora}, base)
+    compare(model, jax.tree.map(jnp.asarray, unflatten(trained)), {"method": "lora", "lora": lora}, base)
 
 
 def test_ia3(llama):
@@ -132,7 +132,7 @@ def test_ia3(llama):
     ):
         vectors = [state[f"base_model.model.model.layers.{i}.{name}.ia3_l"].numpy().ravel() for i in range(L)]
         trained[f"segment_0/block_0/{path}/{leaf}"] = jnp.asarray(np.stack(vectors))
-    compare(model, nested(trained), {"method": "ia3"}, base)
+    compare(model, unflatten(trained), {"method": "ia3"}, base)
 
 
 @pytest.mark.parametrize("projection", [False, True])
@@ -144,7 +144,7 @@ def test_prefix_tuning(llama, projection):
     vectors = shaken(model)["prompt_embeddings"].numpy().reshape(N, L, 2, 2, 8).transpose(1, 2, 0, 3, 4)
     prefix = {"prefix_key": jnp.asarray(vectors[:, 0]), "prefix_value": jnp.asarray(vectors[:, 1])}
     trained = {"segment_0": {"block_0": {"attention": prefix}}}
-    compare(model, trained, {"method": "prefix", "prefix": {"num_tokens": N}}, base)
+    compare(model, trained, {"method": "prefix", "prefix": {"num_virtual_tokens": N}}, base)
 
 
 @pytest.mark.parametrize("kind", ["prompt", "MLP", "LSTM"])
@@ -158,7 +158,7 @@ def test_prompt_tuning(llama, kind):
         )
     model = peft.get_peft_model(llama, config).eval()
     trained = {"prompt": jnp.asarray(shaken(model)["prompt_embeddings"].numpy())}
-    compare(model, trained, {"method": "prompt", "prompt": {"num_tokens": N}}, base)
+    compare(model, trained, {"method": "prompt", "prompt": {"num_virtual_tokens": N}}, base)
 
 
 def test_the_names_of_the_small_tree_are_those_of_the_base():

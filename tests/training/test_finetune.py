@@ -11,7 +11,7 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import FreezeConfig, PeftConfig
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.recipes.finetuned import load_finetuned
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.config import run_config
@@ -60,7 +60,8 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
     assert_bitwise_equal(jax.device_get(found.trained), jax.device_get(state.ema))
     tokens = np.arange(6, dtype=np.int32)[None]
     merged = Transformer(program.config.model).apply({"params": found.merged()}, tokens)
-    np.testing.assert_allclose(merged, applied(Transformer(program.config.model), found.variables, tokens), atol=1e-5)
+    beside = forward(Network(Transformer(program.config.model)), found.variables, tokens)
+    np.testing.assert_allclose(merged, beside, atol=1e-5)
 
     saved = json.loads((tmp_path / "whole" / "config.json").read_text())["peft"]
     assert saved["base"] == "somewhere" and len(saved["fingerprint"]) == 16

@@ -29,8 +29,8 @@ from slmjax.formats.peft.read import CONFIG
 from slmjax.formats.peft.write import require_replaceable, write_files
 from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.formats.weight_map import Leaf, layer_leaf
-from slmjax.peft.interception import Options
-from slmjax.peft.targets import flatten
+from slmjax.models.parameters import flatten
+from slmjax.peft.options import Options
 
 WEIGHTS = "adapter.safetensors"
 PICKLE = "pytorch_adapter.bin"

@@ -24,10 +24,10 @@ from slmjax.formats.safetensors_files import INDEX, SINGLE
 from slmjax.formats.untrusted import inside, read_json
 from slmjax.inference.language_model import LanguageModel, Location, tokenizer_directory
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import flatten
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.method import Method
 from slmjax.peft.methods.prompts import prompt_of
-from slmjax.peft.targets import flatten
 from slmjax.tokenization.tokenizer import load_tokenizer
 
 WRITTEN = ("peft", "adapterhub")

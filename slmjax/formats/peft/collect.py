@@ -15,9 +15,9 @@ from slmjax.formats.adapters.names import Weight
 from slmjax.formats.peft.config import MAX_RANK, MAX_TOKENS, P_TUNING, PREFIX, PeftFile
 from slmjax.formats.weight_map import Leaf
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import unflatten
 from slmjax.models.transformer import Transformer
 from slmjax.peft.methods.prompts import keys_and_values
-from slmjax.peft.targets import nested
 
 
 class Misfit(Exception):  # noqa: N818 - not an error yet: the reader adds whose files they are
@@ -48,7 +48,7 @@ class Pieces:
             for repeat, array in layers.items():
                 stack[(repeat, *(slice(size) for size in array.shape))] = array
             flat[path] = jnp.asarray(stack)
-        return nested(flat)
+        return unflatten(flat)
 
 
 def add_lora(pieces: Pieces, file: PeftFile, weight: Weight, arrays: dict[str, np.ndarray]) -> float:
@@ -123,7 +123,7 @@ def prefix_collection(config: ModelConfig, by_layer: np.ndarray) -> dict[str, An
             for i, name in enumerate(("prefix_key", "prefix_value")):
                 flat[f"segment_{s}/block_{b}/attention/{name}"] = jnp.asarray(stack[:, i], jnp.float32)
         start += size * segment.repeats
-    return nested(flat)
+    return unflatten(flat)
 
 
 def prompt_of(file: PeftFile, rows: np.ndarray, config: ModelConfig, base: Any, model_type: str) -> Adapter:

@@ -25,8 +25,8 @@ from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.formats.untrusted import inside, read_json
 from slmjax.formats.weight_map import Leaf
 from slmjax.models.config import ModelConfig
-from slmjax.peft.interception import Options
-from slmjax.peft.targets import flatten
+from slmjax.models.parameters import flatten
+from slmjax.peft.options import Options
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -22,7 +22,7 @@ from slmjax.formats.safetensors_files import Planned, write_safetensors
 from slmjax.formats.untrusted import read_json
 from slmjax.formats.weight_map import write_tensors
 from slmjax.models.config import ModelConfig
-from slmjax.peft.targets import flatten
+from slmjax.models.parameters import flatten
 
 CARD = "README.md"
 _KINDS = {"lora": LORA, "ia3": IA3, "prefix": PREFIX, "prompt": PROMPT, "p_tuning": P_TUNING}

@@ -28,7 +28,7 @@ def evaluate(
     general: rows of general text, for `general_loss`. of_base: of the network as it began, at the start of a run.
     """
     params, frozen, step = state.params if state.ema is None else state.ema, state.frozen, program.eval_step
-    if of_base and program.config.peft.method in SOFT_PROMPTS:
+    if of_base and program.method.changes_at_start:
         step = program.base_eval_step
     result: dict[str, float] = {}
     if corpus.validation:
@@ -43,9 +43,6 @@ def evaluate(
         sums = _sums(program, step, params, frozen, _batches(program, general, rows))
         result["general_loss"] = sums["nll"] / max(sums["tokens"], 1.0)
     return result
-
-
-SOFT_PROMPTS = ("prefix", "prompt", "p_tuning")  # these change the network at once; all else begins as the base
 
 
 def _sums(program: Program, step: Any, params: Any, frozen: Any, batches: Iterable[Row]) -> dict[str, float]:
