@@ -16,7 +16,8 @@ from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte,
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.text import starts_with_bos
 from slmjax.models.transformer import head_weights
-from slmjax.objectives.cross_entropy import linear_cross_entropy, logits_bytes_for
+from slmjax.objectives.chunks import logits_bytes_for
+from slmjax.objectives.cross_entropy import linear_cross_entropy
 from slmjax.peft.forward import Network, forward
 
 ROWS = 8  # of a batch
@@ -81,7 +82,9 @@ def _nll(network: Network, variables, batch) -> jax.Array:
     kernel, bias = head_weights(model.config, variables["params"])
     logits_bytes = logits_bytes_for(jax.default_backend(), model.config)
     targets, weights = batch["targets"], batch["loss_weights"]
-    return linear_cross_entropy(model.config, 0.0, None, logits_bytes, hidden, kernel, bias, targets, weights).nll
+    return linear_cross_entropy(
+        hidden, kernel, bias, targets, weights, config=model.config, logits_bytes=logits_bytes
+    ).nll
 
 
 class _Documents:

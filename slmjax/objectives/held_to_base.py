@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from slmjax.models.transformer import Transformer
-from slmjax.objectives.cross_entropy import LOGITS_BYTES, linear_cross_entropy
+from slmjax.objectives.chunks import LOGITS_BYTES
+from slmjax.objectives.cross_entropy import linear_cross_entropy
 from slmjax.objectives.divergence import linear_divergence
 from slmjax.objectives.next_token import Objective, hidden_and_head
 from slmjax.objectives.penalties import lora_distance, squared_distance
@@ -45,7 +46,8 @@ def held_to_base(
         parts, anchors = method.parts(params, frozen), Anchors.of(frozen)
         side = hidden_and_head(model, method, change_tables(parts), batch, rng)
         weights_BT = batch["loss_weights"].astype(jnp.float32)
-        sums = linear_cross_entropy(model.config, z_loss, mesh, logits_bytes, *side, batch["targets"], weights_BT)
+        head: Any = {"config": model.config, "mesh": mesh, "logits_bytes": logits_bytes}
+        sums = linear_cross_entropy(*side, batch["targets"], weights_BT, z_loss=z_loss, **head)
         weight, loss = jnp.sum(weights_BT), sums.loss
         metrics = {"nll": sums.nll, "correct": sums.correct}
         if l2_sp:
@@ -60,7 +62,7 @@ def held_to_base(
         if kl:
             base = {"params": jax.lax.stop_gradient(method.base_params(params, frozen))}
             base_side = hidden_and_head(model, Method(), base, batch, None)
-            kl_BT = linear_divergence(model.config, mesh, logits_bytes, base_side, side)
+            kl_BT = linear_divergence(base_side, side, **head)
             kl_weights_BT = batch.get("kl_weights", weights_BT).astype(jnp.float32)
             # Where it has no weight (padding) it may be anything.
             metrics["kl"] = jnp.sum(jnp.where(kl_weights_BT > 0, kl_weights_BT * kl_BT, 0.0))

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from slmjax.models.transformer import Transformer, head_weights
-from slmjax.objectives.cross_entropy import LOGITS_BYTES, linear_cross_entropy
+from slmjax.objectives.chunks import LOGITS_BYTES
+from slmjax.objectives.cross_entropy import linear_cross_entropy
 from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import Method
 
@@ -40,7 +41,8 @@ def next_token(
         variables = method.variables(params, frozen)
         side = hidden_and_head(model, method, variables, batch, rng)
         weights_BT = batch["loss_weights"].astype(jnp.float32)
-        sums = linear_cross_entropy(model.config, z_loss, mesh, logits_bytes, *side, batch["targets"], weights_BT)
+        head: Any = {"config": model.config, "mesh": mesh, "logits_bytes": logits_bytes}
+        sums = linear_cross_entropy(*side, batch["targets"], weights_BT, z_loss=z_loss, **head)
         return sums.loss, (jnp.sum(weights_BT), {"nll": sums.nll, "correct": sums.correct})
 
     return objective

@@ -216,7 +216,7 @@ class PeftConfig:
                 raise UserError(f"The config has an unknown key peft.{section}.{key}; {did_you_mean(key, known)}")
             if not place:  # freeze.train, which only its method looked at
                 value = value if self.method == section else ()
-                object.__setattr__(self, name, (*getattr(self, name), *value))
+                object.__setattr__(self, name, tuple(dict.fromkeys((*getattr(self, name), *value))))
             elif given.setdefault(name, value) != value:
                 raise UserError(f"peft.{section}.{name} is given twice, once by an old name: set it once.")
         return cls(**given)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slmjax.data.packing import Row, empty_row, stack_rows
-from slmjax.objectives.cross_entropy import logits_bytes_for
+from slmjax.objectives.chunks import logits_bytes_for
 from slmjax.objectives.next_token import next_token
 from slmjax.peft.anchors import Anchors
 from slmjax.training.program import Program, local_rows

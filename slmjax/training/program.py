@@ -18,7 +18,7 @@ from slmjax.errors import UserError
 from slmjax.models.attention.kernels import attention_for
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
-from slmjax.objectives.cross_entropy import logits_bytes_for
+from slmjax.objectives.chunks import logits_bytes_for
 from slmjax.objectives.held_to_base import held_to_base
 from slmjax.objectives.next_token import Objective, next_token
 from slmjax.peft.anchors import REBUILT
