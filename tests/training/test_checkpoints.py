@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from slmjax.errors import UserError
-from slmjax.training.checkpoints.checkpointer import CheckpointConfig, Checkpointer, steps_to_keep
+from slmjax.training.checkpoints.checkpointer import Checkpointer, steps_to_keep
+from slmjax.training.checkpoints.config import CheckpointConfig
 
 
 class Moments(NamedTuple):
@@ -287,7 +288,8 @@ def test_a_full_disk_is_a_clear_error_and_the_last_good_checkpoint_stays(small_d
 _SAVES_UNTIL_KILLED = """
 import sys
 import jax, numpy as np
-from slmjax.training.checkpoints.checkpointer import CheckpointConfig, Checkpointer
+from slmjax.training.checkpoints.checkpointer import Checkpointer
+from slmjax.training.checkpoints.config import CheckpointConfig
 checkpointer = Checkpointer(sys.argv[1], CheckpointConfig(keep_last=2))
 for step in range(int(sys.argv[2]), 10_000):
     noise = jax.random.normal(jax.random.key(step), (500, 1000))

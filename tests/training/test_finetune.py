@@ -10,9 +10,8 @@ import pytest
 
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
-from slmjax.peft.config import PeftConfig
+from slmjax.peft.config import FreezeConfig, PeftConfig
 from slmjax.peft.interception import applied
-from slmjax.peft.methods.freezing import FreezeConfig
 from slmjax.recipes.finetuned import load_finetuned
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.config import run_config

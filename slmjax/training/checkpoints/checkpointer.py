@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from slmjax.errors import UserError
+from slmjax.training.checkpoints.config import CheckpointConfig
 from slmjax.training.checkpoints.files import (
     DamagedError,
     barrier,
@@ -29,24 +30,6 @@ from slmjax.training.checkpoints.files import (
 )
 
 _COMPRESSED = 0.8  # of a state's bytes: weights and moments shrink by about a tenth on disk
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When checkpoints are saved and which are kept; the three kinds of keeping add up."""
-
-    every: int = 1000  # steps between checkpoints
-    keep_last: int = 3
-    keep_every: int = 0  # also keep the multiples of this many steps; 0: none
-    keep_best: int = 0  # also keep this many with the lowest best_metric; 0: none
-    best_metric: str = "validation_loss"
-    asynchronous: bool = True  # write while training goes on
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.keep_last < 1:
-            raise UserError("checkpoint.every and checkpoint.keep_last must be 1 or more.")
-        if self.keep_every < 0 or self.keep_best < 0:
-            raise UserError("checkpoint.keep_every and checkpoint.keep_best must be 0 (off) or more.")
 
 
 @dataclasses.dataclass(frozen=True)
