@@ -6,6 +6,7 @@ Defaults live in the dataclasses of each room and nowhere else; `default_config`
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from slmjax.training.checkpoints.config import CheckpointConfig
 from slmjax.training.config import BUDGETS, OptimizerConfig, ScheduleConfig, TrainingConfig
 
 CHINCHILLA_TOKENS_PER_PARAM = 20.0
+VERSION = 2  # of a stored config; 1 had none written down
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     peft: PeftConfig = dataclasses.field(default_factory=PeftConfig)
     forgetting: ForgettingConfig = dataclasses.field(default_factory=ForgettingConfig)
+    rows_per_epoch: int | None = None  # no key of the config: counted once the data are there
 
     @property
     def tokens_per_step(self) -> int:
@@ -47,19 +50,23 @@ class RunConfig:
 
     @property
     def total_steps(self) -> int:
-        """The budget in steps, whichever way it was given."""
+        """The budget in steps, whichever way it was given. Of epochs it is known once `rows_per_epoch` is."""
         t = self.training
         if t.steps:
             return t.steps
+        if t.epochs:
+            if self.rows_per_epoch is None:
+                raise UserError(f"The steps of training.epochs={t.epochs:g} are known once the data are prepared.")
+            return max(1, math.ceil(t.epochs * self.rows_per_epoch / t.batch_size))
         tokens = t.tokens or t.tokens_per_param * count_parameters(self.model).total
         return max(1, -(-int(tokens) // self.tokens_per_step))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able values; `run_config(d)` gives the same config back."""
-        return dataclasses.asdict(self)
+        """Plain JSON-able values, with the version of their layout; `run_config(d)` gives the same config back."""
+        return {"version": VERSION} | {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
 
 
-SECTIONS = {
+SECTIONS: dict[str, Any] = {
     "model": ModelConfig,
     "data": DataConfig,
     "training": TrainingConfig,
@@ -78,7 +85,7 @@ def default_config(model: ModelConfig, *, data: type[DataConfig] | type[SftConfi
     data: what is read, text (DataConfig) or conversations to fine-tune on (SftConfig).
     """
 
-    def section(name, cls):
+    def section(name: str, cls: Any) -> ConfigDict:
         if name == "model":
             values = dataclasses.asdict(model)
         else:
@@ -95,8 +102,8 @@ def default_config(model: ModelConfig, *, data: type[DataConfig] | type[SftConfi
 
 
 def set_budget(config: ConfigDict, **budget: float) -> None:
-    """Replace the budget by one of steps=, tokens=, tokens_per_param=."""
-    for name in ("steps", "tokens", "tokens_per_param"):
+    """Replace the budget by one of steps=, tokens=, tokens_per_param=, epochs=."""
+    for name in BUDGETS:
         setattr(config.training, name, type(getattr(config.training, name))(budget.get(name, 0)))
 
 
@@ -114,32 +121,55 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(v) for v in value) if isinstance(value, list | tuple) else value
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """' Did you mean X?' when a known name is close, else the list of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-
-
 def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
-    """The typed config of a ConfigDict (or of `RunConfig.to_dict()`). UserError for unknown keys and wrong values."""
+    """The typed config of a ConfigDict, or of a stored config of this version or an earlier one.
+
+    A key that is not there has its default, so a run made before a key existed is still the same run.
+
+    Raises:
+        UserError: unknown keys, wrong types or values, or a config that a newer version wrote.
+    """
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    version = values.pop("version", VERSION)
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(f"The config has version={version!r}, and this slmjax reads up to {VERSION}: update slmjax.")
     for name in values:
         if name not in SECTIONS:
-            raise UserError(f"The config has an unknown section {name!r}; {nearest(name, list(SECTIONS))}")
+            raise UserError(f"The config has an unknown section {name!r}; {did_you_mean(name, SECTIONS)}")
     built = {}
     for name, cls in SECTIONS.items():
         section = values.get(name) or {}
-        if name == "data" and "chat_template" in section:
-            cls = SftConfig
         if not isinstance(section, Mapping):
             raise UserError(f"The config's section {name!r} is {section!r}: it must be a table of keys and values.")
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in section:
-            if key not in known:
-                raise UserError(f"The config has an unknown key {name}.{key!r}; {nearest(key, known)}")
-        section = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
-        try:
-            built[name] = cls(**section)
-        except TypeError as error:
-            raise UserError(f"The config's section {name!r} is incomplete or of a wrong type: {error}.") from error
+        if name == "data" and "chat_template" in section:  # a stored config says its kind by its keys alone
+            cls = SftConfig
+        built[name] = _section(name, cls, section)
     return RunConfig(**built)
+
+
+def _section(name: str, cls: Any, section: Mapping[str, Any]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in section.items():
+        if key not in fields:
+            raise UserError(f"The config has an unknown key {name}.{key}; {did_you_mean(key, fields)}")
+        _check_type(f"{name}.{key}", value, fields[key].type)
+    try:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in section.items()})
+    except TypeError as error:
+        raise UserError(f"The config's section {name!r} is incomplete or has a wrong type: {error}.") from error
+
+
+_SCALARS = {"int": "an integer", "float": "a number", "str": "text", "bool": "True or False"}
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    """UserError where a scalar is not of the type that its field is annotated with (as source text)."""
+    wanted = str(getattr(annotation, "__name__", annotation))
+    fits = {
+        "int": isinstance(value, int) and not isinstance(value, bool),
+        "float": isinstance(value, int | float) and not isinstance(value, bool),
+        "str": isinstance(value, str),
+        "bool": isinstance(value, bool),
+    }
+    if wanted in _SCALARS and not fits[wanted]:
+        raise UserError(f"{key}={value!r} must be {_SCALARS[wanted]}.")
