@@ -18,7 +18,7 @@ from slmjax.files import local_path, place_directory
 from slmjax.models.counting import count_parameters
 from slmjax.peft.fingerprint import fingerprint
 from slmjax.recipes.corpus import check_vocabulary, open_corpus, open_general
-from slmjax.recipes.finetuned import expanded
+from slmjax.recipes.finetuned import describe_run, expanded
 from slmjax.recipes.fisher import with_fisher
 from slmjax.recipes.observers import forgetting
 from slmjax.recipes.observers.early_stopping import EarlyStopping
@@ -152,6 +152,7 @@ def train(
         if primary:
             with place_directory(workdir / "tokenizer", lambda: False) as partial:
                 corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
+            describe_run(config, stop_ids).write(workdir)
         meter = Meter(program)
         pending: Any = None  # metrics of the step that is still running
         latest: dict[str, float] = {}
