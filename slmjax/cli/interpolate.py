@@ -36,13 +36,14 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.recipes.interpolation import curve, mixed
     from slmjax.training.config import run_config
     from slmjax.training.reporting.plots import plot_interpolation
+    from slmjax.untrusted import read_json
 
     points = [_weight(text) for text in args.points.split(",")]
     weight = _weight(args.save[0]) if args.save else 0.0
     place = locate(args.run_path)
-    if not place.run or not place.run.get("peft", {}).get("base"):
+    if not place.description.peft.base:
         raise UserError(f"{args.run_path} is no fine-tune: there is no base to mix it with.")
-    config = run_config(place.run)
+    config = run_config(read_json(place.directory / "config.json"))
     output = Path(args.output).expanduser() if args.output else place.directory / "interpolation"
     if not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: there is no directory {output.parent}.")
