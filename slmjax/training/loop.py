@@ -54,10 +54,13 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
         # Only now, so that a mistake, or a batch too large, can be corrected in the same workdir.
         claim(workdir, recipe.record)
         recipe.write_files(workdir)
+        failure: UserError | None = None
         if begun.unobserved or (steps and step == 0 and recipe.evaluate_first):
-            _observe(recipe, step, state, journal)
+            _, failure = _observe(recipe, step, state, journal)
         elif not steps:
             journal.recall()
+        if failure is not None:
+            raise failure
         pending: Mapping[str, jax.Array] | None = None  # metrics of the step that is still running
         while step < total and not _verdict(recipe):
             journal.profile(step, state)
@@ -77,18 +80,15 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
                 continue
             _report(recipe, step, pending, journal, checkpointer)
             pending = None
-            positions = {observer.name: observer.position() for observer in observers}
-            failure: UserError | None = None
-            values: dict[str, float] = {}
+            before, values = _positions(recipe), {}
             observing = due and (not stopping or any(observer.essential for observer in observers))
             if observing:
                 values, failure = _observe(recipe, step, state, journal)
-            if failure is None:
-                positions = {observer.name: observer.position() for observer in observers}
             if saving or failure is not None or _verdict(recipe) or any(observer.keep for observer in observers):
-                # A stopped run makes up for an evaluation that it missed when it goes on.
-                unobserved = bool(due and (failure is not None or not observing))
-                position = {"batches": recipe.batches.position(), "observers": positions, "unobserved": unobserved}
+                # Who continues makes up for an evaluation that a signal or a failure left out.
+                missed = bool(due and (failure is not None or not observing))
+                position = {"batches": recipe.batches.position(), "unobserved": missed}
+                position["observers"] = before if missed else _positions(recipe)
                 stored, config = without(state, program.rebuilt), recipe.record.config
                 checkpointer.save(step, stored, position=position, run_config=config, metrics=values)
             if failure is not None:
@@ -132,6 +132,11 @@ def _begin(recipe: Recipe, checkpointer: Checkpointer) -> _Begun:
         recipe.batches.seek(restored.position["batches"])
         return _Begun(restored.step, recipe.resume(restored.state), message=message)
     return _Begun(0, recipe.start())
+
+
+def _positions(recipe: Recipe) -> dict[str, Any]:
+    """What each observer remembers, by its name."""
+    return {observer.name: observer.position() for observer in recipe.observers}
 
 
 def _verdict(recipe: Recipe) -> str:

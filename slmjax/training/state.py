@@ -47,7 +47,7 @@ def init_state(
 ) -> TrainState:
     """A fresh state, a pure function of its arguments, to be called under jit with `tree_shardings` as out_shardings.
 
-    base: given to `init`. networks: the names in `params` that have an optimizer memory of their own; none: one for all.
+    base: given to `init`. networks: names in `params` that have an optimizer memory of their own; none: one for all.
     """
     params_key, rng = jax.random.split(jax.random.key(seed))
     params, frozen = init(params_key, base)
