@@ -10,37 +10,35 @@ EXAMPLE = "slmjax convert runs/quickstart my-model --format huggingface --dtype 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument(
-        "source", help="a run's workdir, a checkpoint, a model's or adapter's directory, a .gguf file, or a hub id"
-    )
-    parser.add_argument("destination", help="a new directory (a file for gguf), or a model of the format to replace")
+    """Add the options of the command."""
+    parser.add_argument("source", help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id")
+    parser.add_argument("destination", help="new directory (for gguf a file), or a model of the same format to replace")
     formats = ["slmjax", "huggingface", "gguf", *ADAPTERS]
     parser.add_argument(
         "--format",
         choices=formats,
         default="slmjax",
         metavar="FORMAT",
-        help="slmjax, huggingface or gguf for a model, peft or adapterhub for a fine-tune without its base "
-        "(default: %(default)s)",
+        help="format to write: slmjax, huggingface or gguf for a model, peft or adapterhub for a fine-tune without its "
+        "base (default: %(default)s)",
     )
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="where an adapter's base is (default: where it says); of a run written as peft or adapterhub, what is "
-        "written as its base",
+        help="base model of an adapter (default: the one that it names); for a run written as peft or adapterhub, the "
+        "name to write as its base",
     )
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
         metavar="DTYPE",
-        help="float32 or bfloat16; huggingface also float16; gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
-        "(default: float32, the source's for huggingface, float16 for gguf)",
+        help="dtype of the weights: float32 or bfloat16; huggingface also float16; gguf also q8_0, q5_1, q5_0, q4_1, "
+        "q4_0 (default: float32, the source's for huggingface, float16 for gguf)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, save, say where."""
+    """Load the source, write the destination, and print where it is."""
     from slmjax.errors import UserError
     from slmjax.formats.models import convert_adapter, load, save
 
