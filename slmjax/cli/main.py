@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         if message.startswith("argument COMMAND: invalid choice"):
             wrong = message.split("'")[1]
-            message = f"there is no command {wrong!r}; {did_you_mean(wrong, COMMANDS)}"
+            message = f"There is no command {wrong!r}; {did_you_mean(wrong, COMMANDS)}"
         _complain(f"{message} (see {self.prog} --help)")
         raise SystemExit(2)
 
