@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slmjax.inference.language_model import Location
     from slmjax.models.config import ModelConfig
+    from slmjax.peft.config import PeftConfig
     from slmjax.tokenization.tokenizer import Tokenizer
-    from slmjax.training.config import RunConfig
 
 HELP = "describe a run, checkpoint, config, saved model or named model, and what it costs"
 EXAMPLE = "slmjax inspect runs/quickstart"
@@ -90,20 +90,19 @@ def _config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
     config = run_config(load_config(str(path), []))
     facts = {"kind": "config", "total_steps": config.total_steps, "tokens_per_step": config.tokens_per_step}
-    return config.model, facts | _trained(config, None)
+    return config.model, facts | _trained(config.model, config.peft, None)
 
 
-def _trained(config: RunConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _trained(model: ModelConfig, peft: PeftConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """How a run trains, and how many numbers of how many; nothing where it trains all of them."""
-    from slmjax.recipes.finetuned import count_trained
+    from slmjax.inference.finetuned import count_trained
 
-    method = config.peft.method
-    if method == "full" and not config.peft.base:
+    if peft.method == "full" and not peft.base:
         return {}
-    trained, total = count_trained(config, None if tokenizer is None else tokenizer.encode)
+    trained, total = count_trained(model, peft, None if tokenizer is None else tokenizer.encode)
     return {
-        "base": config.peft.base or None,
-        "method": method,
+        "base": peft.base or None,
+        "method": peft.method,
         "trained_parameters": trained,
         "trained_and_frozen_parameters": total,
         "trained_share": f"{trained / total:.3%}",
@@ -150,17 +149,13 @@ def _provenance(place: Location) -> dict[str, Any]:
     from slmjax.tokenization.tokenizer import load_tokenizer
 
     facts: dict[str, Any] = {"kind": place.kind}
-    config: RunConfig | None = None
     tokenizer: Tokenizer | None
     if place.kind == "saved model":
         facts["dtype"] = ", ".join(saved_dtypes(place.directory))
     else:
-        from slmjax.training.config import run_config
-
         steps = sorted(int(p.name) for p in (place.directory / "checkpoints").glob("*") if p.name.isdecimal())
         facts["step"] = place.step if place.step is not None else (steps[-1] if steps else None)
-        config = run_config(place.run)
-        facts["total_steps"] = config.total_steps
+        facts["total_steps"] = place.description.total_steps
         facts["checkpoints"] = steps
         facts["dtype"] = "float32"
     try:
@@ -168,7 +163,7 @@ def _provenance(place: Location) -> dict[str, Any]:
         facts["tokenizer"] = f"{tokenizer.vocab_size:,} tokens ({tokenizer.fingerprint})"
     except UserError:
         tokenizer, facts["tokenizer"] = None, "not found"
-    return facts if config is None else facts | _trained(config, tokenizer)
+    return facts | _trained(place.config, place.description.peft, tokenizer)
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:

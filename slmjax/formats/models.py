@@ -14,6 +14,7 @@ from slmjax.formats.huggingface.directory import DTYPES, is_huggingface, load_hu
 from slmjax.formats.huggingface.export import save_huggingface
 from slmjax.formats.huggingface.hub import download, is_hub_id
 from slmjax.inference import language_model
+from slmjax.inference.finetuned import load_finetuned
 from slmjax.inference.language_model import LanguageModel
 from slmjax.peft.config import MERGEABLE
 
@@ -56,7 +57,7 @@ def load(
     if is_huggingface(path):
         return load_huggingface(path, mesh=mesh, dtype=dtype)
     place = language_model.locate(path)
-    if place.run.get("peft", {}).get("method", "full") != "full":
+    if place.description.peft.method != "full":
         return _finetuned(place, dtype, merge)
     return language_model.load(path, mesh=mesh, dtype=dtype)
 
@@ -88,22 +89,17 @@ def convert_adapter(source: str | Path, path: str | Path, *, format: str = "peft
 
 def _finetuned(place: language_model.Location, dtype: str | None, merge: bool) -> LanguageModel:
     """A fine-tuned run on its base: merged, or what it added beside the parameters."""
-    from slmjax.recipes.finetuned import load_finetuned
-    from slmjax.training.config import run_config
-
-    config = run_config(place.run)
-    base = load(config.peft.base, dtype="float32")
+    run = place.description
+    base = load(run.peft.base, dtype="float32")
     tokenizer, _ = language_model.run_tokenizer(place)
     checkpoints = place.directory / "checkpoints"
-    tuned = load_finetuned(config, checkpoints, base.params, step=place.step, encode=tokenizer.encode)
-    merge = merge and config.peft.method in MERGEABLE
+    tuned = load_finetuned(run, checkpoints, base.params, step=place.step, encode=tokenizer.encode)
+    merge = merge and run.peft.method in MERGEABLE
     variables = {"params": tuned.merged()} if merge else tuned.variables
     params = variables["params"]
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype in _FLOATS else leaf, params)
-    return LanguageModel(
-        config.model, params, tokenizer, base.stop_ids, variables.get("peft", {}), tuned.method.options
-    )
+    return LanguageModel(run.model, params, tokenizer, base.stop_ids, variables.get("peft", {}), tuned.method.options)
 
 
 def save(lm: LanguageModel, path: str | Path, *, format: str = "slmjax", dtype: str | None = None) -> Path:

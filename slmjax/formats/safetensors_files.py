@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.formats.untrusted import inside, read_json
+from slmjax.untrusted import inside, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

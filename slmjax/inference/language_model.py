@@ -15,16 +15,15 @@ import jax.numpy as jnp
 from slmjax.errors import UserError
 from slmjax.files import local_path
 from slmjax.inference.decoding import Network
+from slmjax.inference.description import Description, is_described
 from slmjax.inference.saved_model import (
     CONFIG,
     FORMAT,
     abstract_params,
-    model_config_from,
     read_json,
     read_saved_config,
     read_saved_params,
     read_saved_stop_ids,
-    read_stop_ids,
     write_saved,
 )
 from slmjax.models.attention.kernels import attention_for
@@ -124,9 +123,13 @@ class Location:
 
     kind: Literal["run", "checkpoint", "saved model"]
     directory: Path  # of the run or the saved model
-    config: ModelConfig
-    run: dict[str, Any]  # the run's config; empty for a saved model
-    step: int | None  # of the checkpoint that the path names
+    description: Description
+    step: int | None = None  # of the checkpoint that the path names
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+        return self.description.model
 
 
 def locate(path: str | Path) -> Location:
@@ -138,22 +141,22 @@ def locate(path: str | Path) -> Location:
         raise UserError(
             f"{path} is a file: give a run's workdir, one of its checkpoints, or a saved model's directory."
         )
-    absolute = path.resolve()
+    if is_described(path):
+        description = Description.read(path)
+        return Location("run" if description.kind == "run" else "saved model", path, description)
     if (path / CONFIG).is_file():
         values = read_json(path / CONFIG)
-        if "training" in values and "model" in values:
-            return Location("run", path, model_config_from(values["model"], path / CONFIG), values, None)
         if values.get("format") == FORMAT:
-            return Location("saved model", path, read_saved_config(path), {}, None)
+            config = read_saved_config(path)
+            return Location("saved model", path, Description(kind="model", model=config))
         if "model_type" in values or "architectures" in values:
             raise UserError(f"{path} is a Hugging Face model: it is loaded by slmjax.load.")
         if "format" in values:
             raise UserError(f"{path / CONFIG} is of format {values['format']!r}, not {FORMAT!r}.")
+    absolute = path.resolve()
     workdir = absolute.parent.parent
-    if absolute.name.isdecimal() and absolute.parent.name == "checkpoints" and (workdir / CONFIG).is_file():
-        values = read_json(workdir / CONFIG)
-        config = model_config_from(values.get("model"), workdir / CONFIG)
-        return Location("checkpoint", workdir, config, values, int(absolute.name))
+    if absolute.name.isdecimal() and absolute.parent.name == "checkpoints" and is_described(workdir):
+        return Location("checkpoint", workdir, Description.read(workdir), int(absolute.name))
     raise UserError(f"{path} is no slmjax run, checkpoint or saved model (it has no {CONFIG} of ours).")
 
 
@@ -172,20 +175,21 @@ def load(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str 
     from slmjax.training.checkpoints.checkpointer import Checkpointer
 
     tokenizer, stop_ids = run_tokenizer(place)
-    averaged = bool(_get(place.run, "training", "ema_decay"))
     params = Checkpointer(place.directory / "checkpoints").restore_params(
-        _to_restore(abstract_params(place.config), mesh), step=place.step, name="ema" if averaged else "params"
+        _to_restore(abstract_params(place.config), mesh),
+        step=place.step,
+        name="ema" if place.description.averaged else "params",
     )
     return LanguageModel(place.config, _placed(params, None, dtype), tokenizer, stop_ids)
 
 
 def run_tokenizer(place: Location) -> tuple[Tokenizer, tuple[int, ...]]:
     """The tokenizer of a run or checkpoint, and the ids at which the answers of its base end, if it has one."""
-    directory = tokenizer_directory(place)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(tokenizer_directory(place))
     # A run's corpus says whether its documents began with the bos token, whatever the tokenizer's own settings say.
-    tokenizer.settings["add_bos_token"] = bool(_get(place.run, "data", "add_bos"))
-    return tokenizer, read_stop_ids(tokenizer.settings.pop(STOP_IDS, []), directory)
+    tokenizer.settings["add_bos_token"] = place.description.add_bos
+    tokenizer.settings.pop(STOP_IDS, None)
+    return tokenizer, place.description.stop_ids
 
 
 def save(lm: LanguageModel, directory: str | Path, *, dtype: str = "float32") -> Path:
@@ -211,19 +215,7 @@ def require_plain(lm: LanguageModel) -> None:
 
 def tokenizer_directory(place: Location) -> Path:
     """Where a model's tokenizer lies: in it, beside a run's checkpoints, else with the run's corpus."""
-    if place.kind == "saved model":
-        return place.directory
-    copied = place.directory / "tokenizer"
-    if copied.is_dir():
-        return copied
-    cache = _get(place.run, "data", "cache_dir")
-    base = Path(cache) if isinstance(cache, str) and cache else place.directory / "data"
-    return base / "corpus" / "tokenizer" if (base / "corpus").is_dir() else base / "tokenizer"
-
-
-def _get(run: dict[str, Any], section: str, key: str) -> Any:
-    values = run.get(section)
-    return values.get(key) if isinstance(values, dict) else None
+    return place.directory if place.kind == "saved model" else place.directory / place.description.tokenizer
 
 
 def _to_restore(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -16,10 +15,12 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.files import place_directory
+from slmjax.inference.description import model_config_from, token_ids
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer
 from slmjax.sharding.rules import path_string
 from slmjax.tokenization.tokenizer import STOP_IDS, Tokenizer
+from slmjax.untrusted import read_json
 
 FORMAT = "slmjax"
 VERSION = 1
@@ -28,41 +29,6 @@ WEIGHTS = "params.safetensors"
 DTYPES = ("float32", "bfloat16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 _FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_MAX_CONFIG_BYTES = 1 << 24
-_MAX_SIZE = 1 << 24  # of any whole number in a model's config: a bound on what a hostile file makes us count to
-_MAX_LAYERS = 1 << 12
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; UserError when it is none."""
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise UserError(f"{path} is larger than a config can be.")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable as JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    return values
-
-
-def model_config_from(values: Any, where: Path) -> ModelConfig:
-    """A ModelConfig from the JSON values in `where`; UserError naming what does not fit."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where} describes no model.")
-    known = [field.name for field in dataclasses.fields(ModelConfig)]
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise UserError(f"{where} describes a model with {unknown[0]!r}, which this version does not know.")
-    for name, value in values.items():
-        limit = _MAX_LAYERS if name in ("num_layers", "block_repeats") else _MAX_SIZE
-        if any(isinstance(v, int) and abs(v) > limit for v in (value if isinstance(value, list) else [value])):
-            raise UserError(f"{where}: model.{name} is beyond any model's ({limit:,} at most).")
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    try:
-        return ModelConfig(**fields)
-    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise UserError(f"{where} describes no model of this version: {error}.") from error
 
 
 def abstract_params(config: ModelConfig) -> Any:
@@ -121,14 +87,7 @@ def saved_dtypes(directory: Path) -> list[str]:
 
 def read_saved_stop_ids(directory: Path) -> tuple[int, ...]:
     """The ids at which generation ends, none where the tokenizer's eos is all there is to say."""
-    return read_stop_ids(read_json(directory / CONFIG).get(STOP_IDS, []), directory / CONFIG)
-
-
-def read_stop_ids(ids: Any, where: Path) -> tuple[int, ...]:
-    """A list of token ids as JSON had it at `where`."""
-    if not isinstance(ids, list) or not all(type(id) is int and 0 <= id < _MAX_SIZE for id in ids):
-        raise UserError(f"{where}: {STOP_IDS} must be a list of token ids.")
-    return tuple(ids)
+    return token_ids(read_json(directory / CONFIG).get(STOP_IDS, []), STOP_IDS, directory / CONFIG)
 
 
 def write_saved(

@@ -20,6 +20,7 @@ from slmjax.data.store import TokenStore
 from slmjax.errors import UserError
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from slmjax.training.config import RunConfig
+from slmjax.training.processes import barrier
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def open_corpus(
         if jax.process_index() == 0:
             tokenizer = tokenizer_for(config, base / "tokenizer", progress=progress)
             prepare(config, tokenizer, prepared, progress=progress)
-        _wait_for_process_0("corpus prepared")
+        barrier("corpus prepared")
         tokenizer = load_tokenizer(prepared / "tokenizer")
     stores = open_stores(prepared, "train")
     weights = {name: config.sources[name].weight if name in config.sources else 1.0 for name in stores}
@@ -113,7 +114,7 @@ def open_general(config: RunConfig, directory: Path, tokenizer: Tokenizer, *, pr
     wanted = DataConfig(sources={"general": source}, validation_fraction=0.1, add_bos=add_bos)
     if jax.process_index() == 0:
         prepare(wanted, tokenizer, directory, progress=progress)
-    _wait_for_process_0("general text prepared")
+    barrier("general text prepared")
     stores = [open_stores(directory, split) for split in ("train", "validation")]
     if not all(stores):
         raise UserError(
@@ -129,13 +130,6 @@ def open_general(config: RunConfig, directory: Path, tokenizer: Tokenizer, *, pr
 def _spread_rows(store: TokenStore, sequence_length: int, count: int) -> list[Row]:
     rows = PackedRows(store, sequence_length, "concat", seed=0)
     return [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round()]
-
-
-def _wait_for_process_0(what: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import sync_global_devices
-
-        sync_global_devices(what)
 
 
 def _conversations(config: SftConfig, tokenizer: Tokenizer | None, *, progress: bool) -> Corpus:

@@ -164,7 +164,7 @@ def test_two_processes_stopped_and_continued_are_one_that_was_not(tmp_path, star
         assert out["validation_loss"] == pytest.approx(result.metrics["validation_loss"], rel=1e-5)
     abstract = program.build(config).state
     pair, one = (Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(abstract) for workdir in (pair_dir, one_dir))
-    assert pair.step == one.step == STEPS and pair.data_state == one.data_state
+    assert pair.step == one.step == STEPS and pair.position == one.position
     for x, y in zip(jax.tree.leaves(pair.state.params), jax.tree.leaves(one.state.params), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
 

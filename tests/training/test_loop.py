@@ -70,7 +70,7 @@ def test_a_stopped_run_goes_on_with_the_next_batch_to_the_same_bits(
     assert len({batch.tobytes() for batch in seen}) == 6  # else the order would say nothing
     a, b = saved(config, tmp_path / "straight"), saved(config, tmp_path / "stopped")
     assert_bitwise_equal(a.state, b.state)
-    assert a.step == b.step == 6 and a.data_state == b.data_state
+    assert a.step == b.step == 6 and a.position == b.position
 
 
 def test_nothing_is_compiled_after_the_first_round_of_step_evaluation_and_checkpoint(
@@ -257,7 +257,7 @@ def test_sigterm_saves_the_step_it_names_and_exits_with_0(tiny_config, tmp_path,
     assert said and said[2] == str(workdir) and "Traceback" not in stderr
     restored = Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(program.build(config).state)
     assert restored.step == int(said[1]) == int(restored.state.step) > 1
-    assert restored.data_state["next_index"] == restored.step
+    assert restored.position["batches"]["next_index"] == restored.step
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] <= restored.step
 
 
@@ -284,7 +284,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     process = start_training(config, workdir)
     assert process.wait(timeout=120) == 0
     straight, killed = saved(config, tmp_path / "straight"), saved(config, workdir)
-    assert straight.step == killed.step == 24 and straight.data_state == killed.data_state
+    assert straight.step == killed.step == 24 and straight.position == killed.position
     assert_bitwise_equal(straight.state, killed.state)
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)

@@ -21,7 +21,7 @@ from slmjax.formats.huggingface.hub import is_hub_id
 from slmjax.formats.peft.read import CONFIG, PeftDirectory, open_peft, read_peft
 from slmjax.formats.peft.write import save_peft
 from slmjax.formats.safetensors_files import INDEX, SINGLE
-from slmjax.formats.untrusted import inside, read_json
+from slmjax.inference.finetuned import load_finetuned
 from slmjax.inference.language_model import LanguageModel, Location, tokenizer_directory
 from slmjax.models.config import ModelConfig
 from slmjax.peft.config import PeftConfig
@@ -29,6 +29,7 @@ from slmjax.peft.method import Method
 from slmjax.peft.methods.prompts import prompt_of
 from slmjax.peft.targets import flatten
 from slmjax.tokenization.tokenizer import load_tokenizer
+from slmjax.untrusted import inside, read_json
 
 WRITTEN = ("peft", "adapterhub")
 Load = Callable[[str], LanguageModel]
@@ -99,22 +100,19 @@ def _load_base(path: str, load: Load, directory: Path, *, given: bool) -> Langua
 
 def read_run(place: Location, load: Load, base: str | None = None) -> Tuned:
     """A fine-tuned run's adapter; base: where the base is now, when not where the run's config says."""
-    from slmjax.recipes.finetuned import load_finetuned
-    from slmjax.training.config import run_config
-
-    if not place.run:
+    if place.kind == "saved model":
         raise UserError(f"{place.directory} is a model and no fine-tuned run: there is no adapter to write.")
-    config = run_config(place.run)
-    method = config.peft.method
+    run = place.description
+    method = run.peft.method
     if method in ("full", "freeze"):
         raise UserError(f"{place.directory} was trained with peft.method={method}, which makes a model and no adapter.")
-    where = base if base and Path(base).expanduser().exists() else config.peft.base
+    where = base if base and Path(base).expanduser().exists() else run.peft.base
     lm = load(where)
     tokenizer = load_tokenizer(tokenizer_directory(place))
     checkpoints = place.directory / "checkpoints"
-    tuned = load_finetuned(config, checkpoints, lm.params, step=place.step, encode=tokenizer.encode)
-    adapter = adapter_of(config.peft, tuned.method, tuned.trained, tuned.frozen)
-    return Tuned(adapter, lm, base or config.peft.base, family_at(where, lm.config, []))
+    tuned = load_finetuned(run, checkpoints, lm.params, step=place.step, encode=tokenizer.encode)
+    adapter = adapter_of(run.peft, tuned.method, tuned.trained, tuned.frozen)
+    return Tuned(adapter, lm, base or run.peft.base, family_at(where, lm.config, []))
 
 
 def adapter_of(config: PeftConfig, method: Method, trained: Any, frozen: Any) -> Adapter:

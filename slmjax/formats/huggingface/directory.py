@@ -19,12 +19,12 @@ from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.families import family_of
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.safetensors_files import SafetensorsDirectory
-from slmjax.formats.untrusted import inside, read_json
 from slmjax.formats.weight_map import abstract_leaves, check_tensors, read_params
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.sharding.rules import spec_for
 from slmjax.tokenization.tokenizer import Tokenizer
+from slmjax.untrusted import inside, read_json
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"

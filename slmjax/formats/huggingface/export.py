@@ -19,10 +19,10 @@ from slmjax.formats.huggingface.families import FAMILIES, family_of
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.model_card import model_card
 from slmjax.formats.safetensors_files import INDEX, Planned, write_safetensors
-from slmjax.formats.untrusted import read_json
 from slmjax.formats.weight_map import Entry, abstract_leaves, write_tensors
 from slmjax.models.config import ModelConfig
 from slmjax.tokenization.tokenizer import Tokenizer
+from slmjax.untrusted import read_json
 
 CARD = "README.md"
 MAX_SHARD_BYTES = 5 * 10**9

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slmjax.formats.untrusted import inside, read_json, read_text
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from slmjax.untrusted import inside, read_json, read_text
 
 SETTINGS = "tokenizer_config.json"
 VOCABULARY = "tokenizer.json"

@@ -22,11 +22,11 @@ from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.peft.collect import Misfit, Pieces, add_ia3, add_lora, prefix_of, prompt_of
 from slmjax.formats.peft.config import IA3, LORA, PREFIX, PeftFile, is_bounded, matches, peft_file
 from slmjax.formats.safetensors_files import SafetensorsDirectory
-from slmjax.formats.untrusted import inside, read_json
 from slmjax.formats.weight_map import Leaf
 from slmjax.models.config import ModelConfig
 from slmjax.peft.interception import Options
 from slmjax.peft.targets import flatten
+from slmjax.untrusted import inside, read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

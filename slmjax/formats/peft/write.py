@@ -19,10 +19,10 @@ from slmjax.formats.peft.config import IA3, LORA, P_TUNING, PREFIX, PROMPT
 from slmjax.formats.peft.factors import Found, ia3_factors, lora_factors, modules_of
 from slmjax.formats.peft.read import CONFIG, EMBEDDINGS, PREFIX_OF_NAMES, WEIGHTS
 from slmjax.formats.safetensors_files import Planned, write_safetensors
-from slmjax.formats.untrusted import read_json
 from slmjax.formats.weight_map import write_tensors
 from slmjax.models.config import ModelConfig
 from slmjax.peft.targets import flatten
+from slmjax.untrusted import read_json
 
 CARD = "README.md"
 _KINDS = {"lora": LORA, "ia3": IA3, "prefix": PREFIX, "prompt": PROMPT, "p_tuning": P_TUNING}
