@@ -34,21 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
         metavar="DTYPE",
-        help="float32 or bfloat16; huggingface also float16; gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
-        "(default: float32, the source's for huggingface, float16 for gguf)",
+        help="float32, bfloat16 or float16; gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
+        "(default: the source's own, float16 for gguf)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, save, say where."""
-    from slmjax.errors import UserError
-    from slmjax.formats.models import convert_adapter, load, save
+    from slmjax.formats.models import convert
 
-    if args.format in ADAPTERS:
-        if args.dtype not in (None, "float32"):
-            raise UserError(f"--dtype {args.dtype}: an adapter is written in float32, as peft itself writes it.")
-        print(convert_adapter(args.source, args.destination, format=args.format, base=args.base))
-    else:
-        lm = load(args.source, base=args.base)
-        print(save(lm, args.destination, format=args.format, dtype=args.dtype))
+    print(convert(args.source, args.destination, format=args.format, dtype=args.dtype, base=args.base))
     return 0

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print and draw the curve; save what is wanted."""
     from slmjax.errors import UserError
     from slmjax.formats.models import load, save
-    from slmjax.inference.language_model import locate
+    from slmjax.formats.runs import open_run
     from slmjax.recipes.corpus import open_corpus, open_general
     from slmjax.recipes.finetuned import expanded
     from slmjax.recipes.forgetting_config import ForgettingConfig
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     points = [_weight(text) for text in args.points.split(",")]
     weight = _weight(args.save[0]) if args.save else 0.0
-    place = locate(args.run_path)
+    place = open_run(args.run_path)
     if not place.description.peft.base:
         raise UserError(f"{args.run_path} is no fine-tune: there is no base to mix it with.")
     config = run_config(read_json(place.directory / "config.json"))
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     corpus = open_corpus(config.data, place.directory / "data", tokenizer=tuned.tokenizer)
     # Elsewhere than the run's own general text, unless it is that.
     folder = "general" if corpus_path == wanted.corpus else "general-interpolation"
-    text = open_general(config, place.directory / "data" / folder, tuned.tokenizer)
+    text = open_general(config, place.directory / "data" / folder, tuned.require_tokenizer())
     rows = text.measured_rows(config.data.sequence_length, tokens)
     results = curve(
         config,

@@ -43,15 +43,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"The finished run in {workdir} has lost its metrics.jsonl: choose another --workdir.")
 
     from slmjax.evaluation.bits_per_byte import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
+    from slmjax.formats.models import load, save
     from slmjax.inference.generate import generate
-    from slmjax.inference.language_model import load, save
 
     _say("\nHow good is that? The same held-out text under simpler models:")
     heldout, trained = _texts(workdir, "validation"), _texts(workdir, "train")
     lm = load(workdir)
     rows = {
         "gzip -9": gzip_bits_per_byte(heldout),
-        "unigram over the same tokens": unigram_bits_per_byte(lm.tokenizer, trained, heldout),
+        "unigram over the same tokens": unigram_bits_per_byte(lm.require_tokenizer(), trained, heldout),
         "byte 5-gram": ngram_bits_per_byte(trained, heldout),
         "this model": float(result.metrics["validation_bits_per_byte"]),
     }

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from slmjax.errors import UserError
-from slmjax.formats.safetensors_files import INDEX, Planned, SafetensorsDirectory, read_header, write_safetensors
+from slmjax.formats.safetensors_files import INDEX, SafetensorsDirectory, read_header, write_safetensors
+from slmjax.formats.tensors import PlannedTensor
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -22,7 +23,7 @@ TENSORS = {
 
 def write(directory, tensors=TENSORS, most=10**9):
     directory.mkdir(exist_ok=True)
-    plan = [Planned(name, array.shape, array.dtype) for name, array in tensors.items()]
+    plan = [PlannedTensor(name, array.shape, array.dtype) for name, array in tensors.items()]
     write_safetensors(directory, plan, tensors.items(), max_shard_bytes=most)
     return directory
 
@@ -62,7 +63,7 @@ def test_shards_hold_everything_once_and_no_more_than_they_may(tmp_path, most):
     assert_equal_tensors({name: file.read(name) for name in file.shapes()})
     assert (directory / INDEX).exists() == (len(file.paths) > 1)
     for path in file.paths:
-        sizes = [array.nbytes for name, array in TENSORS.items() if file.places[name].path == path]
+        sizes = [array.nbytes for name, array in TENSORS.items() if file.tensors[name].path == path]
         assert len([size for size in sizes if size]) == 1 or sum(sizes) <= most
 
 
@@ -215,7 +216,7 @@ def reads_wholly_or_refuses(path):
         return
     size = path.stat().st_size
     file = object.__new__(SafetensorsDirectory)
-    file.places = places
+    file.tensors = places
     for name, place in places.items():
         assert 0 <= place.offset <= size
         if place.dtype in ("F32", "F16", "BF16"):
