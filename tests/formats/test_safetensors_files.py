@@ -73,7 +73,7 @@ def test_shards_hold_everything_once_and_no_more_than_they_may(tmp_path, most):
         (b"", b"", "header"),
         (b"[" * 100_000, b"", "header"),
         (b"{\xff}", b"", "header"),
-        (b"[]", b"", "no JSON object"),
+        (b"[]", b"", "not a JSON object"),
         (b'{"a": 1, "a": 2}', b"", "occurs twice"),
         (b'{"a": ' + b"9" * 5000 + b"}", b"", "header"),
         ({"a": 3}, b"", "no description"),
@@ -135,14 +135,14 @@ def reindex(directory, change):
     ("where", "said"),
     [
         ("../secret.safetensors", "plain name"),
-        ("/etc/passwd", "no safetensors file"),
+        ("/etc/passwd", "not a safetensors file"),
         ("/etc/x.safetensors", "plain name"),
-        ("..", "no safetensors file"),
+        ("..", "not a safetensors file"),
         ("missing.safetensors", "is missing"),
         ("link.safetensors", "leads out"),
-        ("", "no safetensors file"),
-        (None, "no safetensors file"),
-        (["model.safetensors"], "no safetensors file"),
+        ("", "not a safetensors file"),
+        (None, "not a safetensors file"),
+        (["model.safetensors"], "not a safetensors file"),
     ],
 )
 def test_an_index_leads_nowhere_else(tmp_path, where, said):
@@ -211,15 +211,15 @@ ENTRY = st.fixed_dictionaries(
 def reads_wholly_or_refuses(path):
     """The property of the fuzzers: either a UserError, or every tensor lies inside the file and can be read."""
     try:
-        places = read_header(path)
+        tensors = read_header(path)
     except UserError:
         return
     size = path.stat().st_size
     file = object.__new__(SafetensorsDirectory)
-    file.tensors = places
-    for name, place in places.items():
-        assert 0 <= place.offset <= size
-        if place.dtype in ("F32", "F16", "BF16"):
+    file.tensors = tensors
+    for name, tensor in tensors.items():
+        assert 0 <= tensor.start <= size
+        if tensor.kind in ("F32", "F16", "BF16"):
             assert file.read(name).nbytes <= size
 
 
