@@ -70,7 +70,7 @@ def _text(args: argparse.Namespace) -> dict[str, Any]:
     result["gzip_bits_per_byte"] = gzip_bits_per_byte(heldout)
     if args.baseline_text:
         train = "".join(texts_of(args.baseline_text, args)).encode()
-        result["unigram_bits_per_byte"] = unigram_bits_per_byte(lm.tokenizer, train, heldout)
+        result["unigram_bits_per_byte"] = unigram_bits_per_byte(lm.require_tokenizer(), train, heldout)
         result["ngram_bits_per_byte"] = ngram_bits_per_byte(train, heldout)
     return result
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
         lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
         require_same_model(config.model, lm.config, config.peft.base)
-        base = {"base": lm.params, "tokenizer": lm.tokenizer, "stop_ids": lm.stop_ids}
+        base = {"base": lm.params, "tokenizer": lm.require_tokenizer(), "stop_ids": lm.stop_ids}
     result = train(config, args.workdir, **base)
     if args.json:
         more = {name: value for name in ("forgetting", "best_step") if (value := getattr(result, name)) is not None}

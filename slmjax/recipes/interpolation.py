@@ -16,7 +16,7 @@ from slmjax.console import say as say_on_stderr
 from slmjax.data.packing import Row
 from slmjax.errors import UserError
 from slmjax.formats.models import load, save
-from slmjax.inference.language_model import locate
+from slmjax.formats.runs import open_run
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.targets import flatten
 from slmjax.recipes.corpus import Corpus, open_corpus, open_general
@@ -27,6 +27,7 @@ from slmjax.sharding.mesh import MeshConfig
 from slmjax.training.config import RunConfig, run_config
 from slmjax.training.program import build, local_rows
 from slmjax.training.reporting.plots import plot_interpolation
+from slmjax.untrusted import read_json
 
 
 def interpolate(
@@ -57,10 +58,10 @@ def interpolate(
     for weight in (*points, *(save_as or ())[:1]):
         if not 0 <= weight <= 1:
             raise UserError(f"The weight {weight:g} must be a number from 0 (the base) to 1 (the fine-tuned network).")
-    place = locate(run)
-    if not place.run or not place.run.get("peft", {}).get("base"):
+    place = open_run(run)
+    if not place.description.peft.base:
         raise UserError(f"{run} is not a fine-tune: it has no base to be mixed with.")
-    config = run_config(place.run)
+    config = run_config(read_json(place.directory / "config.json"))
     output = Path(output).expanduser() if output else place.directory / "interpolation"
     if not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: there is no directory {output.parent}.")
@@ -74,7 +75,7 @@ def interpolate(
     corpus = open_corpus(config.data, place.directory / "data", tokenizer=tuned.tokenizer)
     # Elsewhere than the run's own general text, unless it is that.
     folder = "general" if general == wanted.corpus else "general-interpolation"
-    text = open_general(config, place.directory / "data" / folder, tuned.tokenizer)
+    text = open_general(config, place.directory / "data" / folder, tuned.require_tokenizer())
     rows = text.measured_rows(config.data.sequence_length, tokens)
     results = curve(config, base_params, tuned.params, points, corpus=corpus, general=rows, say=say)
     plot = output.with_name(output.name + ".png")

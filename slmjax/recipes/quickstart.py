@@ -80,7 +80,7 @@ def quickstart(
         lm = load(workdir)
         rows = {
             "gzip -9": gzip_bits_per_byte(heldout),
-            "unigram over the same tokens": unigram_bits_per_byte(lm.tokenizer, trained, heldout),
+            "unigram over the same tokens": unigram_bits_per_byte(lm.require_tokenizer(), trained, heldout),
             "byte 5-gram": ngram_bits_per_byte(trained, heldout),
             "this model": float(result.metrics["validation_bits_per_byte"]),
         }

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import slmjax
+from slmjax.cli import convert
 from slmjax.cli import main as module
 from slmjax.cli.main import COMMANDS, main
 from slmjax.errors import UserError
+from slmjax.formats import models as formats
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
 
@@ -68,6 +70,12 @@ def test_a_wrong_key_is_refused_without_jax(override, said, tmp_path):
 def test_every_command_helps_with_an_example(command, capsys):
     assert main([*command, "--help"]) == 0
     assert f"Example: slmjax {''.join(command)}" in capsys.readouterr().out
+
+
+def test_the_formats_and_dtypes_of_convert_are_those_that_can_be_written():
+    written = [f for f in formats.FORMATS if f.save or f.save_adapter]
+    assert set(convert.FORMATS) == {f.name for f in written}
+    assert set(convert.DTYPES) == {dtype for f in written for dtype in f.dtypes} | {"float32"}
 
 
 def test_the_version(capsys):
