@@ -49,8 +49,6 @@ def test_nothing_heavy_is_imported_before_it_is_needed(argv, status):
     assert packages & {"jax", "numpy", "flax", "orbax", "ml_collections", "tokenizers", "matplotlib"} == set()
 
 
-# The dataclasses of some sections still lie in modules that import jax: optimizers, schedules, mesh, checkpointer.
-@pytest.mark.xfail(reason="not every section of the config is light yet")
 @pytest.mark.parametrize(
     ("override", "said"),
     [
