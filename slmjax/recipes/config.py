@@ -20,7 +20,7 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.peft.config import PeftConfig
 from slmjax.recipes.forgetting_config import ForgettingConfig
-from slmjax.sharding.mesh import MeshConfig
+from slmjax.sharding.config import MeshConfig
 from slmjax.training.checkpoints.config import CheckpointConfig
 from slmjax.training.config import BUDGETS, OptimizerConfig, ScheduleConfig, TrainingConfig
 
