@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from slmjax.errors import UserError, did_you_mean
-from slmjax.models.config import ACTIVATIONS
+from slmjax.models.activations import ACTIVATIONS
 
 ALL_LINEAR = "all-linear"  # as a target: every weight product of the layers
 # kind -> sub-layers, reduction, activation, scale: those of AdapterHub's configurations of these names

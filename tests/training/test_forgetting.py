@@ -248,11 +248,14 @@ def test_new_layers_alone_are_trained_and_the_run_is_a_deeper_model(config, tmp_
     result = loop.train(run, tmp_path / "run", base=make_base(run))
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["model"]["num_layers"] == 4
-    from slmjax.recipes.finetuned import load_finetuned
+    from slmjax.inference.finetuned import load_finetuned
+    from slmjax.recipes.finetuned import describe_run
     from slmjax.training.config import run_config
 
     assert result.forgetting["rows"][0]["before"] != result.forgetting["rows"][0]["after"]
-    tuned = load_finetuned(run_config(saved), tmp_path / "run" / loop.CHECKPOINTS, make_base(run)).merged()
+    tuned = load_finetuned(
+        describe_run(run_config(saved)), tmp_path / "run" / loop.CHECKPOINTS, make_base(run)
+    ).merged()
     stack = lambda tree: tree["segment_0"]["block_0"]["attention"]["q_proj"]["kernel"]  # noqa: E731
     np.testing.assert_array_equal(stack(tuned)[::2], stack(base))
     assert not np.array_equal(stack(tuned)[1::2], stack(base))
