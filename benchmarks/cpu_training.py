@@ -12,8 +12,9 @@ import numpy as np
 
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters, flops_per_token
-from slmjax.training.config import default_config, run_config, set_budget
-from slmjax.training.program import build, to_devices
+from slmjax.recipes.config import default_config, run_config, set_budget
+from slmjax.recipes.language_model import build
+from slmjax.training.program import to_devices
 
 
 def main():
