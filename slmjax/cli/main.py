@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 
 from slmjax.cli.compiled_programs import keep_compiled_programs
-from slmjax.cli.large_pages import begin_with_large_pages
+from slmjax.cli.malloc_settings import begin_with_kept_memory
 
 # Each command is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit status.
 COMMANDS = (
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def command() -> int:
     """`main` as a process of its own, which may begin itself again."""
-    begin_with_large_pages()
+    begin_with_kept_memory()
     return main()
 
 
