@@ -142,9 +142,9 @@ def main() -> None:
         user, system, faults = (
             statistics.median(w[key] for w in results[side]) for key in ("user", "system", "faults")
         )
-        least, most = min(rates[side]), max(rates[side])
+        low, high = min(rates[side]), max(rates[side])
         print(
-            f"{side:12} {statistics.median(rates[side]):7.1f} tokens/s ({least:.1f} to {most:.1f}), a step {user:.2f} s "
+            f"{side:12} {statistics.median(rates[side]):7.1f} tokens/s ({low:.1f} to {high:.1f}), a step {user:.2f} s "
             f"in the program, {system:.2f} s in the kernel, {faults:.0f} page faults; peak {peaks[side] / 1e9:.2f} GB"
         )
     pairs = ("ours-full", "theirs-full"), ("ours-lora", "theirs-lora"), ("ours-lora", "ours-full")
