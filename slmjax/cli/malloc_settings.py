@@ -4,9 +4,9 @@ XLA asks for the temporary memory of a step anew each time. As a rule the C libr
 the step, and the kernel clears it again for the next one: 4 to 5 GB in a full fine-tuning step of a 135M model, in
 pages of 4 KiB. Both are settings that an allocator reads once, when a process begins.
 
-glibc can keep everything freed and ask for pages of 2 MiB (GLIBC_TUNABLES), but it finds no use for the hole that a
-large block leaves once a small one has settled in it, so the process may grow by the block, once or twice. jemalloc
-keeps memory without that, and is preferred where it is installed.
+glibc can keep everything freed and ask for pages of 2 MiB (GLIBC_TUNABLES), but the process may grow by a step's large
+block once or twice, presumably since the hole that the block leaves no longer fits it. jemalloc grew less
+(benchmarks/RESULTS.md) and is preferred where it is installed.
 """
 
 from __future__ import annotations
