@@ -75,10 +75,10 @@ if [ -n "$dry_run" ]; then
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 else
-  # The CPU beside it is what the GPU is held against; without a GPU this stops instead of measuring the CPU.
+  # The CPU beside it is what the GPU is held against.
   export JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 fi
-"$python" "$here/environment.py" --wheels "$wheels" --target "$scratch/site"
+"$python" "$here/environment.py" --wheels "$wheels" --target "$scratch/site" ${dry_run:+"$dry_run"}
 
 note() { "$python" "$here/reporting.py" note "$output" --part "$1" --status "$2" --reason "$3"; }
 

@@ -1,7 +1,8 @@
 """Make slmjax's dependencies importable where pip has no index, without touching what the machine has.
 
-Installs into --target those wheels of a directory whose package is not there yet (never another jax), and exits with 1
-and the line that downloads the rest when a dependency of pyproject.toml is still missing.
+Installs into --target those wheels of a directory whose package is not there yet (never another jax). What is missing
+then is named with the line that downloads it; the status is 1 only where slmjax cannot be imported without it, or where
+jax has no GPU and --dry-run was not given.
 """
 
 import argparse
@@ -64,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, default=ROOT / "wheels")
     parser.add_argument("--target", type=Path, required=True, help="directory that is on PYTHONPATH")
+    parser.add_argument("--dry-run", action="store_true", help="a CPU will do")
     args = parser.parse_args()
     wheels = sorted(args.wheels.glob("*.whl")) if args.wheels.is_dir() else []
     new = [wheel for wheel in wheels if not is_there(wheel.name.partition("-")[0])]
@@ -74,10 +76,18 @@ def main() -> None:
     sys.path.append(str(args.target))
     importlib.invalidate_caches()
     if absent := missing(required()):
-        sys.exit(
-            f"error: this Python lacks {', '.join(absent)}. Where there is a network, fetch their wheels for Python "
-            f"3.12 and carry the directory along:\n  {DOWNLOAD} {' '.join(absent)}"
+        print(
+            f"not installed here: {', '.join(absent)}. Where there is a network, fetch their wheels for Python 3.12 "
+            f"and carry the directory along:\n  {DOWNLOAD} {' '.join(absent)}"
         )
+    try:
+        import jax
+        import subjects  # noqa: F401 - all that the parts import of slmjax
+    except ImportError as error:
+        sys.exit(f"error: slmjax cannot be imported here: {error}.")
+    # With JAX_PLATFORMS=cuda,cpu jax goes on with the CPU alone where there is no GPU, and would be measured for minutes.
+    if not args.dry_run and jax.default_backend() != "gpu":
+        sys.exit("error: jax sees no GPU here; --dry-run checks the script on a CPU.")
 
 
 if __name__ == "__main__":

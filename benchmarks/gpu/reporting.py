@@ -32,6 +32,7 @@ class Report:
         self.part = part
         self.path = Path(arguments.output) / RESULTS
         self.deadline = arguments.deadline
+        self.dry_run = arguments.dry_run
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def seconds_left(self) -> float:
@@ -68,13 +69,15 @@ class Report:
         """Append one line and show it."""
         assert status in STATUSES
         line = {"part": self.part, "name": name, "status": status, **{k: _finite(v) for k, v in values.items()}}
+        if self.dry_run:
+            line["dry_run"] = True
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         shown = ", ".join(f"{key} {readable(value)}" for key, value in line.items() if key not in _KEYS)
         print(f"{self.part}: {name}: {status}{': ' if shown else ''}{shown}", flush=True)
 
 
-_KEYS = ("part", "name", "status")
+_KEYS = ("part", "name", "status", "dry_run")
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -119,9 +122,11 @@ def summary(lines: list[Values]) -> str:
     """A Markdown table a part: a row a result, a column for every value that a row of the part has."""
     counts = {status: sum(line["status"] == status for line in lines) for status in STATUSES}
     text = [", ".join(f"{count} {status}" for status, count in counts.items() if count) + "."]
+    if any(line.get("dry_run") for line in lines):
+        text.append("A dry run: sizes are tiny and the numbers mean nothing.")
     for part in dict.fromkeys(line["part"] for line in lines):
         rows = [line for line in lines if line["part"] == part]
-        columns = list(dict.fromkeys(["name", "status", *(key for row in rows for key in row if key != "part")]))
+        columns = list(dict.fromkeys(["name", "status", *(key for row in rows for key in row if key not in _KEYS)]))
         text += ["", f"## {part}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         for row in rows:
             cells = (readable(row.get(column)).replace("|", "\\|") for column in columns)
@@ -138,7 +143,7 @@ def main() -> None:
     parser.add_argument("--reason", default="")
     args = parser.parse_args()
     if args.command == "note":
-        args.deadline = math.inf
+        args.deadline, args.dry_run = math.inf, False
         Report(args.part, args).write("all of it", args.status, reason=args.reason)
         return
     lines = read(args.output)

@@ -22,7 +22,7 @@ KEYS = ("parameters", "batch", "length", "sdp", "compile", "remat", "tokens_per_
 
 
 def measure(options: list[str], seconds: float) -> Values:
-    """One run of the peer's script in a process of its own. What fails there is a gap in the table, no fault of ours."""
+    """One run of the peer's script in a process of its own; what fails there is a gap in the table, no error."""
     command = [sys.executable, str(SCRIPT), *options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
