@@ -85,7 +85,7 @@ def main() -> None:
         import subjects  # noqa: F401 - all that the parts import of slmjax
     except ImportError as error:
         sys.exit(f"error: slmjax cannot be imported here: {error}.")
-    # With JAX_PLATFORMS=cuda,cpu jax goes on with the CPU alone where there is no GPU, and would be measured for minutes.
+    # With JAX_PLATFORMS=cuda,cpu jax goes on with the CPU alone where there is no GPU, and that would be measured.
     if not args.dry_run and jax.default_backend() != "gpu":
         sys.exit("error: jax sees no GPU here; --dry-run checks the script on a CPU.")
 

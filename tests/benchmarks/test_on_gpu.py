@@ -66,13 +66,6 @@ def test_without_a_gpu_nothing_is_measured(tmp_path):
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_a_broken_part_is_a_line_and_the_status(tmp_path):
-    """And the parts after it are run all the same: here both break, for there is no such cast of a matrix."""
-    done = on_gpu("--dry-run", "--only", "training,decoding", "--output", str(tmp_path), JAX_NUM_CPU_DEVICES="none")
-    assert done.returncode == 1
-    assert {(line["part"], line["status"]) for line in read(tmp_path)} == {("training", "error"), ("decoding", "error")}
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
