@@ -30,7 +30,7 @@ def ours(model: str, method: str, remat: str) -> Callable[[], object]:
     import slmjax
     from slmjax.recipes.config import default_config, run_config, set_budget
     from slmjax.recipes.language_model import build
-from slmjax.training.program import to_devices
+    from slmjax.training.program import to_devices
 
     lm = slmjax.load(model)
     config = default_config(lm.config)

@@ -12,14 +12,14 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.inference.generate import generate_ids
 from slmjax.inference.language_model import LanguageModel
-from slmjax.models.attention_kernels import attention_for, xla_attention
+from slmjax.models.attention.kernels import attention_for, xla_attention
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters, flops_per_token, kv_cache_bytes
 from slmjax.models.families import model_config
 from slmjax.models.positions import alibi_slopes
 from slmjax.models.transformer import Transformer
-from slmjax.training.config import default_config, run_config, set_budget
-from slmjax.training.metrics import model_flops_utilization, peak_flops
+from slmjax.recipes.config import default_config, run_config, set_budget
+from slmjax.training.reporting.metrics import model_flops_utilization, peak_flops
 from slmjax.training.program import Program, build, to_devices
 
 __all__ = [
