@@ -9,8 +9,8 @@ import pytest
 
 from slmjax.errors import UserError
 from slmjax.models.parameters import flatten
-from slmjax.objectives.held_to_base import held_to_base
 from slmjax.objectives.next_token import next_token
+from slmjax.objectives.regularized import regularized
 from slmjax.peft.forward import Network, forward
 from slmjax.peft.merging import merge
 from slmjax.peft.method import anchor
@@ -53,7 +53,7 @@ class Held:
         self.away = moved(self.start)
 
     def terms(self, **strengths):
-        return held_to_base(self.model, self.method, logits_bytes=4 * V * 10, **strengths)
+        return regularized(self.model, self.method, logits_bytes=4 * V * 10, **strengths)
 
     def extra(self, params, batch=None, **strengths):
         """(what the strengths add to the loss sum, its gradient)"""
@@ -140,20 +140,23 @@ def test_the_normalized_loss_does_not_depend_on_how_the_batch_is_cut(kind, held)
     h, batch = held(kind), make_batch()
     batch["kl_weights"] = batch["loss_weights"][::-1].copy()
     objective = h.jit(h.terms(l2_sp=0.1, ewc=0.1, kl=0.5))
-    whole, (weight, sums) = objective(h.away, h.frozen, batch, None)
-    halves = [
+    whole = objective(h.away, h.frozen, batch, None)
+    one, other = (
         objective(h.away, h.frozen, {k: v[rows] for k, v in batch.items()}, None) for rows in (slice(1), slice(1, B))
-    ]
-    loss, weights = (float(halves[0][0] + halves[1][0]), float(halves[0][1][0] + halves[1][1][0]))
-    assert loss / weights == pytest.approx(float(whole / weight), rel=1e-5)
-    for name in ("l2_sp", "ewc", "kl", "kl_tokens"):
-        assert float(halves[0][1][1][name] + halves[1][1][1][name]) == pytest.approx(float(sums[name]), rel=1e-5), name
+    )
+    both = jax.tree.map(jnp.add, one, other)
+    assert float(both.sum / both.weight) == pytest.approx(float(whole.sum / whole.weight), rel=1e-5)
+    assert {"l2_sp", "ewc", "kl"} <= set(whole.metrics)
+    for name, mean in whole.metrics.items():
+        assert float(both.metrics[name].over(both.weight)) == pytest.approx(float(mean.over(whole.weight)), rel=1e-5), (
+            name
+        )
 
 
 def test_dora_has_no_distance(tune):
     tuned = tune(method="lora", lora={"r": 2, "dora": True})
     with pytest.raises(UserError, match="DoRA"):
-        held_to_base(tuned.model, anchor(tuned.method, ewc=False), l2_sp=1.0)(
+        regularized(tuned.model, anchor(tuned.method, ewc=False), l2_sp=1.0)(
             tuned.trained, tuned.frozen, make_batch(), None
         )
 
