@@ -18,7 +18,7 @@ from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError, did_you_mean
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
-from slmjax.peft.config import PeftConfig
+from slmjax.peft.config import OLD_KEYS, PeftConfig
 from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.sharding.config import MeshConfig
 from slmjax.training.checkpoints.config import CheckpointConfig
@@ -94,6 +94,9 @@ def default_config(model: ModelConfig, *, data: type[DataConfig] | type[SftConfi
 
     config = ConfigDict({name: section(name, cls) for name, cls in (SECTIONS | {"data": data}).items()})
     config.training.tokens_per_param = CHINCHILLA_TOKENS_PER_PARAM
+    for old, new in OLD_KEYS.items():  # a config file may still set the old one, which is the same value
+        (section, _, name), (parent, _, today) = old.rpartition("."), new.rpartition(".")
+        config.peft[section][name] = (config.peft[parent] if parent else config.peft).get_ref(today)
     config.lock()
     for name in ("sources", "validation"):  # the places where names are the user's own
         if name in config.data:

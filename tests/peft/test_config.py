@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+from slmjax.cli.shared.config_files import apply_override
 from slmjax.errors import UserError
+from slmjax.models.config import ModelConfig
 from slmjax.peft.config import OLD_KEYS, FreezeConfig, PeftConfig
+from slmjax.recipes.config import default_config, run_config
 
 
 def at(config: PeftConfig, key: str):
@@ -69,3 +72,21 @@ def test_mistakes_are_named(config, message):
 def test_a_config_needs_no_jax(module):
     code = f"import sys, {module}; print(sorted({{'jax', 'flax', 'numpy', 'orbax'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("old", OLD_KEYS)
+def test_a_config_file_may_set_a_key_of_an_earlier_version(old):
+    section, _, name = old.rpartition(".")
+    value = ("lm_head/kernel",) if name == "train" else 7
+    configs = {}
+    for key in (old, OLD_KEYS[old]):
+        config = default_config(ModelConfig(vocab_size=8, num_layers=1, embed_dim=8, num_heads=1, ffn_dim=8))
+        apply_override(config, f"--config.peft.method={section}")
+        *parents, last = key.split(".")
+        node = config.peft[parents[0]] if parents else config.peft
+        if name == "train":
+            node[last] = value
+        else:
+            apply_override(config, f"--config.peft.{key}={value}")
+        configs[key] = run_config(config).peft
+    assert configs[old] == configs[OLD_KEYS[old]] and at(configs[old], OLD_KEYS[old]) == value
