@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from slmjax.models.counting import count_parameters
 from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer
-from slmjax.sharding.topologies import CHIPS, topology_devices
+from slmjax.sharding.hardware import CHIPS
+from slmjax.sharding.topologies import topology_devices
 from slmjax.training.config import default_config, run_config, set_budget
 from slmjax.training.program import build
 

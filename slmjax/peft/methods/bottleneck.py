@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
+from slmjax.models.activations import ACTIVATIONS
 from slmjax.models.config import ModelConfig
-from slmjax.models.feedforward import ACTIVATIONS
 
 # kind -> sub-layers, reduction, activation, scale: those of AdapterHub's configurations of these names
 KINDS: dict[str, tuple[tuple[str, ...], int, str, float]] = {
