@@ -1,4 +1,4 @@
-"""Where activations lie: a handful of named constraints, and attention run shard by shard."""
+"""Sharding of activations: a handful of named constraints, and attention run shard by shard."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from slmjax.models.families.switches import Families, Switches, size
 
 def minicpm(*, num_layers: int, embed_dim: int, vocab_size: int, **sizes: Any) -> Switches:
     """MiniCPM's width transfer (arXiv:2404.06395, table 7): depth scale 1.4, logits on a base width of 256."""
-    scale = {"residual_multiplier": 1.4 / math.sqrt(num_layers), "logit_divisor": embed_dim / 256}
+    scale: Switches = {"residual_multiplier": 1.4 / math.sqrt(num_layers), "logit_divisor": embed_dim / 256}
     return size(num_layers=num_layers, embed_dim=embed_dim, vocab_size=vocab_size, **sizes, **scale)
 
 

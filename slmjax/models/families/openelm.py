@@ -12,7 +12,7 @@ def make_divisible(value: float, divisor: int) -> int:
 
 
 def openelm(*, num_layers: int, embed_dim: int, head_dim: int) -> Switches:
-    """OpenELM's layer-wise scaling (arXiv:2404.14619, eq. 2): queries from 0.5 to 1 times the width, ffn from 0.5 to 4."""
+    """OpenELM's layer-wise scaling (arXiv:2404.14619, eq. 2): queries from 0.5 to 1 widths, feed-forward to 4."""
 
     def steps(stop: float) -> list[float]:
         return [round(0.5 + (stop - 0.5) * i / (num_layers - 1), 2) for i in range(num_layers)]
