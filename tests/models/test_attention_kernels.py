@@ -210,6 +210,18 @@ def test_cudnn_supports_what_it_can():
     assert not cudnn_attention.supports(Mask(), Scores(0.3), half, shards=2)
 
 
+@pytest.mark.parametrize(("T", "K"), [(31, 8), (32, 12), (32, 264)])
+def test_cudnn_leaves_sizes_to_xla_that_jax_refuses(T, K):
+    """An odd length, a head off the grid of 8, a head beyond 256: jax raises where cuDNN is asked for them."""
+    q, k, v = inputs(T=T, K=K, dtype=jnp.bfloat16)
+    ids = three_documents(T=T)
+    arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "q_offset": 0, "scale": 0.3, **NOTHING}
+    np.testing.assert_array_equal(
+        call(WithFallback(cudnn_attention), q, k, v, **arguments).astype(jnp.float32),
+        call(xla_attention, q, k, v, **arguments).astype(jnp.float32),
+    )
+
+
 @pytest.mark.parametrize("backend", ["xla", "splash", "cudnn"])
 @pytest.mark.parametrize("window", [None, 150])
 def test_packing_isolation(request, backend, window, quick_jit):
