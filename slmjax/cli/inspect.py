@@ -1,4 +1,4 @@
-"""`slmjax inspect`: what is this, and what does it cost."""
+"""`slmjax inspect`: describe what lies at a path, and what it costs."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-HELP = "say what a run, checkpoint, config, saved model or named model is and what it costs"
+HELP = "describe a run, checkpoint, config, saved model or named model, and what it costs"
 EXAMPLE = "slmjax inspect runs/quickstart"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
         "path",
-        help="a run's workdir, a checkpoint, a config file, a model's or adapter's directory, a .gguf file, or a name",
+        help="run directory, checkpoint, config file, model or adapter directory, .gguf file, hub id, or model name",
     )
     parser.add_argument("--batch-size", type=int, default=1, help="rows of the key/value cache (default: %(default)s)")
-    parser.add_argument("--context", type=int, default=0, help="its tokens a row (default: the model's context)")
+    parser.add_argument(
+        "--context", type=int, default=0, help="tokens per row of the key/value cache (default: the model's context)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -56,10 +58,10 @@ def _config(path: Path, batch_size: int, context: int) -> dict[str, Any]:
 
 
 def _human(name: str, value: Any) -> Any:
-    from slmjax.cli.shared.table import size
+    from slmjax.quantities import format_bytes
 
     if "_bytes" in name:
-        return size(value)
+        return format_bytes(value)
     if "flops" in name:
         return f"{value / 1e9:,.4g} G"
     if isinstance(value, list | tuple):

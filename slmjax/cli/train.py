@@ -12,18 +12,20 @@ EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --con
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
         "--config",
         required=True,
-        help="a Python file with get_config(), FILE:ARGUMENT to give it one; --config.KEY=VALUE overrides",
+        help="config file in Python, or FILE:ARGUMENT for its get_config(); --config.KEY=VALUE overrides a key",
     )
-    parser.add_argument("--workdir", required=True, help="where the run lives; an existing run is continued")
+    parser.add_argument("--workdir", required=True, help="directory of the run; an existing run is continued")
     parser.add_argument("--json", action="store_true", help="print the final metrics as one JSON object")
-    parser.add_argument("--distributed", action="store_true", help="several processes (TPU pods need no more)")
-    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where jax cannot find it by itself")
-    parser.add_argument("--num-processes", type=int, help="how many there are")
-    parser.add_argument("--process-id", type=int, help="which of them this is, from 0")
+    parser.add_argument(
+        "--distributed", action="store_true", help="join several processes (on a TPU pod this alone is enough)"
+    )
+    parser.add_argument("--coordinator", help="address HOST:PORT of process 0, if jax cannot find it by itself")
+    parser.add_argument("--num-processes", type=int, help="number of processes")
+    parser.add_argument("--process-id", type=int, help="number of this process, from 0")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _initialize(args: argparse.Namespace) -> None:
     """Join the other processes, before jax looks for devices."""
-    from slmjax.errors import UserError
+    from slmjax.errors import UserError, one_line
 
     given = (args.coordinator, args.num_processes, args.process_id)
     if not args.distributed:
@@ -70,11 +72,12 @@ def _initialize(args: argparse.Namespace) -> None:
     if any(value is not None for value in given) and any(value is None for value in given):
         raise UserError("--coordinator HOST:PORT, --num-processes N and --process-id I are given all or not at all.")
     if args.num_processes is not None and not 0 <= args.process_id < args.num_processes:
-        raise UserError(f"--process-id {args.process_id} must lie in 0 to {args.num_processes - 1}.")
+        raise UserError(f"--process-id {args.process_id} must be a number from 0 to {args.num_processes - 1}.")
     import jax
 
     try:
         jax.distributed.initialize(*given)
     except (ValueError, RuntimeError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"The processes could not be joined ({first}): give --coordinator HOST:PORT.") from error
+        raise UserError(
+            f"The processes could not be joined ({one_line(error)}): give --coordinator HOST:PORT."
+        ) from error

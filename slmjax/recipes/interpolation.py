@@ -3,23 +3,90 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from slmjax.console import say as say_on_stderr
 from slmjax.data.packing import Row
 from slmjax.errors import UserError
+from slmjax.formats.models import load, save
+from slmjax.formats.runs import open_run
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.targets import flatten
-from slmjax.recipes.corpus import Corpus
+from slmjax.recipes.corpus import Corpus, open_corpus, open_general
+from slmjax.recipes.finetuned import expanded
 from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.recipes.observers.losses import evaluate
 from slmjax.sharding.mesh import MeshConfig
-from slmjax.training.config import RunConfig
+from slmjax.training.config import RunConfig, run_config
 from slmjax.training.program import build, local_rows
+from slmjax.training.reporting.plots import plot_interpolation
+from slmjax.untrusted import read_json
+
+
+def interpolate(
+    run: str | Path,
+    *,
+    points: Sequence[float] = (0, 0.25, 0.5, 0.75, 1),
+    against: str = "",
+    tokens: int = 0,
+    output: str | Path | None = None,
+    save_as: tuple[float, str | Path] | None = None,
+    say: Callable[[str], None] = say_on_stderr,
+) -> dict[str, Any]:
+    """Losses of a fine-tuned run mixed with its base, and the model of one mix where it is wanted.
+
+    Args:
+        run: a fine-tune's workdir, or one of its checkpoints.
+        points: weights of the fine-tuned network, from 0 (the base) to 1.
+        against: general text, as in `forgetting.corpus`; "" for the run's own. tokens: how much of it; 0 for the run's.
+        output: without its ending, where the curve is written as .json and .png; None for interpolation in the workdir.
+        save_as: (weight, directory) of a model to save.
+
+    Returns:
+        {"run", "base", "general", "tokens", "points", "plot"}; the points as `curve` gives them.
+
+    Raises:
+        UserError: the run has no base, a weight is not in [0, 1], or the output cannot be written.
+    """
+    for weight in (*points, *(save_as or ())[:1]):
+        if not 0 <= weight <= 1:
+            raise UserError(f"The weight {weight:g} must be a number from 0 (the base) to 1 (the fine-tuned network).")
+    place = open_run(run)
+    if not place.description.peft.base:
+        raise UserError(f"{run} is not a fine-tune: it has no base to be mixed with.")
+    config = run_config(read_json(place.directory / "config.json"))
+    output = Path(output).expanduser() if output else place.directory / "interpolation"
+    if not output.parent.is_dir():
+        raise UserError(f"{output} cannot be written: there is no directory {output.parent}.")
+    wanted = config.forgetting
+    general = against or wanted.corpus or ForgettingConfig.corpus
+    tokens = tokens or wanted.tokens or ForgettingConfig.tokens
+    config = dataclasses.replace(config, forgetting=dataclasses.replace(wanted, corpus=general, tokens=tokens))
+
+    tuned = load(run, dtype="float32")
+    base_params = expanded(config, load(config.peft.base, dtype="float32").params)[1]
+    corpus = open_corpus(config.data, place.directory / "data", tokenizer=tuned.tokenizer)
+    # Elsewhere than the run's own general text, unless it is that.
+    folder = "general" if general == wanted.corpus else "general-interpolation"
+    text = open_general(config, place.directory / "data" / folder, tuned.require_tokenizer())
+    rows = text.measured_rows(config.data.sequence_length, tokens)
+    results = curve(config, base_params, tuned.params, points, corpus=corpus, general=rows, say=say)
+    plot = output.with_name(output.name + ".png")
+    report = {"run": str(run), "base": config.peft.base, "general": general, "tokens": tokens, "points": results}
+    report["plot"] = str(plot)
+    output.with_name(output.name + ".json").write_text(json.dumps(report, indent=1) + "\n")
+    plot_interpolation(results, plot, title=f"{run} and its base")
+    if save_as:
+        weight, directory = save_as
+        save(dataclasses.replace(tuned, params=mixed(base_params, tuned.params, weight)), directory)
+    return report
 
 
 def mixed(base: Any, tuned: Any, weight: float) -> Any:
@@ -43,7 +110,7 @@ def curve(
     *,
     corpus: Corpus,
     general: list[Row],
-    say: Callable[[str], None] = lambda message: None,
+    say: Callable[[str], None] = say_on_stderr,
 ) -> list[dict[str, float]]:
     """`weight`, `validation_loss` and `general_loss` (nats a token) of the mix at each point, on the first device.
 

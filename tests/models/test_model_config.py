@@ -195,11 +195,28 @@ def test_two_spellings_of_one_network_do_not_differ(one, other):
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ModelConfig)])
 def test_every_field_that_changes_the_network_is_a_difference(name):
     changes = {
-        "vocab_size": 62, "num_layers": 2, "embed_dim": 64, "num_heads": 8, "num_kv_heads": 2, "head_dim": 16,
-        "ffn_dim": 40, "window": 3, "layer_pattern": ("global", "local"), "rope_pattern": (True, False),
-        "position": "alibi", "activation": "relu", "norm": "layer", "norm_placement": "post", "qk_norm": "head",
-        "rope_scaling": RopeScaling("linear", factor=2.0), "embedding_projection_dim": 8, "block_repeats": 2,
-        "rope_fraction": 0.5, "position_offset": 1, "context_length": 7, "shared_norm": False,
+        "vocab_size": 62,
+        "num_layers": 2,
+        "embed_dim": 64,
+        "num_heads": 8,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "ffn_dim": 40,
+        "window": 3,
+        "layer_pattern": ("global", "local"),
+        "rope_pattern": (True, False),
+        "position": "alibi",
+        "activation": "relu",
+        "norm": "layer",
+        "norm_placement": "post",
+        "qk_norm": "head",
+        "rope_scaling": RopeScaling("linear", factor=2.0),
+        "embedding_projection_dim": 8,
+        "block_repeats": 2,
+        "rope_fraction": 0.5,
+        "position_offset": 1,
+        "context_length": 7,
+        "shared_norm": False,
     }
     base = ModelConfig(**SMALL | {"window": 5, "layer_pattern": ("local", "global"), "rope_theta_local": 5.0})
     if name == "position_offset":

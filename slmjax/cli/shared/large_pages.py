@@ -18,7 +18,7 @@ SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def begin_with_large_pages() -> None:
-    """Begin this process again, with the same arguments, if that gets it larger pages; else do nothing.
+    """Re-execute this process with the same arguments if that gives it larger pages; else do nothing.
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=0 turns it off.
     """
@@ -26,12 +26,12 @@ def begin_with_large_pages() -> None:
     if TUNABLE in before or not _given_on_request():
         return
     os.environ[TUNABLES] = f"{before}:{TUNABLE}=1" if before else f"{TUNABLE}=1"
-    with contextlib.suppress(OSError):  # there is no interpreter to begin: go on as it is
+    with contextlib.suppress(OSError):  # the interpreter cannot be executed: go on without
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _given_on_request() -> bool:
-    """Whether the kernel gives large pages to who asks, and the C library knows how to."""
+    """Whether the kernel gives large pages on request and the C library knows how to ask."""
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         major, minor = (int(number) for number in version.split(".")[:2])
