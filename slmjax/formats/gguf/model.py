@@ -111,8 +111,8 @@ def save_gguf(
     """Write a model for llama.cpp, whole or not at all; an existing GGUF file is replaced. Returns the path.
 
     dtype: one of catalog.GGUF's, of every matrix; None: float16. Vectors and norms are float32; the embedding and the
-    head of a quantized file are q8_0, and what no row of 32 fits is float16. name: general.name, else the file's. license:
-    general.license, an SPDX identifier in lower case.
+    head of a quantized file are q8_0, and what no row of 32 fits is float16. name: general.name, else the file's.
+    license: general.license, an SPDX identifier in lower case.
 
     Raises:
         UserError: no architecture of GGUF expresses the network, or its tokenizer has no name there.
