@@ -50,16 +50,11 @@ DEBTS: dict[str, tuple[str, ...]] = {
         "training/",
     ),
     "help": (),
-    "lines": ("training/loop.py",),
-    "imports": (
-        "formats/adapters/door.py",
-        "formats/models.py",
-        "training/config.py",
-        "training/loop.py",
-    ),
+    "lines": (),
+    "imports": (),
     "printing": (
         "data/conversations/examples.py",
-        "training/checkpoints/files.py",
+        "training/processes.py",
         "training/reporting/",
     ),
 }

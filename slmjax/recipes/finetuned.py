@@ -9,7 +9,7 @@ from typing import Any
 from slmjax.inference import finetuned
 from slmjax.inference.description import Description
 from slmjax.peft.method import Encode
-from slmjax.training.config import RunConfig
+from slmjax.recipes.config import RunConfig
 
 
 def describe_run(config: RunConfig, stop_ids: Sequence[int] = ()) -> Description:

@@ -19,14 +19,15 @@ from slmjax.formats.models import load, save
 from slmjax.formats.runs import open_run
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.targets import flatten
-from slmjax.recipes.corpus import Corpus, open_corpus, open_general
+from slmjax.recipes.config import RunConfig, run_config
+from slmjax.recipes.corpus import Corpus, open_corpus
 from slmjax.recipes.finetuned import expanded
 from slmjax.recipes.forgetting_config import ForgettingConfig
-from slmjax.recipes.observers.losses import evaluate
+from slmjax.recipes.general_text import open_general
+from slmjax.recipes.language_model import build
+from slmjax.recipes.observers.losses import batches_of, mean_losses
+from slmjax.recipes.observers.plots import plot_interpolation
 from slmjax.sharding.mesh import MeshConfig
-from slmjax.training.config import RunConfig, run_config
-from slmjax.training.program import build, local_rows
-from slmjax.training.reporting.plots import plot_interpolation
 from slmjax.untrusted import read_json
 
 
@@ -122,15 +123,19 @@ def curve(
         config, training=training, peft=PeftConfig(), forgetting=ForgettingConfig(), mesh=MeshConfig(fsdp=1)
     )
     first = jax.local_devices()[0]
-    program = build(plain, token_bytes=corpus.tokenizer.token_bytes(), devices=[first])
-    rows = local_rows(program.batch_sharding, training.batch_size)
-    state = program.state
+    lm = build(plain, token_bytes=corpus.tokenizer.token_bytes(), devices=[first])
+    T, B, state = plain.data.sequence_length, training.batch_size, lm.program.state
     results = []
     for weight in points:
         params = jax.device_put(mixed(base, tuned, weight), SingleDeviceSharding(first))
         state = dataclasses.replace(state, params=params, frozen={}, ema=None)
-        losses = evaluate(program, state, corpus, rows, general)
-        losses = {name: loss for name, loss in losses.items() if name.endswith("_loss")}
+        losses = {}
+        if corpus.validation:
+            batches = corpus.validation_batches(plain, lm.rows)
+            losses["validation_loss"] = mean_losses(lm, lm.eval_step, state, batches)["loss"]
+        if general:
+            batches = batches_of(general, T, B, lm.rows)
+            losses["general_loss"] = mean_losses(lm, lm.eval_step, state, batches)["loss"]
         say(f"weight {weight:g}: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
         results.append({"weight": float(weight), **losses})
     return results

@@ -15,10 +15,10 @@ from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte,
 from slmjax.files import local_path
 from slmjax.formats.models import load, save
 from slmjax.inference.generate import generate
+from slmjax.recipes.config import run_config, set_budget
 from slmjax.recipes.quickstart_config import get_config
+from slmjax.recipes.train import train
 from slmjax.tokenization.tokenizer import load_tokenizer
-from slmjax.training.config import run_config, set_budget
-from slmjax.training.loop import train
 
 PROMPTS = ("def __init__(self", "The list is")
 

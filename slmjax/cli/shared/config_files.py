@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from slmjax.data.config import SourceConfig
 from slmjax.data.sft_config import ConversationSource
 from slmjax.errors import UserError, did_you_mean, one_line
+from slmjax.training.config import BUDGETS
 
 SOURCES = ("data.sources", "data.validation")  # where names are the user's own
-BUDGETS = ("steps", "tokens", "tokens_per_param")  # keys of the section training, of which one is given
 
 
 def load_config(path: str, overrides: list[str]) -> ConfigDict:
