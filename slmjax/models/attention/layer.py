@@ -25,8 +25,8 @@ class Context(NamedTuple):
     """What all layers of a call share."""
 
     ropes: tuple[RopeTable, ...]  # one for each of `ModelConfig.ropes`
-    q_segments_BT: jax.Array | None  # noqa: N815
-    kv_segments_BS: jax.Array | None  # noqa: N815
+    q_segments_BT: jax.Array | None
+    kv_segments_BS: jax.Array | None
     start: jax.Array | None  # index of the first token in the cache; None: the tokens are the whole sequence
 
 
