@@ -12,8 +12,9 @@ import numpy as np
 
 from slmjax.data.config import DataConfig, SourceConfig
 from slmjax.data.conversations.examples import ExampleStore, load_examples, sft_template
+from slmjax.data.mixture import Mixture
 from slmjax.data.packing import PackedRows, Row
-from slmjax.data.pipeline import Replay, training_batches, validation_batches
+from slmjax.data.pipeline import Interleaved, training_batches, validation_batches
 from slmjax.data.prepare import open_stores, prepare, tokenizer_for
 from slmjax.data.sft_config import SftConfig
 from slmjax.data.store import TokenStore
@@ -27,22 +28,21 @@ class Corpus:
     """What a run reads."""
 
     tokenizer: Tokenizer
-    train: list[tuple[TokenStore | ExampleStore, float]]  # with mixture weights
+    train: Mixture
     validation: list[TokenStore | ExampleStore]
 
-    def batches(self, config: RunConfig, rows: list[int], replay: Replay | None = None) -> Any:
+    def batches(self, config: RunConfig, rows: list[int], interleaved: Interleaved | None = None) -> Any:
         """The endless, resumable iterator over this process's rows of the training batches."""
         data = config.data
         return training_batches(
             self.train,
-            sequence_length=data.sequence_length,
-            packing=data.packing,
+            data.row_layout(),
             batch_size=config.training.batch_size,
             rows=rows,
             seed=data.seed,
             num_threads=data.num_threads,
             prefetch=data.prefetch,
-            replay=replay,
+            interleaved=interleaved,
         )
 
     def validation_batches(self, config: RunConfig, rows: list[int]) -> Iterator[dict[str, np.ndarray]]:
@@ -50,10 +50,9 @@ class Corpus:
         for store in self.validation:
             yield from validation_batches(
                 store,
-                sequence_length=config.data.sequence_length,
+                config.data.row_layout(),
                 batch_size=config.training.batch_size,
                 rows=rows,
-                packing=config.data.packing,
                 max_batches=config.training.eval_batches or None,
             )
 
@@ -85,7 +84,7 @@ def open_corpus(
     weights = {name: config.sources[name].weight if name in config.sources else 1.0 for name in stores}
     return Corpus(
         tokenizer=tokenizer,
-        train=[(store, weights[name]) for name, store in stores.items()],
+        train=Mixture(stores, weights),
         validation=list(open_stores(prepared, "validation").values()),
     )
 
@@ -145,10 +144,10 @@ def _conversations(config: SftConfig, tokenizer: Tokenizer | None, *, progress: 
     if template is not None:
         tokenizer.settings["chat_template"] = template.source  # what the fine-tuned model will be talked to with
     examples = load_examples(config, tokenizer, progress=progress)
-    return Corpus(tokenizer, list(examples.train), list(examples.validation))
+    return Corpus(tokenizer, examples.train, list(examples.validation))
 
 
 def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
     """UserError when the corpus holds a token id that the model's embedding does not have."""
-    for store in [store for store, _ in corpus.train] + corpus.validation:
+    for store in [*corpus.train.stores.values(), *corpus.validation]:
         store.check_vocabulary(vocab_size)

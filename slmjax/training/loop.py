@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from slmjax.data.pipeline import Replay
+from slmjax.data.pipeline import Interleaved
 from slmjax.errors import UserError
 from slmjax.files import local_path, place_directory
 from slmjax.models.counting import count_parameters
@@ -110,7 +110,8 @@ def train(
     if measuring or held.replay or held.ewc:
         general = open_general(config, workdir / "data" / "general", tokenizer, progress=jax.process_index() == 0)
         measured_rows = general.measured_rows(config.data.sequence_length, held.tokens) if measuring else None
-        replay = Replay(general.train, held.replay, held.general_rows_are_held) if held.replay else None
+        mark = "kl_weights" if held.general_rows_are_held else None
+        replay = Interleaved(general.train, held.replay, mark) if held.replay else None
     batches = corpus.batches(config, rows, replay)
 
     keeping = config.checkpoint

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from slmjax.data.conversations.records import Conversation, Passage, parse_record
+from slmjax.data.mixture import Mixture
 from slmjax.data.sft_config import ConversationSource, SftConfig
 from slmjax.data.sources import read_records
 from slmjax.errors import UserError
@@ -97,9 +98,9 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """All that a run of supervised fine-tuning reads: with mixture weights to train on, and to validate on."""
+    """All that a run of supervised fine-tuning reads: what it trains on, and what it validates on."""
 
-    train: list[tuple[ExampleStore, float]]
+    train: Mixture
     validation: list[ExampleStore]
     report: Report
 
@@ -127,13 +128,14 @@ def load_examples(config: SftConfig, tokenizer: Tokenizer, *, progress: bool = T
             reasons = "; ".join(report.first.values()) or "it holds no records"
             raise UserError(f"nothing of the source {name!r} can be learned from: {reasons}")
     held_out = set() if own else _held_out(keyed, config.validation_fraction)
-    train = [
-        (ExampleStore(name, [(ids, learned) for key, ids, learned in examples if key not in held_out]), source.weight)
-        for (name, examples), source in zip(keyed.items(), config.sources.values(), strict=True)
-    ]
+    train = {
+        name: ExampleStore(name, [(ids, learned) for key, ids, learned in examples if key not in held_out])
+        for name, examples in keyed.items()
+    }
+    weights = {name: source.weight for name, source in config.sources.items()}
     validation = own or {name: [e for e in examples if e[0] in held_out] for name, examples in keyed.items()}
     stores = [ExampleStore(name, [(ids, learned) for _, ids, learned in e]) for name, e in validation.items() if e]
-    return Examples(train, stores, report)
+    return Examples(Mixture(train, weights), stores, report)
 
 
 _Keyed = tuple[int, np.ndarray, np.ndarray]  # hash of the content, token ids, which of them are learned
