@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from slmjax.data.config import DataConfig, SourceConfig
-from slmjax.data.conversations.examples import ExampleStore, load_examples, sft_template
+from slmjax.data.conversations.encoding import sft_template
+from slmjax.data.conversations.examples import ExampleStore, load_examples
 from slmjax.data.mixture import Mixture
 from slmjax.data.packing import PackedRows, Row
 from slmjax.data.pipeline import Interleaved, training_batches, validation_batches

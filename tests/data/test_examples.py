@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from slmjax.data.config import RowLayout
-from slmjax.data.conversations.examples import ExampleStore, load_examples, sft_template
+from slmjax.data.conversations.encoding import sft_template
+from slmjax.data.conversations.examples import ExampleStore, load_examples
 from slmjax.data.mixture import Mixture
 from slmjax.data.packing import PackedRows, stack_rows
 from slmjax.data.pipeline import training_batches, validation_batches
@@ -90,11 +91,11 @@ def test_eos_is_learned_though_it_is_pad_and_padding_is_not(write, tokenizer):
 @pytest.mark.parametrize(
     ("record", "values", "message"),
     [
-        ({"messages": [{"role": "narrator", "content": "x"}]}, {}, r"a.jsonl line 2: message 1 has the unknown role"),
-        ({"prompt": "q", "completion": ""}, {}, "line 2: the completion is empty"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, {}, r"a.jsonl line 2: Message 1 has the unknown role"),
+        ({"prompt": "q", "completion": ""}, {}, "line 2: The completion is empty"),
         (_chat("q"), {}, "line 2: .*no message of the assistant"),
-        (_chat("q", "a", "r"), {"loss": "completion"}, "line 2: its last message is not the assistant's"),
-        ({"text": "t"}, {}, "line 2: it is a text without turns"),
+        (_chat("q", "a", "r"), {"loss": "completion"}, "line 2: The last message is not the assistant's"),
+        ({"text": "t"}, {}, "line 2: The record is plain text without turns"),
     ],
 )
 def test_a_bad_record_stops_or_is_skipped_counted_and_told(write, tokenizer, capsys, record, values, message):
@@ -105,15 +106,17 @@ def test_a_bad_record_stops_or_is_skipped_counted_and_told(write, tokenizer, cap
     report = load_examples(config, tokenizer, progress=True).report
     assert (report.examples, sum(report.skipped.values())) == (2, 1)
     told = capsys.readouterr().err
-    assert "1 skipped (cannot be learned from); the first: " in told
+    assert "1 skipped (cannot be learned from). The first: " in told
     assert "line 2: " in told
-    with pytest.raises(UserError, match="nothing of the source 'a' can be learned from"):
+    with pytest.raises(UserError, match="Nothing of the source 'a' can be learned from"):
         _load(write, tokenizer, [record], on_invalid="skip", **values)
 
 
 def test_what_is_too_long_stops_or_is_skipped_or_cut_and_told(write, tokenizer):
     records = [_chat("q", "a"), _chat("q", "b " * 40), _chat("q " * 60, "c")]
-    with pytest.raises(UserError, match=r"line 2 has \d+ tokens, more than the 41 .*set on_long to truncate or skip"):
+    with pytest.raises(
+        UserError, match=r"line 2 has \d+ tokens, more than the 41 .*set data.on_long to truncate or skip"
+    ):
         _load(write, tokenizer, records, sequence_length=40)
     skipped = _load(write, tokenizer, records, sequence_length=40, on_long="skip").report
     assert (skipped.examples, skipped.skipped) == (1, {"too long": 2})
@@ -134,7 +137,7 @@ def test_a_template_that_does_not_end_turns_is_told(write, tokenizer, tmp_path):
 
 def test_a_tokenizer_without_a_template_needs_one_for_conversations(write):
     bare = train_bpe(["abc"], 257, progress=False)
-    with pytest.raises(UserError, match='set chat_template to "plain"'):
+    with pytest.raises(UserError, match='set data.chat_template to "plain"'):
         _load(write, bare, [_chat("q", "a")])
     assert _learned(_load(write, bare, [_chat("q", "a")], chat_template="plain"), bare) == f" a{EOS}"
     assert _learned(_load(write, bare, [{"prompt": "q", "completion": "a"}]), bare) == f"a{EOS}"
