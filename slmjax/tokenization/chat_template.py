@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from slmjax.errors import UserError
 from slmjax.tokenization.assistant_spans import Rendering, Span, find_spans
-from slmjax.tokenization.template_renderer import TemplateRenderer, one_line
+from slmjax.tokenization.template_renderer import TemplateRenderer, shorten
 from slmjax.tokenization.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # role, content (text, or what else the template takes), tool_calls ...
@@ -161,9 +161,7 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     plain = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise UserError(
-                f"Message {number} must be a dict with a role and a content, not {one_line(repr(message))}."
-            )
+            raise UserError(f"Message {number} must be a dict with a role and a content, not {shorten(repr(message))}.")
         fields = {name: value for name, value in message.items() if value is not None}
         reasoning = next((fields[name] for name in _REASONING if name in fields), None)
         if reasoning is not None:
@@ -180,5 +178,5 @@ def _text(answer: dict[str, Any]) -> str:
     if "text" in answer:
         return answer["text"]
     if answer["raised"]:
-        raise UserError(f"The chat template refuses the conversation ({one_line(answer['error'])}).")
-    raise UserError(f"The chat template cannot render the conversation ({one_line(answer['error'])}).")
+        raise UserError(f"The chat template refuses the conversation ({shorten(answer['error'])}).")
+    raise UserError(f"The chat template cannot render the conversation ({shorten(answer['error'])}).")

@@ -137,7 +137,7 @@ def test_a_template_that_does_not_end_turns_is_told(write, tokenizer, tmp_path):
 
 def test_a_tokenizer_without_a_template_needs_one_for_conversations(write):
     bare = train_bpe(["abc"], 257, progress=False)
-    with pytest.raises(UserError, match='set data.chat_template to "plain"'):
+    with pytest.raises(UserError, match=r'set data\.chat_template to "plain"'):
         _load(write, bare, [_chat("q", "a")])
     assert _learned(_load(write, bare, [_chat("q", "a")], chat_template="plain"), bare) == f" a{EOS}"
     assert _learned(_load(write, bare, [{"prompt": "q", "completion": "a"}]), bare) == f"a{EOS}"

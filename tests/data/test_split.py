@@ -18,7 +18,7 @@ def test_the_rule(sources, fraction, seed, data):
     for source in keys:
         if fraction and len(set(source)) > 1:
             assert held & set(source)
-        if not fraction or len(set(source)) == 1 and len(keys) == 1 and not is_held_out(source[0], fraction):
+        if not fraction or (len(set(source)) == 1 and len(keys) == 1 and not is_held_out(source[0], fraction)):
             assert not held & set(source)
     assert len(held - {key for key in every if is_held_out(key, fraction)}) <= len(sources)
     assert held_out_keys([data.draw(st.permutations(source)) for source in keys], fraction) == held

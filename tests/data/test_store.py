@@ -1,9 +1,9 @@
 """What was written is read back; what is damaged is not believed."""
 
 import json
-import sys
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pytest
