@@ -5,50 +5,42 @@ from __future__ import annotations
 import argparse
 
 HELP = "write a model's weights in another format or dtype"
-ADAPTERS = ("peft", "adapterhub")
+# Those of slmjax.formats.models.FORMATS that can be written; a test compares them, for the help must not import jax.
+FORMATS = ("slmjax", "huggingface", "gguf", "peft", "adapterhub")
+DTYPES = ("float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 EXAMPLE = "slmjax convert runs/quickstart my-model --format huggingface --dtype bfloat16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument(
-        "source", help="a run's workdir, a checkpoint, a model's or adapter's directory, a .gguf file, or a hub id"
-    )
-    parser.add_argument("destination", help="a new directory (a file for gguf), or a model of the format to replace")
-    formats = ["slmjax", "huggingface", "gguf", *ADAPTERS]
+    """Add the options of the command."""
+    parser.add_argument("source", help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id")
+    parser.add_argument("destination", help="new directory (for gguf a file), or a model of the same format to replace")
     parser.add_argument(
         "--format",
-        choices=formats,
+        choices=FORMATS,
         default="slmjax",
         metavar="FORMAT",
-        help="slmjax, huggingface or gguf for a model, peft or adapterhub for a fine-tune without its base "
-        "(default: %(default)s)",
+        help="format to write: slmjax, huggingface or gguf for a model, peft or adapterhub for a fine-tune without its "
+        "base (default: %(default)s)",
     )
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="where an adapter's base is (default: where it says); of a run written as peft or adapterhub, what is "
-        "written as its base",
+        help="base model of an adapter (default: the one that it names); for a run written as peft or adapterhub, the "
+        "name to write as its base",
     )
     parser.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
+        choices=DTYPES,
         metavar="DTYPE",
-        help="float32 or bfloat16; huggingface also float16; gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
-        "(default: float32, the source's for huggingface, float16 for gguf)",
+        help="dtype of the weights: float32, bfloat16 or float16; gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
+        "(default: the source's, float16 for gguf)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, save, say where."""
-    from slmjax.errors import UserError
-    from slmjax.formats.models import convert_adapter, load, save
+    """Load the source, write the destination, and print where it is."""
+    from slmjax.formats.models import convert
 
-    if args.format in ADAPTERS:
-        if args.dtype not in (None, "float32"):
-            raise UserError(f"--dtype {args.dtype}: an adapter is written in float32, as peft itself writes it.")
-        print(convert_adapter(args.source, args.destination, format=args.format, base=args.base))
-    else:
-        lm = load(args.source, base=args.base)
-        print(save(lm, args.destination, format=args.format, dtype=args.dtype))
+    print(convert(args.source, args.destination, format=args.format, dtype=args.dtype, base=args.base))
     return 0

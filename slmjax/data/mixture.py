@@ -1,5 +1,6 @@
 """Mixtures of sources, and how often a run passes over each of them."""
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ class EpochSize(NamedTuple):
 
 
 def epoch_sizes(mixture: Mixture, layout: RowLayout) -> dict[str, EpochSize]:
-    """The size of one pass over each source. Their sum is the size of one epoch of the mixture (`rows_for_epochs`)."""
+    """The size of one pass over each source."""
     sizes = {}
     for name, store in mixture.stores.items():
         rows = PackedRows(store, layout.sequence_length, layout.packing, seed=None)  # no order changes their number
@@ -63,24 +64,29 @@ def interleaved_rows(num_rows: int, share: float) -> int:
 
 
 def rows_for_epochs(mixture: Mixture, layout: RowLayout, epochs: float, *, interleaved_share: float = 0.0) -> int:
-    """The smallest number of rows that trains `epochs` epochs of the mixture.
+    """The smallest number of rows of training in which every source has had at least `epochs` passes.
 
-    One epoch is as many rows as all sources have together. Where the weights are in proportion to the sources' rows
-    (or there is one source), it passes over each source once; over a source with a larger weight it passes more often,
-    over one with a smaller weight less often. `repeats` tells how often.
+    Where the weights are in proportion to the sources' rows (or there is one source), all of them have had just as
+    many. Otherwise the source with the smallest weight for its size decides, and the others are repeated more often;
+    `repeats` tells how often.
 
     Args:
         epochs: above 0.
         interleaved_share: of all rows, the share of those that `Interleaved` puts in between; they count on top.
     """
-    rows = math.ceil(round(epochs * sum(size.rows for size in epoch_sizes(mixture, layout).values()), 6))
-    total = math.ceil(rows / (1 - Fraction(interleaved_share).limit_denominator(10**6)))
-    while total - 1 - interleaved_rows(total - 1, interleaved_share) >= rows:
-        total -= 1
-    return total
+    wanted = {name: math.ceil(epochs * size.rows - 1e-9) for name, size in epoch_sizes(mixture, layout).items()}
+
+    def suffice(num_rows: int) -> bool:
+        drawn = mixture.rows_drawn(num_rows - interleaved_rows(num_rows, interleaved_share))
+        return all(drawn[name] >= wanted[name] for name in wanted)
+
+    most = 1
+    while not suffice(most):
+        most *= 2
+    return bisect.bisect_left(range(most + 1), True, key=suffice)
 
 
 def repeats(mixture: Mixture, layout: RowLayout, num_rows: int, *, interleaved_share: float = 0.0) -> dict[str, float]:
     """How many passes over each source are in the first `num_rows` rows of training: rows drawn from it / its rows."""
     drawn = mixture.rows_drawn(num_rows - interleaved_rows(num_rows, interleaved_share))
-    return {name: drawn[name] / size.rows for name, size in epoch_sizes(mixture, layout).items()}
+    return {name: drawn[name] / max(1, size.rows) for name, size in epoch_sizes(mixture, layout).items()}

@@ -43,9 +43,10 @@ def evaluate_text(
     context = lm.context_length
     if not 0 <= sequence_length <= context:
         raise UserError(f"sequence_length={sequence_length} must be at most the model's context, {context}.")
-    bos = lm.tokenizer.bos_id
-    start = [bos] if bos is not None and starts_with_bos(lm.tokenizer) else []
-    encoded = [np.asarray([*start, *ids], np.int32) for ids in lm.tokenizer.encode_batch(list(texts)) if ids]
+    tokenizer = lm.require_tokenizer()
+    bos = tokenizer.bos_id
+    start = [bos] if bos is not None and starts_with_bos(tokenizer) else []
+    encoded = [np.asarray([*start, *ids], np.int32) for ids in tokenizer.encode_batch(list(texts)) if ids]
     documents = ExampleStore("The text", [(ids, np.ones(len(ids), bool)) for ids in encoded])
     largest = max(int(ids.max()) for ids in encoded)
     if largest >= lm.config.vocab_size:

@@ -41,7 +41,8 @@ class Conversation:
     ):
         if max_new_tokens < 1 or context < 1:
             raise UserError(f"max_new_tokens={max_new_tokens} and context={context} must be at least 1.")
-        self._lm, self._template = lm, ChatTemplate.of(lm.tokenizer)
+        self._lm, self._tokenizer = lm, lm.require_tokenizer()
+        self._template = ChatTemplate.of(self._tokenizer)
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
         self._sampling, self._max_new_tokens, self._stop = sampling, max_new_tokens, stop
         self._context, self._key = min(context, lm.context_length), jax.random.key(seed)
@@ -63,13 +64,13 @@ class Conversation:
             UserError: the template refuses the message, or the conversation has filled its context.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
-        ids = encode_messages(self._lm.tokenizer, self._template, asked, add_generation_prompt=True)
+        ids = encode_messages(self._tokenizer, self._template, asked, add_generation_prompt=True)
         room = self._context - len(ids)
         if room < 1:
             raise UserError(
                 f"The conversation has {len(ids)} tokens and its context is {self._context}: begin anew or shorten it."
             )
-        answer = Continuation(self._lm.tokenizer, ids, self._stop)
+        answer = Continuation(self._tokenizer, ids, self._stop)
 
         def show(_: int, token: int) -> bool:
             piece = answer.add(token)

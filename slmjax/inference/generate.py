@@ -131,11 +131,11 @@ def generate(
     `encode_prompt` for what a text begins with). stream: called with each new piece of the first prompt's continuation,
     in whole characters; the pieces joined are the text that is returned. The settings of sampling are `Sampling`'s.
     """
-    tokenizer = lm.tokenizer
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of texts: write generate(lm, [prompt]).")
     if isinstance(stop, str) or "" in stop:
         raise UserError("stop must be a list of texts, none of them empty.")
+    tokenizer = lm.require_tokenizer()
     ids = [encode_prompt(tokenizer, p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
     texts = [Continuation(tokenizer, prompt, stop) for prompt in ids]
 
@@ -161,9 +161,8 @@ def generate(
 
 def stop_ids_of(lm: LanguageModel) -> tuple[int, ...]:
     """Ids at which the model's generation ends: its own, else the tokenizer's end-of-text token, if it has one."""
-    if lm.stop_ids or lm.tokenizer.eos_id is None:
-        return lm.stop_ids
-    return (lm.tokenizer.eos_id,)
+    eos = None if lm.tokenizer is None else lm.tokenizer.eos_id
+    return lm.stop_ids or (() if eos is None else (eos,))
 
 
 def _check(lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:

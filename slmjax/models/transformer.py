@@ -144,7 +144,7 @@ class Transformer(nn.Module):
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) + (0 if index is None else index), (B, T))
 
-        E = c.embedding_projection_dim or c.embed_dim
+        E = c.table_dim
         project = c.embed_dim != E
         linear = partial(Linear, dtype=run.dtype, init_std=c.init_std, rows=run.layers_apart)
         table_VE = Table(c.vocab_size, E, c.init_std, name="embedder")()

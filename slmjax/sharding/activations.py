@@ -13,7 +13,7 @@ from slmjax.errors import UserError
 from slmjax.models.attention.kernels import AttentionFn
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import sum_rows
-from slmjax.sharding.mesh import BATCH, WEIGHTS
+from slmjax.sharding.mesh import BATCH, WEIGHTS, divides
 
 _NAMED = {
     "table": ("tensor", None),  # [V, E], gathered for the lookup
@@ -22,15 +22,6 @@ _NAMED = {
     "ffn": (BATCH, "sequence", "tensor"),  # [B, T, F]
     "heads": (BATCH, "sequence", "tensor", None),  # [B, T, H, K]
 }
-
-
-def divides(mesh: Mesh, axes, size: int) -> bool:
-    """Whether the mesh axes (one, several, none) cut `size` into equal parts."""
-    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
-    total = 1
-    for name in names:
-        total *= mesh.shape[name]
-    return size % total == 0
 
 
 def make_constrain(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:

@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from slmjax.models.execution import FeedForwardFn
-from slmjax.sharding.activations import divides
-from slmjax.sharding.mesh import BATCH, WEIGHTS
+from slmjax.sharding.mesh import BATCH, WEIGHTS, divides
 
 CHUNK_BYTES = 2**25  # of one [tokens, F] array on a device
 

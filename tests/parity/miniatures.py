@@ -9,6 +9,7 @@ import transformers
 
 from slmjax.formats.huggingface.directory import open_huggingface, read_weights
 from slmjax.formats.huggingface.export import family_for, save_huggingface
+from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.kv_cache import empty_cache
 from slmjax.models.transformer import Transformer
@@ -88,7 +89,11 @@ def assert_family(model, directory, *, cached=True) -> tuple[float, float]:
     if cached:
         others.append(assert_close(cached_logits(config, params, tokens), expected))
 
-    save_huggingface(config, params, tokenizer(), directory / "ours", family=model.config.model_type)
+    save_huggingface(
+        LanguageModel(config=config, params=params, tokenizer=tokenizer()),
+        directory / "ours",
+        family=model.config.model_type,
+    )
     family_for(config)  # some family can say it without being named
     back = transformers.AutoModelForCausalLM.from_pretrained(directory / "ours", attn_implementation="eager").eval()
     assert back.config.model_type == model.config.model_type

@@ -10,7 +10,7 @@ import pytest
 
 from slmjax.errors import UserError
 from slmjax.models.execution import Execution
-from slmjax.peft.methods.lora import LoraConfig
+from slmjax.peft.config import LoraConfig
 from slmjax.peft.targets import flatten, nested
 from slmjax.sharding.lean_feedforward import lean_feedforward
 

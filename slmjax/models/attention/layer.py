@@ -93,7 +93,7 @@ class Attention(nn.Module):
             if kv_segments_BS is not None:
                 kv_segments_BS = jnp.pad(kv_segments_BS, ((0, 0), (num_prefix, 0)))
 
-        scale = c.attention_scale if c.attention_scale is not None else K**-0.5
+        scale = c.softmax_scale
         slopes_H = None
         if c.position == "alibi":
             slopes_H = jnp.asarray(alibi_slopes(H) * (scale if c.alibi_scaled else 1.0))
