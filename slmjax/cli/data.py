@@ -98,7 +98,7 @@ def _data_config(args: argparse.Namespace) -> DataConfig:
 
     if args.config:
         from slmjax.cli.shared.config_files import load_config
-        from slmjax.training.config import run_config
+        from slmjax.recipes.config import run_config
 
         data = run_config(load_config(args.config, args.overrides)).data
         if not isinstance(data, DataConfig):

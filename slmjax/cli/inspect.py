@@ -49,7 +49,7 @@ def _config(path: Path, batch_size: int, context: int) -> dict[str, Any]:
     from slmjax.cli.shared.config_files import load_config
     from slmjax.formats.facts import describe_finetuning
     from slmjax.formats.models import describe_config
-    from slmjax.training.config import run_config
+    from slmjax.recipes.config import run_config
 
     config = run_config(load_config(str(path), []))
     facts = {"kind": "config", "total_steps": config.total_steps, "tokens_per_step": config.tokens_per_step}

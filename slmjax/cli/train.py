@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from typing import Any
 
 HELP = "pretrain, over-train or fine-tune a model from a config file"
 EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=200"
@@ -31,29 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; status 0 when finished or saved after SIGTERM, 130 after Ctrl-C."""
     from slmjax.cli.shared.config_files import load_config
-    from slmjax.training.config import run_config
+    from slmjax.recipes.config import run_config
 
     config = run_config(load_config(args.config, args.overrides))
     _initialize(args)
-    from slmjax.recipes.observers.forgetting import table
-    from slmjax.training.loop import train
+    from slmjax.recipes.train import train
 
-    base: dict[str, Any] = {}
-    if config.peft.base:
-        from slmjax.formats.models import load
-        from slmjax.peft.fingerprint import require_same_model
-        from slmjax.sharding.mesh import host_mesh
-
-        lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
-        require_same_model(config.model, lm.config, config.peft.base)
-        base = {"base": lm.params, "tokenizer": lm.require_tokenizer(), "stop_ids": lm.stop_ids}
-    result = train(config, args.workdir, **base)
+    result = train(config, args.workdir)
+    forgetting, best_step = result.reports.get("forgetting"), result.reports.get("early_stopping")
     if args.json:
-        more = {name: value for name in ("forgetting", "best_step") if (value := getattr(result, name)) is not None}
-        print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics, **more}))
+        reports = {"forgetting": forgetting and forgetting.to_dict(), "best_step": best_step}
+        reports = {name: report for name, report in reports.items() if report is not None}
+        print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics, **reports}))
     else:
-        if result.forgetting is not None:
-            print(table(result.forgetting))
+        if forgetting is not None:
+            print(forgetting.table())
         names = ("loss", "validation_loss", "validation_bits_per_byte", "general_loss", "tokens_per_second", "mfu")
         numbers = ", ".join(f"{n} {result.metrics[n]:.4g}" for n in names if n in result.metrics)
         print(f"Step {result.step:,} of {result.total_steps:,}{': ' if numbers else ''}{numbers}. See {args.workdir}.")
