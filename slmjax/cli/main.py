@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 
 from slmjax.cli.shared.compiled_programs import keep_compiled_programs
-from slmjax.cli.shared.large_pages import begin_with_large_pages
+from slmjax.cli.shared.malloc_settings import begin_with_kept_memory
 from slmjax.console import say
 from slmjax.errors import UserError, did_you_mean, one_line
 
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def command() -> int:
     """Run `main` as a process of its own, which may re-execute itself."""
-    begin_with_large_pages()
+    begin_with_kept_memory()
     return main()
 
 

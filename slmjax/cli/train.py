@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+from typing import Any
 
 HELP = "pretrain, over-train or fine-tune a model from a config file"
 EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=200"
@@ -37,11 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.recipes.train import train
 
     result = train(config, args.workdir)
-    forgetting, best_step = result.reports.get("forgetting"), result.reports.get("early_stopping")
+    forgetting = result.reports.get("forgetting")
     if args.json:
-        reports = {"forgetting": forgetting and forgetting.to_dict(), "best_step": best_step}
-        reports = {name: report for name, report in reports.items() if report is not None}
-        print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics, **reports}))
+        more: dict[str, Any] = {} if forgetting is None else {"forgetting": forgetting.to_dict()}
+        more |= {"best_step": result.reports["early_stopping"]} if "early_stopping" in result.reports else {}
+        print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics, **more}))
     else:
         if forgetting is not None:
             print(forgetting.table())

@@ -57,8 +57,9 @@ class Corpus:
         return max(math.ceil(rows[store.name] * total / weight) for store, weight in self.train)
 
     def _rows(self, data: DataConfig | SftConfig) -> dict[str, int]:
-        layout = {"sequence_length": data.sequence_length, "packing": data.packing}
-        return {store.name: max(1, epoch_size(store, **layout)[0]) for store, _ in self.train}
+        T, packing = data.sequence_length, data.packing
+        sizes = [(store.name, epoch_size(store, sequence_length=T, packing=packing)[0]) for store, _ in self.train]
+        return {name: max(1, size) for name, size in sizes}
 
     def validation_batches(self, config: RunConfig, rows: list[int]) -> Iterator[dict[str, np.ndarray]]:
         """The first `training.eval_batches` batches of each source's validation split (0: all), in order."""

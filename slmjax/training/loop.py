@@ -80,7 +80,7 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
                 continue
             _report(recipe, step, pending, journal, checkpointer)
             pending = None
-            before, values = _positions(recipe), {}
+            before, values = _positions(recipe), dict[str, float]()
             observing = due and (not stopping or any(observer.essential for observer in observers))
             if observing:
                 values, failure = _observe(recipe, step, state, journal)

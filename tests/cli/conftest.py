@@ -16,7 +16,7 @@ MODEL = {"vocab_size": 300, "num_layers": 2, "embed_dim": 16, "num_heads": 2, "f
 CONFIG = f"""
 from slmjax.data.sft_config import SftConfig
 from slmjax.models.config import ModelConfig
-from slmjax.training.config import default_config, set_budget
+from slmjax.recipes.config import default_config, set_budget
 
 def get_config():
     config = default_config(ModelConfig(**{MODEL}), data=SftConfig)

@@ -11,7 +11,7 @@ from slmjax.data.config import SourceConfig
 from slmjax.data.sft_config import ConversationSource, SftConfig
 from slmjax.errors import UserError
 from slmjax.models.families.registry import model_config
-from slmjax.training.config import default_config, run_config
+from slmjax.recipes.config import default_config, run_config
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from slmjax.models.attention.kernels import xla_attention
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
-from slmjax.objectives.held_to_base import held_to_base
+from slmjax.objectives.regularized import regularized
 from slmjax.peft.anchoring import anchored
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.method import make_method
@@ -64,7 +64,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name):
         trained, frozen = method.split(base, jax.random.key(1))
         frozen["fisher"] = jax.tree.map(jnp.abs, moved(frozen["fisher"], 3, 1.0))
         trained, frozen = place(moved(trained, 2)), place(frozen)
-        objective = held_to_base(model, method, l2_sp=0.3, ewc=0.3, kl=0.5, mesh=mesh, logits_bytes=4 * V * 12)
+        objective = regularized(model, method, l2_sp=0.3, ewc=0.3, kl=0.5, mesh=mesh, logits_bytes=4 * V * 12)
         step = jax.jit(
             jax.value_and_grad(objective, has_aux=True), compiler_options={"xla_backend_optimization_level": 0}
         )

@@ -178,6 +178,18 @@ def test_what_cudnn_is_asked_for_is_the_definition(cudnn, changes, segments):
     )
 
 
+@pytest.mark.parametrize(("T", "K"), [(31, 8), (32, 12), (32, 264)])
+def test_cudnn_leaves_sizes_to_xla_that_jax_refuses(T, K):
+    """An odd length, a head off the grid of 8, a head beyond 256: jax raises where cuDNN is asked for them."""
+    q, k, v = inputs(T=T, K=K, dtype=jnp.bfloat16)
+    ids = three_documents(T=T)
+    arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "q_offset": 0, "scale": 0.3, **NOTHING}
+    np.testing.assert_array_equal(
+        cudnn_attention(q, k, v, **arguments).astype(jnp.float32),
+        xla_attention(q, k, v, **arguments).astype(jnp.float32),
+    )
+
+
 @pytest.mark.parametrize("changes", [{"softcap": 2.0}, {"slopes_H": alibi_slopes(H)}, {}])
 def test_cudnn_leaves_to_xla_what_it_cannot(changes):
     q, k, v = inputs(T=20, K=8)  # float32, which the kernel does not take

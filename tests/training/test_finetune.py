@@ -14,11 +14,12 @@ from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.interception import applied
 from slmjax.peft.methods.freezing import FreezeConfig
+from slmjax.recipes.config import run_config
 from slmjax.recipes.finetuned import describe_run
+from slmjax.recipes.language_model import build
+from slmjax.recipes.train import train
 from slmjax.training.checkpoints.checkpointer import Checkpointer
-from slmjax.training.config import run_config
-from slmjax.training.loop import CHECKPOINTS, train
-from slmjax.training.program import build
+from slmjax.training.loop import CHECKPOINTS
 from slmjax.training.state import without_base
 
 

@@ -45,7 +45,7 @@ SOFT_PROMPTS = ("prefix", "prompt", "p_tuning")  # these change the network at o
 def mean_losses(lm: ModelProgram, step: Step, state: TrainState, batches: Iterable[Row]) -> dict[str, float]:
     """The objective's metrics over all batches, each weighted as in the batch."""
     params = state.params if state.ema is None else state.ema
-    weight, sums = 0.0, {}
+    weight, sums = 0.0, dict[str, Any]()
     for batch in batches:
         loss = jax.device_get(step(params, state.frozen, to_devices(batch, lm.batch)))
         weight += float(loss.weight)
