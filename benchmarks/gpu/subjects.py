@@ -19,8 +19,8 @@ from slmjax.models.families import model_config
 from slmjax.models.positions import alibi_slopes
 from slmjax.models.transformer import Transformer
 from slmjax.recipes.config import default_config, run_config, set_budget
-from slmjax.training.reporting.metrics import model_flops_utilization, peak_flops
 from slmjax.training.program import Program, build, to_devices
+from slmjax.training.reporting.metrics import model_flops_utilization, peak_flops
 
 __all__ = [
     "LanguageModel",

@@ -25,7 +25,7 @@ class KVCache:
     """
 
     layers: Any
-    segments_BS: jax.Array  # noqa: N815
+    segments_BS: jax.Array
     index: jax.Array | int  # int32 scalar, where the next token is written in all rows; a Python 0 is known to be empty
 
     @property
