@@ -13,9 +13,8 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
 from slmjax.objectives.regularized import regularized
-from slmjax.peft.anchoring import anchored
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.method import make_method
+from slmjax.peft.method import anchor, make_method
 from slmjax.sharding.activations import make_constrain, sharded_attention
 from slmjax.sharding.mesh import MeshConfig, batch_spec, make_mesh
 from slmjax.sharding.rules import tree_shardings
@@ -58,9 +57,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name):
             batch = jax.device_put(batch, NamedSharding(mesh, batch_spec()))
         model = Transformer(CONFIG, execution)
         method = make_method(PeftConfig(**METHODS[name]), model)
-        method = anchored(
-            dataclasses.replace(method, options=dataclasses.replace(method.options, neftune=5.0)), added=True
-        )
+        method = anchor(dataclasses.replace(method, options=dataclasses.replace(method.options, neftune=5.0)), ewc=True)
         trained, frozen = method.split(base, jax.random.key(1))
         frozen["fisher"] = jax.tree.map(jnp.abs, moved(frozen["fisher"], 3, 1.0))
         trained, frozen = place(moved(trained, 2)), place(frozen)

@@ -85,7 +85,7 @@ def value_and_grad(config, batch, mesh=None):
 
 def compile_value_and_grad(config, batch, mesh=None):
     """The compiled program of `value_and_grad`, and its arguments where the rules put them."""
-    params, execution, shardings = make_params(config), Execution(remat="full"), None
+    params, execution, shardings = {"params": make_params(config)}, Execution(remat="full"), None
     if mesh is not None:
         attention = sharded_attention(xla_attention, mesh)
         execution = Execution(remat="full", attention=attention, constrain=make_constrain(mesh))

@@ -10,8 +10,8 @@ import pytest
 
 from slmjax.errors import UserError
 from slmjax.models.execution import Execution
+from slmjax.models.parameters import flatten, unflatten
 from slmjax.peft.config import LoraConfig
-from slmjax.peft.targets import flatten, nested
 from slmjax.sharding.chunked_feedforward import chunked_feedforward
 
 KINDS = {
@@ -43,7 +43,7 @@ def tuned(request, tune):
         elif made.config.lora.rank_pattern:
             used = np.any(x, axis=-2, keepdims=True)
         moved[path] = x + jnp.asarray(0.3 * used * rng.standard_normal(x.shape), jnp.float32)
-    return dataclasses.replace(made, moved=nested(moved))
+    return dataclasses.replace(made, moved=unflatten(moved))
 
 
 def dense(tuned, trained):
@@ -73,7 +73,7 @@ def dense(tuned, trained):
         for place, layer in enumerate(lora.layers or range(3)):
             new = changed(path, weights[name][layer], layer, lambda x, place=place: x[place])
             weights[name] = weights[name].at[layer].set(new)
-    return nested(weights)
+    return unflatten(weights)
 
 
 def test_a_fresh_adapter_changes_nothing(tuned, jit):

@@ -11,9 +11,8 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.inference.finetuned import load_finetuned
 from slmjax.models.transformer import Transformer
-from slmjax.peft.config import PeftConfig
-from slmjax.peft.interception import applied
-from slmjax.peft.methods.freezing import FreezeConfig
+from slmjax.peft.config import FreezeConfig, PeftConfig
+from slmjax.peft.forward import Network, forward
 from slmjax.recipes.config import run_config
 from slmjax.recipes.finetuned import describe_run
 from slmjax.recipes.language_model import build
@@ -63,7 +62,8 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
     assert_bitwise_equal(jax.device_get(found.trained), jax.device_get(state.ema))
     tokens = np.arange(6, dtype=np.int32)[None]
     merged = Transformer(program.config.model).apply({"params": found.merged()}, tokens)
-    np.testing.assert_allclose(merged, applied(Transformer(program.config.model), found.variables, tokens), atol=1e-5)
+    beside = forward(Network(Transformer(program.config.model)), found.variables, tokens)
+    np.testing.assert_allclose(merged, beside, atol=1e-5)
 
     saved = json.loads((tmp_path / "whole" / "config.json").read_text())["peft"]
     assert saved["base"] == "somewhere" and len(saved["fingerprint"]) == 16

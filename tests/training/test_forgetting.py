@@ -12,6 +12,7 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
+from slmjax.peft.forward import Network, forward
 from slmjax.recipes import language_model
 from slmjax.recipes.corpus import open_general
 from slmjax.recipes.fisher import with_fisher
@@ -55,7 +56,7 @@ def lines(path):
 
 
 def test_a_fine_tune_reports_what_it_gained_and_forgot_without_being_asked(config, tmp_path):
-    run = config(peft={"method": "prefix", "prefix": {"num_tokens": 2}}, **{"schedule.peak": 0.01})
+    run = config(peft={"method": "prefix", "prefix": {"num_virtual_tokens": 2}}, **{"schedule.peak": 0.01})
     scores = iter([0.25, 0.75])
     result = train(run, tmp_path / "run", base=make_base(run), tasks={"made up": lambda *_: next(scores)})
     report = json.loads((tmp_path / "run" / "forgetting.json").read_text())
@@ -216,7 +217,7 @@ def test_early_stopping_stops_keeps_the_best_and_goes_on_bitwise(
 def test_samples_are_the_greedy_continuation_and_are_written_down(config, tmp_path):
     run = config(
         2,
-        peft={"method": "prefix", "prefix": {"num_tokens": 2}},
+        peft={"method": "prefix", "prefix": {"num_virtual_tokens": 2}},
         **{"training.samples": 2, "training.sample_prompts": ("river",), "training.sample_tokens": 4},
     )
     train(run, tmp_path / "run", base=make_base(run))
@@ -237,11 +238,10 @@ def test_samples_are_the_greedy_continuation_and_are_written_down(config, tmp_pa
 
 
 def loop_logits(made, state, tokens):
-    from slmjax.peft.interception import applied
 
     model = Transformer(made.config.model)
     params, frozen = jax.device_get((state.params, state.frozen))
-    return applied(model, made.method.variables(params, frozen), tokens)
+    return forward(Network(model), made.method.variables(params, frozen), tokens)
 
 
 def test_new_layers_alone_are_trained_and_the_run_is_a_deeper_model(config, tmp_path):

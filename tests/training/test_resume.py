@@ -118,9 +118,9 @@ def one_step(config, spoil=False):
     p = language_model.build(config)
     state = p.initialize()
     if spoil:
-        table = state.params["embedder"]["embedding"]
-        embedder = {"embedding": table.at[0].set(jnp.nan)}
-        state = dataclasses.replace(state, params={**state.params, "embedder": embedder})
+        params = state.params["params"]
+        embedder = {"embedding": params["embedder"]["embedding"].at[0].set(jnp.nan)}
+        state = dataclasses.replace(state, params={"params": {**params, "embedder": embedder}})
     before = jax.device_get(state)
     state, metrics = p.compile()(state, random_batch(p))
     return before, jax.device_get(state), jax.device_get(metrics)
