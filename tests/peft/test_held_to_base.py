@@ -57,7 +57,7 @@ class Held:
         plain = next_token(self.model, self.method)
 
         def value(params, frozen):
-            return self.terms(**strengths)(params, frozen, batch, None)[0] - plain(params, frozen, batch, None)[0]
+            return self.terms(**strengths)(params, frozen, batch, None).sum - plain(params, frozen, batch, None).sum
 
         return self.jit(jax.value_and_grad(value))(params, self.frozen)
 
@@ -139,14 +139,17 @@ def test_the_normalized_loss_does_not_depend_on_how_the_batch_is_cut(kind, held)
     h, batch = held(kind), make_batch()
     batch["kl_weights"] = batch["loss_weights"][::-1].copy()
     objective = h.jit(h.terms(l2_sp=0.1, ewc=0.1, kl=0.5))
-    whole, (weight, sums) = objective(h.away, h.frozen, batch, None)
+    whole = objective(h.away, h.frozen, batch, None)
     halves = [
         objective(h.away, h.frozen, {k: v[rows] for k, v in batch.items()}, None) for rows in (slice(1), slice(1, B))
     ]
-    loss, weights = (float(halves[0][0] + halves[1][0]), float(halves[0][1][0] + halves[1][1][0]))
-    assert loss / weights == pytest.approx(float(whole / weight), rel=1e-5)
-    for name in ("l2_sp", "ewc", "kl", "kl_tokens"):
-        assert float(halves[0][1][1][name] + halves[1][1][1][name]) == pytest.approx(float(sums[name]), rel=1e-5), name
+    added = jax.tree.map(lambda a, b: float(a + b), *halves)
+    assert added.sum / added.weight == pytest.approx(float(whole.sum / whole.weight), rel=1e-5)
+    for name in ("l2_sp", "ewc", "kl"):
+        expected = float(whole.metrics[name].over(whole.weight))
+        assert added.metrics[name].over(added.weight) == pytest.approx(expected, rel=1e-5), name
+        assert added.metrics[name].sum == pytest.approx(float(whole.metrics[name].sum), rel=1e-5), name
+    assert added.metrics["kl"].weight == pytest.approx(float(batch["kl_weights"].sum()), rel=1e-5)
 
 
 def test_dora_has_no_distance(tune):

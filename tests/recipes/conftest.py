@@ -1,0 +1,5 @@
+"""The tiny run's fixtures."""
+
+from tests.tiny_run import assert_bitwise_equal, saved, tiny_config, tiny_text
+
+__all__ = ["assert_bitwise_equal", "saved", "tiny_config", "tiny_text"]
