@@ -95,7 +95,8 @@ def compile_value_and_grad(config, batch, mesh=None):
         batch = jax.device_put(batch, NamedSharding(mesh, spec))
     objective = next_token(Transformer(config, execution), z_loss=1e-2, mesh=mesh, logits_bytes=1)
     step = quick_jit(
-        jax.value_and_grad(objective, has_aux=True), out_shardings=None if mesh is None else (None, shardings)
+        jax.value_and_grad(lambda *args: ((loss := objective(*args)).sum, loss), has_aux=True),
+        out_shardings=None if mesh is None else (None, shardings),
     )
     arguments = params, {}, batch, None
     return step.lower(*arguments).compile(), arguments
