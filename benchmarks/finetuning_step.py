@@ -11,12 +11,13 @@ Needs slmjax[parity] and a Hugging Face directory. Example:
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+
+from resources import Usage, environment
 
 ROWS, LENGTH, RANK = 4, 256, 16
 
@@ -27,8 +28,9 @@ def ours(model: str, method: str, remat: str) -> Callable[[], object]:
     import numpy as np
 
     import slmjax
-    from slmjax.training.config import default_config, run_config, set_budget
-    from slmjax.training.program import build, to_devices
+    from slmjax.recipes.config import default_config, run_config, set_budget
+    from slmjax.recipes.language_model import build
+    from slmjax.training.program import to_devices
 
     lm = slmjax.load(model)
     config = default_config(lm.config)
@@ -87,18 +89,18 @@ def theirs(model: str, method: str) -> Callable[[], object]:
 
 def serve(args: argparse.Namespace) -> None:
     """Be one side: a window of steps for each line on standard input."""
-    whose, method = args.side.split("-")
+    whose, method = args.side.partition("@")[0].split("-")
     step = ours(args.model, method, args.remat) if whose == "ours" else theirs(args.model, method)
     step()
     step()
     print("ready", flush=True)
     for _ in sys.stdin:
-        begin = time.perf_counter()
+        before, begin = Usage.now(), time.perf_counter()
         for _ in range(args.steps):
             step()
         seconds = time.perf_counter() - begin
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"rate": args.steps * ROWS * LENGTH / seconds, "peak": peak}), flush=True)
+        used = Usage.now().since(before, args.steps)
+        print(json.dumps({"rate": args.steps * ROWS * LENGTH / seconds, **used}), flush=True)
 
 
 def main() -> None:
@@ -107,7 +109,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps in a window")
     parser.add_argument("--remat", default="auto", help="our training.remat, or REMAT@UNROLL")
-    parser.add_argument("--sides", nargs="+", default=["ours-full", "theirs-full", "ours-lora", "theirs-lora"])
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        default=["ours-full", "theirs-full", "ours-lora", "theirs-lora"],
+        help="each may end in @ALLOCATOR of resources.py, as ours-full@kept does",
+    )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -117,6 +124,7 @@ def main() -> None:
     for side in args.sides:
         command = [sys.executable, __file__, "--side", side, "--model", args.model, "--steps", str(args.steps)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        pipes["env"] = environment(side.partition("@")[2])
         processes[side] = subprocess.Popen([*command, "--remat", args.remat], **pipes)
         if processes[side].stdout.readline().strip() != "ready":
             raise SystemExit(f"{side} failed: run {' '.join(command)}")
@@ -126,18 +134,26 @@ def main() -> None:
             process.stdin.write("\n")
             process.stdin.flush()
             results[side].append(json.loads(process.stdout.readline()))
+            print(f"{side} {results[side][-1]}", file=sys.stderr)
     for process in processes.values():
         process.kill()
     rates = {side: [window["rate"] for window in windows] for side, windows in results.items()}
     peaks = {side: windows[-1]["peak"] for side, windows in results.items()}
     for side in args.sides:
-        print(f"{side:12} {statistics.median(rates[side]):7.1f} tokens/s, peak {peaks[side] / 1e9:.2f} GB")
+        user, system, faults = (
+            statistics.median(w[key] for w in results[side]) for key in ("user", "system", "faults")
+        )
+        low, high = min(rates[side]), max(rates[side])
+        print(
+            f"{side:12} {statistics.median(rates[side]):7.1f} tokens/s ({low:.1f} to {high:.1f}), a step {user:.2f} s "
+            f"in the program, {system:.2f} s in the kernel, {faults:.0f} page faults; peak {peaks[side] / 1e9:.2f} GB"
+        )
     pairs = ("ours-full", "theirs-full"), ("ours-lora", "theirs-lora"), ("ours-lora", "ours-full")
-    for a, b in pairs:
-        if a in rates and b in rates:
-            ratios = sorted(x / y for x, y in zip(rates[a], rates[b], strict=True))
-            spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            print(f"{a} / {b}: tokens/s {spread}, peak memory {peaks[a] / peaks[b]:.2f}")
+    matching = [(a, b) for x, y in pairs for a in rates for b in rates if a.startswith(x) and b.startswith(y)]
+    for a, b in matching:
+        ratios = sorted(x / y for x, y in zip(rates[a], rates[b], strict=True))
+        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"{a} / {b}: tokens/s {spread}, peak memory {peaks[a] / peaks[b]:.2f}")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def trained_parameters(workdir: Path) -> int:
 
     from slmjax.models.transformer import Transformer
     from slmjax.peft.method import make_method
-    from slmjax.training.config import run_config
+    from slmjax.recipes.config import run_config
 
     config = run_config(json.loads((workdir / "config.json").read_text()))
     model = Transformer(config.model)

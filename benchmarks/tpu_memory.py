@@ -11,9 +11,9 @@ import time
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
+from slmjax.recipes.config import default_config, run_config, set_budget
+from slmjax.recipes.language_model import build
 from slmjax.sharding.topologies import topology_devices
-from slmjax.training.config import default_config, run_config, set_budget
-from slmjax.training.program import build
 
 MODEL = ModelConfig(
     vocab_size=32000,

@@ -6,13 +6,16 @@ from typing import Any as _Any
 from slmjax.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "families", "generate", "load", "save"]
+__all__ = ["UserError", "__version__", "convert", "families", "generate", "inspect", "load", "save", "train"]
 
 _LAZY = {
     "load": "slmjax.formats.models",
     "save": "slmjax.formats.models",
+    "convert": "slmjax.formats.models",
+    "inspect": "slmjax.formats.models",
     "generate": "slmjax.inference.generate",
     "families": "slmjax.models.families.registry",
+    "train": "slmjax.recipes.train",
 }
 
 

@@ -32,8 +32,8 @@ def place_directory(directory: Path, is_current: Callable[[], bool] = lambda: Fa
     """A new directory to write into, renamed to `directory` when the block ends well and removed when it does not.
 
     Every process writes its own, so no lock is needed: the first to finish puts its result in place, and the others,
-    finding that `is_current()` holds, drop theirs. An outdated `directory` (by default any that is there) is moved away first,
-    then deleted.
+    finding that `is_current()` holds, drop theirs. An outdated `directory` (by default any that is there) is moved away
+    first, then deleted.
 
     Raises:
         UserError: the disk is full, or the place may not be written to.

@@ -2,9 +2,10 @@
 
 Precision: bf16 autocast over float32 parameters, which are the master weights; gradients and AdamW (fused) are float32.
 Cross-entropy in float32, no clipping, random tokens already on the GPU, no activation checkpointing unless --remat.
-Shapes (vocabulary 32000, head_dim 64, untied):
-  0.35b  L24 D1024 H16 KV8 F2816   348,701,696 parameters
-  1.1b   L16 D2048 H32 KV8 F8192 1,104,218,112 parameters
+Shapes (vocabulary 32000, untied):
+  0.35b  L24 D1024 H16 KV8 hd64  F2816   348,701,696 parameters
+  1.1b   L16 D2048 H32 KV8 hd64  F8192 1,104,218,112 parameters
+  3b     L28 D3072 H24 KV8 hd128 F8192
 FLOP rule, per token: 6 * (parameters of matrix products: lm_head in, embedding lookup out) + 6 * L * H * hd * T (causal
 attention: forward 2 products * 2 FLOP * H * hd * T/2 a layer, training three times that). Recomputation is not counted.
 
@@ -27,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 SHAPES = {
     "0.35b": (24, 1024, 16, 8, 64, 2816, 32000),
     "1.1b": (16, 2048, 32, 8, 64, 8192, 32000),
+    "3b": (28, 3072, 24, 8, 128, 8192, 32000),
     "tiny": (2, 64, 4, 2, 16, 128, 256),
 }
 # Dense bf16 peak of the chip, FLOP/s, by a part of the name that CUDA gives (vendor's data sheets, SXM boards).

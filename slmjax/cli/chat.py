@@ -10,20 +10,21 @@ from contextlib import contextmanager
 from functools import partial
 
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
+from slmjax.console import say
 
 HELP = "talk with a model"
 EXAMPLE = "slmjax chat --model my-model --system 'Answer in one sentence.'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("--model", required=True, help="a model that came with a chat template")
-    parser.add_argument("--base", metavar="MODEL", help="of an adapter, where its base is (default: as it says itself)")
-    parser.add_argument("--system", help="what the model is told before the conversation")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer (default: %(default)s)")
+    """Add the options of the command."""
+    parser.add_argument("--model", required=True, help="model that has a chat template")
+    parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
+    parser.add_argument("--system", help="system prompt")
     parser.add_argument(
-        "--context", type=int, default=4096, help="of the conversation in tokens (default: %(default)s)"
+        "--max-new-tokens", type=int, default=512, help="maximum tokens per answer (default: %(default)s)"
     )
+    parser.add_argument("--context", type=int, default=4096, help="context length in tokens (default: %(default)s)")
     add_sampling_arguments(parser)
 
 
@@ -56,17 +57,17 @@ def run(args: argparse.Namespace) -> int:
             except UserError as error:
                 if not sys.stdin.isatty():
                     raise
-                print(f"slmjax: error: {error}", file=sys.stderr)
+                say(f"slmjax: error: {error}")
             print()
     return 0
 
 
 def _lines() -> Iterator[str]:
-    """Lines of standard input, asked for where a person sits there; without white space around them."""
+    """Lines of standard input without surrounding white space, with a prompt if it is a terminal."""
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin)
         return
-    print("/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C ends an answer.", file=sys.stderr)
+    say("/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C ends an answer.")
     while True:
         try:
             yield input("> ").strip()
@@ -76,7 +77,7 @@ def _lines() -> Iterator[str]:
 
 
 def _show(pressed: list[int], piece: str) -> bool:
-    """Print a piece of an answer; whether it is to end here."""
+    """Print a piece of an answer; returns whether to end it here."""
     print(piece, end="", flush=True)
     return bool(pressed)
 

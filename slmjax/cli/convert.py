@@ -4,51 +4,42 @@ from __future__ import annotations
 
 import argparse
 
+from slmjax.formats.catalog import BLOCKS, FLOATS, SLMJAX, WRITTEN
+
 HELP = "write a model's weights in another format or dtype"
-ADAPTERS = ("peft", "adapterhub")
 EXAMPLE = "slmjax convert runs/quickstart my-model --format huggingface --dtype bfloat16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument(
-        "source", help="a run's workdir, a checkpoint, a model's or adapter's directory, a .gguf file, or a hub id"
-    )
-    parser.add_argument("destination", help="a new directory (a file for gguf), or a model of the format to replace")
-    formats = ["slmjax", "huggingface", "gguf", *ADAPTERS]
+    """Add the options of the command."""
+    parser.add_argument("source", help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id")
+    parser.add_argument("destination", help="new directory (for gguf a file), or a model of the same format to replace")
     parser.add_argument(
         "--format",
-        choices=formats,
-        default="slmjax",
+        choices=[format.name for format in WRITTEN],
+        default=SLMJAX.name,
         metavar="FORMAT",
-        help="slmjax, huggingface or gguf for a model, peft or adapterhub for a fine-tune without its base "
-        "(default: %(default)s)",
+        help=f"format to write: {'; '.join(f'{f.name}, {f.help}' for f in WRITTEN)} (default: %(default)s)",
     )
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="where an adapter's base is (default: where it says); of a run written as peft or adapterhub, what is "
-        "written as its base",
+        help="base model of an adapter (default: the one that it names); for a run written as peft or adapterhub, the "
+        "name to write as its base",
     )
+    models = [format for format in WRITTEN if format.dtypes]
     parser.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
+        choices=[*FLOATS, *BLOCKS],
         metavar="DTYPE",
-        help="float32 or bfloat16; huggingface also float16; gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
-        "(default: float32, the source's for huggingface, float16 for gguf)",
+        help=f"dtype of the weights: {', '.join(FLOATS)}; for gguf also {', '.join(BLOCKS)} (default: "
+        f"{', '.join(f'{f.default_dtype} for {f.name}' for f in models)})",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, save, say where."""
-    from slmjax.errors import UserError
-    from slmjax.formats.models import convert_adapter, load, save
+    """Load the source, write the destination, and print where it is."""
+    from slmjax.formats.models import convert
 
-    if args.format in ADAPTERS:
-        if args.dtype not in (None, "float32"):
-            raise UserError(f"--dtype {args.dtype}: an adapter is written in float32, as peft itself writes it.")
-        print(convert_adapter(args.source, args.destination, format=args.format, base=args.base))
-    else:
-        lm = load(args.source, base=args.base)
-        print(save(lm, args.destination, format=args.format, dtype=args.dtype))
+    print(convert(args.source, args.destination, format=args.format, dtype=args.dtype, base=args.base))
     return 0

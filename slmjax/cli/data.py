@@ -17,32 +17,49 @@ EXAMPLE = "slmjax data prepare --source books.jsonl.gz --tokenizer train:8192 --
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="prepare|inspect|records")
     prepare = actions.add_parser(
         "prepare", help="tokenize text into OUTPUT/corpus", epilog=f"Example: {EXAMPLE}", allow_abbrev=False
     )
-    prepare.add_argument("--config", help="take the data section of this config file")
-    prepare.add_argument("--source", action="append", default=[], help="file, directory, glob, tfds:..., python:stdlib")
-    prepare.add_argument("--tokenizer", default="", help="a tokenizer's path, or train:SIZE")
-    prepare.add_argument("--validation-fraction", type=float, default=0.01, help="default: %(default)s")
-    prepare.add_argument("--store-format", choices=["memmap", "array_record"], default="memmap")
+    prepare.add_argument("--config", help="config file whose data section is prepared")
+    prepare.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        help="text: a file, directory, glob, tfds:... or python:stdlib; may be given several times",
+    )
+    prepare.add_argument("--tokenizer", default="", help="path of a tokenizer, or train:SIZE to train one")
+    prepare.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.01,
+        help="share of the documents to hold out (default: %(default)s)",
+    )
+    prepare.add_argument(
+        "--store-format",
+        choices=["memmap", "array_record"],
+        default="memmap",
+        help="format of the stored token ids (default: %(default)s)",
+    )
     add_format_arguments(prepare)
-    prepare.add_argument("--output", required=True, help="directory; train on it with data.cache_dir=OUTPUT/corpus")
+    prepare.add_argument(
+        "--output", required=True, help="directory to write; train on it with data.cache_dir=OUTPUT/corpus"
+    )
     inspect = actions.add_parser(
         "inspect", help="describe a corpus", epilog="Example: slmjax data inspect corpus/corpus", allow_abbrev=False
     )
-    inspect.add_argument("directory")
+    inspect.add_argument("directory", help="corpus, or one token store of it")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     records = actions.add_parser(
         "records",
-        help="write what a task gives to fine-tune on",
+        help="write a task's records to fine-tune on",
         epilog="Example: slmjax data records --task text2sql --data-dir text2sql_geography --output text2sql",
         allow_abbrev=False,
     )
-    records.add_argument("--task", required=True, help="text2sql, pubmedqa")
-    records.add_argument("--data-dir", required=True, help="where the task's data lie")
-    records.add_argument("--output", required=True, help="directory for train.jsonl, test.jsonl ...")
+    records.add_argument("--task", required=True, help="name of the task: text2sql or pubmedqa")
+    records.add_argument("--data-dir", required=True, help="directory of the task's data")
+    records.add_argument("--output", required=True, help="directory to write train.jsonl, test.jsonl ... into")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +84,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from slmjax.files import local_path
 
     if bool(args.config) == bool(args.source):
-        raise UserError("data prepare needs either --config FILE, or --source PATH with --tokenizer.")
+        raise UserError("Give slmjax data prepare either --config FILE, or --source PATH with --tokenizer.")
     data = _data_config(args)
     output = local_path(args.output, "--output")
     tokenizer = tokenizer_for(data, output / "tokenizer")
@@ -81,12 +98,12 @@ def _data_config(args: argparse.Namespace) -> DataConfig:
 
     if args.config:
         from slmjax.cli.shared.config_files import load_config
-        from slmjax.training.config import run_config
+        from slmjax.recipes.config import run_config
 
         data = run_config(load_config(args.config, args.overrides)).data
         if not isinstance(data, DataConfig):
             raise UserError(
-                f"{args.config} reads conversations: slmjax train encodes them, there is nothing to prepare."
+                f"{args.config} reads conversations, which slmjax train encodes itself: there is nothing to prepare."
             )
         return data
     # A source's name becomes a directory, and numbers keep equal names apart.

@@ -14,17 +14,21 @@ EXAMPLE = "slmjax evaluate --model runs/text2sql --tasks text2sql --data-dir tex
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("--model", required=True, help="a run's workdir, one of its checkpoints, or a saved model")
-    parser.add_argument("--text", nargs="+", help="text that the model has not seen (text, JSONL ...)")
-    parser.add_argument("--baseline-text", nargs="+", help="text to train the unigram and n-gram baselines on")
-    parser.add_argument("--sequence-length", type=int, default=0, help="tokens of context (default: the model's)")
+    """Add the options of the command."""
+    parser.add_argument(
+        "--model", required=True, help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id"
+    )
+    parser.add_argument("--text", nargs="+", help="files of held-out text (text, JSONL ...)")
+    parser.add_argument("--baseline-text", nargs="+", help="files of text to train the unigram and n-gram baselines on")
+    parser.add_argument(
+        "--sequence-length", type=int, default=0, help="context length in tokens (default: the model's)"
+    )
     add_format_arguments(parser)
-    parser.add_argument("--tasks", help="names, with commas between: text2sql, pubmedqa")
-    parser.add_argument("--data-dir", help="where the tasks' data lie")
+    parser.add_argument("--tasks", help="names of tasks, separated by commas: text2sql, pubmedqa")
+    parser.add_argument("--data-dir", help="directory of the tasks' data")
     parser.add_argument("--num-fewshot", type=int, default=0, help="examples in each prompt (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=0, help="only the first so many questions of each task")
-    parser.add_argument("--output", help="write the result, the tasks' with every answer, here as JSON")
+    parser.add_argument("--limit", type=int, default=0, help="maximum number of questions per task (default: all)")
+    parser.add_argument("--output", help="file to write the results to as JSON, with every answer of a task")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -35,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
     output = None if args.output is None else Path(args.output).expanduser()
     if output is not None and not output.parent.is_dir():
-        raise UserError(f"{output} cannot be written: there is no directory {output.parent}.")
+        raise UserError(f"--output {output} cannot be written: there is no directory {output.parent}.")
     if bool(args.text) == bool(args.tasks):
-        raise UserError("evaluate needs either --text FILE ..., or --tasks NAME,... with --data-dir DIR.")
+        raise UserError("Give slmjax evaluate either --text FILE ..., or --tasks NAME,... with --data-dir DIR.")
     result = _text(args) if args.text else _tasks(args)
     if output is not None:
         output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -66,7 +70,7 @@ def _text(args: argparse.Namespace) -> dict[str, Any]:
     result["gzip_bits_per_byte"] = gzip_bits_per_byte(heldout)
     if args.baseline_text:
         train = "".join(texts_of(args.baseline_text, args)).encode()
-        result["unigram_bits_per_byte"] = unigram_bits_per_byte(lm.tokenizer, train, heldout)
+        result["unigram_bits_per_byte"] = unigram_bits_per_byte(lm.require_tokenizer(), train, heldout)
         result["ngram_bits_per_byte"] = ngram_bits_per_byte(train, heldout)
     return result
 
@@ -79,6 +83,8 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     names = [name.strip() for name in args.tasks.split(",") if name.strip()]
     check_tasks(names)
     if not args.data_dir or not Path(args.data_dir).expanduser().is_dir():
-        raise UserError(f"--tasks needs --data-dir, the directory of their data; {args.data_dir} is none.")
+        raise UserError(
+            f"--tasks needs the directory of their data: give --data-dir DIR (there is none at {args.data_dir})."
+        )
     lm = load(args.model)
     return evaluate_tasks(lm, names, args.data_dir, limit=args.limit, num_fewshot=args.num_fewshot)

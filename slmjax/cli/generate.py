@@ -12,19 +12,21 @@ EXAMPLE = "slmjax generate --model runs/quickstart --prompt 'def main(' --temper
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
-        "--model", required=True, help="a run's workdir, a checkpoint, a model's or adapter's directory, a .gguf file"
+        "--model", required=True, help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id"
     )
-    parser.add_argument("--base", metavar="MODEL", help="of an adapter, where its base is (default: as it says itself)")
+    parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="default: %(default)s")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="maximum tokens per prompt (default: %(default)s)"
+    )
     add_sampling_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a prompt")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each prompt with its continuation; a single one as it grows."""
+    """Print each prompt with its continuation, a single one as it grows."""
     from slmjax.formats.models import load
     from slmjax.inference.generate import generate
 

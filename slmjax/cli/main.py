@@ -1,20 +1,30 @@
-"""The command `slmjax`: runs a subcommand's file, and turns a user's mistake into a sentence and status 2."""
+"""The command `slmjax`: run a subcommand's module; a user's mistake becomes a sentence on stderr and status 2."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import os
 import sys
 from importlib import import_module
 
 from slmjax.cli.shared.compiled_programs import keep_compiled_programs
-from slmjax.cli.shared.large_pages import begin_with_large_pages
+from slmjax.cli.shared.malloc_settings import begin_with_kept_memory
+from slmjax.console import say
+from slmjax.errors import UserError, did_you_mean, one_line
 
 # Each command is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit status.
 COMMANDS = (
-    *("quickstart", "train", "generate", "chat", "evaluate", "inspect", "convert", "interpolate", "data", "tokenizer"),
+    "quickstart",
+    "train",
+    "generate",
+    "chat",
+    "evaluate",
+    "inspect",
+    "convert",
+    "interpolate",
+    "data",
+    "tokenizer",
 )
 OVERRIDE = "--config."
 
@@ -23,10 +33,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         if message.startswith("argument COMMAND: invalid choice"):
             wrong = message.split("'")[1]
-            close = difflib.get_close_matches(wrong, COMMANDS, n=1)
-            near = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}."
-            message = f"there is no command {wrong!r}; {near}"
-        _say(f"{message} (see {self.prog} --help)")
+            message = f"There is no command {wrong!r}; {did_you_mean(wrong, COMMANDS)}"
+        _complain(f"{message} (see {self.prog} --help)")
         raise SystemExit(2)
 
 
@@ -56,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def command() -> int:
-    """`main` as a process of its own, which may begin itself again."""
-    begin_with_large_pages()
+    """Run `main` as a process of its own, which may re-execute itself."""
+    begin_with_kept_memory()
     return main()
 
 
@@ -70,14 +78,14 @@ def main(argv: list[str] | None = None) -> int:
         return int(done.code or 0)
     args.overrides = overrides
     if overrides and not getattr(args, "config", None):
-        _say(f"{args.command} takes no {overrides[0].partition('=')[0]} here: it overrides a key of --config FILE.")
+        _complain(
+            f"{args.command} takes no {overrides[0].partition('=')[0]} here: it overrides a key of --config FILE."
+        )
         return 2
     return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from slmjax.errors import UserError
-
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_compiled_programs()
     try:
@@ -85,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        _say(str(error))
+        _complain(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -95,12 +103,14 @@ def _run(args: argparse.Namespace) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _say(f"{error.filename or 'the disk'}: {error.strerror or error}.")
+        _complain(f"{error.filename or 'the disk'}: {error.strerror or error}.")
         return 2
     except Exception as error:
         if not _out_of_memory(error):
             raise
-        _say(f"{args.command} ran out of memory: give it less at once, or a machine with more ({_first_line(error)}).")
+        _complain(
+            f"{args.command} ran out of memory: give it less at once, or a machine with more ({one_line(error)})."
+        )
         return 2
 
 
@@ -128,12 +138,8 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-
-
-def _say(message: str) -> None:
-    print(f"slmjax: error: {' '.join(message.split())}", file=sys.stderr)
+def _complain(message: str) -> None:
+    say(f"slmjax: error: {' '.join(message.split())}")
 
 
 if __name__ == "__main__":

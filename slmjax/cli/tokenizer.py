@@ -1,4 +1,4 @@
-"""`slmjax tokenizer train|inspect`."""
+"""`slmjax tokenizer train|inspect`: train a byte-level BPE tokenizer, or describe one."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ EXAMPLE = "slmjax tokenizer train --source books.jsonl.gz --vocab-size 8192 --ou
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="train|inspect")
-    train = actions.add_parser("train", help="train one on text", epilog=f"Example: {EXAMPLE}", allow_abbrev=False)
+    train = actions.add_parser(
+        "train", help="train a tokenizer on text", epilog=f"Example: {EXAMPLE}", allow_abbrev=False
+    )
     train.add_argument("--source", required=True, action="append", help="text; may be given several times")
-    train.add_argument("--vocab-size", type=int, required=True, help="at least 257")
+    train.add_argument("--vocab-size", type=int, required=True, help="number of tokens, at least 257")
     add_format_arguments(train)
-    train.add_argument("--output", required=True, help="a new or empty directory")
+    train.add_argument("--output", required=True, help="new or empty directory to write")
     inspect = actions.add_parser(
         "inspect",
-        help="describe one",
+        help="describe a tokenizer",
         epilog="Example: slmjax tokenizer inspect my-tokenizer --text 'Once upon a time'",
         allow_abbrev=False,
     )
     inspect.add_argument("path", help="tokenizer.json, SentencePiece .model, or a directory that holds one")
-    inspect.add_argument("--text", help="show how this is cut")
+    inspect.add_argument("--text", help="text to show the tokens of")
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -43,9 +45,9 @@ def _train(args: argparse.Namespace) -> int:
 
     output = local_path(args.output, "--output").resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is there already: give a new or empty directory.")
+        raise UserError(f"--output {output} exists already: give a new or empty directory.")
     tokenizer = train_bpe(texts_of(args.source, args), args.vocab_size)
-    with place_directory(output, lambda: False) as partial:
+    with place_directory(output) as partial:
         tokenizer.save(partial)
     print(f"{output}: {tokenizer.vocab_size:,} tokens")
     return 0

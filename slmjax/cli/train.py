@@ -12,46 +12,40 @@ EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --con
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
         "--config",
         required=True,
-        help="a Python file with get_config(), FILE:ARGUMENT to give it one; --config.KEY=VALUE overrides",
+        help="config file in Python, or FILE:ARGUMENT for its get_config(); --config.KEY=VALUE overrides a key",
     )
-    parser.add_argument("--workdir", required=True, help="where the run lives; an existing run is continued")
+    parser.add_argument("--workdir", required=True, help="directory of the run; an existing run is continued")
     parser.add_argument("--json", action="store_true", help="print the final metrics as one JSON object")
-    parser.add_argument("--distributed", action="store_true", help="several processes (TPU pods need no more)")
-    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where jax cannot find it by itself")
-    parser.add_argument("--num-processes", type=int, help="how many there are")
-    parser.add_argument("--process-id", type=int, help="which of them this is, from 0")
+    parser.add_argument(
+        "--distributed", action="store_true", help="join several processes (on a TPU pod this alone is enough)"
+    )
+    parser.add_argument("--coordinator", help="address HOST:PORT of process 0, if jax cannot find it by itself")
+    parser.add_argument("--num-processes", type=int, help="number of processes")
+    parser.add_argument("--process-id", type=int, help="number of this process, from 0")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; status 0 when finished or saved after SIGTERM, 130 after Ctrl-C."""
     from slmjax.cli.shared.config_files import load_config
-    from slmjax.training.config import run_config
+    from slmjax.recipes.config import run_config
 
     config = run_config(load_config(args.config, args.overrides))
     _initialize(args)
-    from slmjax.recipes.observers.forgetting import table
-    from slmjax.training.loop import train
+    from slmjax.recipes.train import train
 
-    base: dict[str, Any] = {}
-    if config.peft.base:
-        from slmjax.formats.models import load
-        from slmjax.peft.fingerprint import require_same_model
-        from slmjax.sharding.mesh import host_mesh
-
-        lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
-        require_same_model(config.model, lm.config, config.peft.base)
-        base = {"base": lm.params, "tokenizer": lm.tokenizer, "stop_ids": lm.stop_ids}
-    result = train(config, args.workdir, **base)
+    result = train(config, args.workdir)
+    forgetting = result.reports.get("forgetting")
     if args.json:
-        more = {name: value for name in ("forgetting", "best_step") if (value := getattr(result, name)) is not None}
+        more: dict[str, Any] = {} if forgetting is None else {"forgetting": forgetting.to_dict()}
+        more |= {"best_step": result.reports["early_stopping"]} if "early_stopping" in result.reports else {}
         print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics, **more}))
     else:
-        if result.forgetting is not None:
-            print(table(result.forgetting))
+        if forgetting is not None:
+            print(forgetting.table())
         names = ("loss", "validation_loss", "validation_bits_per_byte", "general_loss", "tokens_per_second", "mfu")
         numbers = ", ".join(f"{n} {result.metrics[n]:.4g}" for n in names if n in result.metrics)
         print(f"Step {result.step:,} of {result.total_steps:,}{': ' if numbers else ''}{numbers}. See {args.workdir}.")
@@ -60,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _initialize(args: argparse.Namespace) -> None:
     """Join the other processes, before jax looks for devices."""
-    from slmjax.errors import UserError
+    from slmjax.errors import UserError, one_line
 
     given = (args.coordinator, args.num_processes, args.process_id)
     if not args.distributed:
@@ -70,11 +64,12 @@ def _initialize(args: argparse.Namespace) -> None:
     if any(value is not None for value in given) and any(value is None for value in given):
         raise UserError("--coordinator HOST:PORT, --num-processes N and --process-id I are given all or not at all.")
     if args.num_processes is not None and not 0 <= args.process_id < args.num_processes:
-        raise UserError(f"--process-id {args.process_id} must lie in 0 to {args.num_processes - 1}.")
+        raise UserError(f"--process-id {args.process_id} must be a number from 0 to {args.num_processes - 1}.")
     import jax
 
     try:
         jax.distributed.initialize(*given)
     except (ValueError, RuntimeError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"The processes could not be joined ({first}): give --coordinator HOST:PORT.") from error
+        raise UserError(
+            f"The processes could not be joined ({one_line(error)}): give --coordinator HOST:PORT."
+        ) from error

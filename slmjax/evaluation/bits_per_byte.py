@@ -42,9 +42,10 @@ def evaluate_text(
     context = lm.context_length
     if not 0 <= sequence_length <= context:
         raise UserError(f"sequence_length={sequence_length} must be at most the model's context, {context}.")
-    bos = lm.tokenizer.bos_id
-    start = [bos] if bos is not None and starts_with_bos(lm.tokenizer) else []
-    documents = _Documents([[*start, *ids] for ids in lm.tokenizer.encode_batch(list(texts)) if ids])
+    tokenizer = lm.require_tokenizer()
+    bos = tokenizer.bos_id
+    start = [bos] if bos is not None and starts_with_bos(tokenizer) else []
+    documents = _Documents([[*start, *ids] for ids in tokenizer.encode_batch(list(texts)) if ids])
     largest = documents.max_token
     if largest >= lm.config.vocab_size:
         raise UserError(f"The tokenizer gives token id {largest}, the model's vocabulary is {lm.config.vocab_size}.")

@@ -29,11 +29,12 @@ def choice_log_likelihoods(
     lm-evaluation-harness); a prompt too long for the context loses its beginning. Continuations of one token share a
     run of their prompt.
     """
+    tokenizer = lm.require_tokenizer()
     wanted: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = {}  # what is run: what is asked of it
     for r, (prompt, continuations) in enumerate(requests):
-        start = encode_prompt(lm.tokenizer, prompt)
+        start = encode_prompt(tokenizer, prompt)
         for c, continuation in enumerate(continuations):
-            tail = encode_prompt(lm.tokenizer, prompt + continuation)[len(start) :]
+            tail = encode_prompt(tokenizer, prompt + continuation)[len(start) :]
             if not tail:
                 raise UserError(f"The continuation {continuation!r} has no tokens of its own after its prompt.")
             run = (start + tail)[:-1][-lm.context_length :]

@@ -1,25 +1,105 @@
-"""The front doors: load a model from whatever a path is, save it as whatever is asked for."""
+"""The front doors: load a model from whatever a path is, save it as whatever is asked for, say what a path is.
+
+A format is four functions; the doors, the commands and their help loop over `FORMATS` and know none of them by name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from slmjax.errors import UserError
+from slmjax.formats import catalog, facts, model_directory, runs
+from slmjax.formats.adapters import door
 from slmjax.formats.adapters.adapter import attached
-from slmjax.formats.adapters.door import is_adapter, read_adapter, read_run, save_adapter
-from slmjax.formats.huggingface.directory import DTYPES, is_huggingface, load_huggingface
+from slmjax.formats.catalog import FormatName
+from slmjax.formats.gguf import model as gguf
+from slmjax.formats.huggingface import directory as huggingface
 from slmjax.formats.huggingface.export import save_huggingface
 from slmjax.formats.huggingface.hub import download, is_hub_id
-from slmjax.inference import language_model
+from slmjax.formats.recognition import kind_of, require_kind
 from slmjax.inference.language_model import LanguageModel
-from slmjax.peft.config import MERGEABLE
+from slmjax.models.config import ModelConfig
+from slmjax.models.families.registry import model_config
 
-FORMATS = ("slmjax", "huggingface", "gguf")
-_FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)  # codes of quantized weights are none
-_GGUF_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+@dataclass(frozen=True)
+class Format:
+    """One way in which models lie on a disk.
+
+    recognizes: whether a path is one. describe: (its network, or None, and what else is there), without reading
+    weights. load: (path, *, mesh, dtype,
+    merge, base) -> LanguageModel. save: (lm, path, *, dtype) -> Path, None where a model cannot be saved so.
+    save_adapter: (fine-tune, path) -> Path, of a format that holds what a fine-tune adds and not its base.
+    """
+
+    about: FormatName
+    recognizes: Callable[[Path], bool]
+    describe: Callable[[Path], tuple[ModelConfig | None, dict[str, Any]]]
+    load: Callable[..., LanguageModel]
+    save: Callable[..., Path] | None = None
+    save_adapter: Callable[..., Path] | None = None
+
+
+def _plain(load: Callable[..., LanguageModel]) -> Callable[..., LanguageModel]:
+    """Of a format that has its weights itself."""
+
+    def load_plain(path: Path, *, mesh: Any, dtype: str | None, merge: bool, base: str | None) -> LanguageModel:
+        if base is not None:
+            raise UserError(f"{path} has its weights itself, so it takes no base: leave base out.")
+        return load(path, mesh=mesh, dtype=dtype)
+
+    return load_plain
+
+
+def _load_run(path: Path, *, mesh: Any, dtype: str | None, merge: bool, base: str | None) -> LanguageModel:
+    if base is not None:
+        raise UserError(f"{path} is a run and says itself what its base is: leave base out.")
+    return runs.load_run(path, lambda base: load(base, dtype="float32"), mesh=mesh, dtype=dtype, merge=merge)
+
+
+def _load_adapter(path: Path, *, mesh: Any, dtype: str | None, merge: bool, base: str | None) -> LanguageModel:
+    """An adapter's directory put on its base, which is read in float32."""
+    tuned = door.read_adapter(path, lambda base: load(base, mesh=mesh, dtype="float32"), base)
+    return attached(tuned.base, tuned.adapter, dtype=dtype, merge=merge, path=str(path))
+
+
+FORMATS = (
+    Format(catalog.RUN, runs.is_run, runs.describe_run, _load_run),
+    Format(
+        catalog.SLMJAX,
+        model_directory.is_saved_model,
+        model_directory.describe,
+        _plain(model_directory.load),
+        model_directory.save,
+    ),
+    Format(
+        catalog.HUGGINGFACE,
+        lambda path: kind_of(path) == "huggingface",
+        huggingface.describe_huggingface,
+        _plain(huggingface.load_huggingface),
+        save_huggingface,
+    ),
+    Format(catalog.GGUF, gguf.is_gguf, gguf.describe_gguf, _plain(gguf.load_gguf), gguf.save_gguf),
+    Format(
+        catalog.PEFT,
+        lambda path: kind_of(path) == "peft",
+        door.describe_adapter,
+        _load_adapter,
+        save_adapter=door.save_as_peft,
+    ),
+    Format(
+        catalog.ADAPTERHUB,
+        lambda path: kind_of(path) == "adapterhub",
+        door.describe_adapter,
+        _load_adapter,
+        save_adapter=door.save_as_adapterhub,
+    ),
+)
 
 
 def load(
@@ -38,92 +118,82 @@ def load(
     mesh: to spread the parameters over; None is the first device. dtype: of the parameters, "float32", "bfloat16" or
     "float16"; None keeps the file's (a run's and a GGUF file's are float32). merge: work what a fine-tune added into
     its base's weights; False, and methods that no weights can express (prefixes, prompts, bottleneck adapters), keep it
-    beside them in `peft`. UserError when the path is none of these.
+    beside them in `peft`. UserError when the path is none of these. A model without a tokenizer loads: `lm.tokenizer`
+    is then None.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
-    if is_hub_id(path):
-        path = download(str(path))
-    path = Path(path).expanduser()
-    if is_adapter(path):
-        return _with_base(path, mesh, dtype, base, merge)
-    if base is not None:
-        raise UserError(f"{path} is no adapter's directory: it has its weights itself and takes no base.")
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        from slmjax.formats.gguf.model import load_gguf
-
-        return LanguageModel(*load_gguf(path, mesh=mesh, dtype=None if dtype is None else jnp.dtype(dtype)))
-    if is_huggingface(path):
-        return load_huggingface(path, mesh=mesh, dtype=dtype)
-    place = language_model.locate(path)
-    if place.run.get("peft", {}).get("method", "full") != "full":
-        return _finetuned(place, dtype, merge)
-    return language_model.load(path, mesh=mesh, dtype=dtype)
-
-
-def _with_base(
-    path: Path, mesh: jax.sharding.Mesh | None, dtype: str | None, base: str | Path | None, merge: bool
-) -> LanguageModel:
-    """An adapter's directory put on its base, which is read in float32."""
-    where = None if base is None else str(base)
-    tuned = read_adapter(path, lambda base: load(base, mesh=mesh, dtype="float32"), where)
-    return attached(tuned.base, tuned.adapter, dtype=dtype, merges=merge)
-
-
-def convert_adapter(source: str | Path, path: str | Path, *, format: str = "peft", base: str | None = None) -> Path:
-    """Write what a fine-tuned run (or an adapter's directory) adds to its base, without the base; returns where.
-
-    format: "peft" for LoRA and kin, IA3, prefixes and prompts, "adapterhub" for bottleneck adapters. base: of a run,
-    the name or path that is written as the base's (its own when None); of an adapter, where its base is.
-    """
-    source = Path(source).expanduser()
-
-    def load_base(base: str) -> LanguageModel:
-        return load(base, dtype="float32")
-
-    if is_adapter(source):
-        return save_adapter(read_adapter(source, load_base, base), path, format=format)
-    return save_adapter(read_run(language_model.locate(source), load_base, base), path, format=format)
-
-
-def _finetuned(place: language_model.Location, dtype: str | None, merge: bool) -> LanguageModel:
-    """A fine-tuned run on its base: merged, or what it added beside the parameters."""
-    from slmjax.recipes.finetuned import load_finetuned
-    from slmjax.training.config import run_config
-
-    config = run_config(place.run)
-    base = load(config.peft.base, dtype="float32")
-    tokenizer, _ = language_model.run_tokenizer(place)
-    checkpoints = place.directory / "checkpoints"
-    tuned = load_finetuned(config, checkpoints, base.params, step=place.step, encode=tokenizer.encode)
-    merge = merge and config.peft.method in MERGEABLE
-    variables = {"params": tuned.merged()} if merge else tuned.variables
-    params = variables["params"]
-    if dtype is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype in _FLOATS else leaf, params)
-    return LanguageModel(
-        config.model, params, tokenizer, base.stop_ids, variables.get("peft", {}), tuned.method.options
-    )
+    if dtype is not None and dtype not in catalog.FLOATS:
+        raise UserError(f"dtype is {dtype!r}; choose {', '.join(catalog.FLOATS)}.")
+    place, format = _find(path)
+    return format.load(place, mesh=mesh, dtype=dtype, merge=merge, base=None if base is None else str(base))
 
 
 def save(lm: LanguageModel, path: str | Path, *, format: str = "slmjax", dtype: str | None = None) -> Path:
     """Write a model, whole or not at all; returns where.
 
-    format: "slmjax" and "huggingface" make a directory, "gguf" a file. dtype: float32 (the default of slmjax),
-    bfloat16, or for huggingface also float16 (its default is that of the parameters); gguf has also q8_0, q4_0, q4_1,
-    q5_0 and q5_1, and float16 by default. What it replaces must be a model of that format and nothing but that.
+    format: "slmjax" and "huggingface" make a directory, "gguf" a file. dtype: float32, bfloat16 or float16, by default
+    what the parameters have; gguf has also q8_0, q5_1, q5_0, q4_1 and q4_0, and float16 by default. What it replaces
+    must be a model of that format and nothing but that. "slmjax" is transformers' layout too, wherever a family of
+    transformers can express the network, with slmjax.json beside it, from which the very same model is loaded.
     """
-    path = Path(path).expanduser()
-    language_model.require_plain(lm)
-    if format == "slmjax":
-        return language_model.save(lm, path, dtype=dtype or "float32")
-    if format == "huggingface":
-        stored = lm.params["embedder"]["embedding"].dtype.name
-        dtype = dtype or (stored if stored in DTYPES else "float32")
-        return save_huggingface(lm.config, lm.params, lm.tokenizer, path, dtype=dtype, stop_ids=lm.stop_ids)
-    if format == "gguf":
-        from slmjax.formats.gguf.model import save_gguf
+    write = _named(format, [f.name for f in catalog.WRITTEN if not f.is_adapter]).save
+    assert write is not None
+    return write(lm, path, dtype=dtype)
 
-        dtype = dtype or "float16"
-        return save_gguf(lm.config, lm.params, lm.tokenizer, path, _GGUF_DTYPES.get(dtype, dtype))
-    raise UserError(f"format is {format!r}; choose {', '.join(FORMATS)}.")
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    format: str = "slmjax",
+    dtype: str | None = None,
+    base: str | Path | None = None,
+) -> Path:
+    """Write the model at `source` in another format or dtype; returns where.
+
+    format: one of `save`'s for a model, "peft" or "adapterhub" for what a fine-tuned run (or an adapter's directory)
+    adds, without the base. dtype: as in `save`; adapters are written in float32. base: of an adapter, where its base
+    is; of a run that is written as an adapter, the name or path that is written as its base's (its own when None).
+    """
+    wanted = _named(format, [f.name for f in catalog.WRITTEN])
+    if wanted.save_adapter is None:
+        return save(load(source, base=base), destination, format=format, dtype=dtype)
+    if dtype not in (None, "float32"):
+        raise UserError(f"dtype={dtype} cannot be chosen here: adapters are written in float32, as peft itself does.")
+    place, found = _find(source)
+    read = door.read_run if found.about is catalog.RUN else door.read_adapter
+    if found.about is not catalog.RUN and found.save_adapter is None:
+        raise UserError(f"{place} is a model and not a fine-tuned run: there is no adapter to write.")
+    where = None if base is None else str(base)
+    return wanted.save_adapter(read(place, lambda base: load(base, dtype="float32"), where), destination)
+
+
+def inspect(path: str | Path, *, batch_size: int = 1, context: int = 0) -> dict[str, Any]:
+    """What lies at a path, or what a named model is: kind, architecture, sizes and costs; no weight is read.
+
+    batch_size, context: rows and tokens a row of the key/value cache that is counted; 0: the model's own context.
+    An adapter is described by its own files alone, without its base's sizes.
+    """
+    if batch_size < 1 or context < 0:
+        raise UserError(f"batch_size={batch_size} must be at least 1, and context={context} at least 0 (the model's).")
+    if "/" not in str(path) and not Path(path).expanduser().exists():
+        return {"kind": "named model", **describe_config(model_config(str(path)), batch_size, context)}
+    place, format = _find(path)
+    config, found = format.describe(place)
+    return found if config is None else found | describe_config(config, batch_size, context)
+
+
+def describe_config(config: ModelConfig, batch_size: int = 1, context: int = 0) -> dict[str, Any]:
+    """Architecture and costs of a network, as `inspect` gives them."""
+    return facts.describe_network(config) | facts.describe_costs(config, batch_size, context)
+
+
+def _find(path: str | Path) -> tuple[Path, Format]:
+    """A path (fetched where it names a model of the hub) and its format."""
+    place, _ = require_kind(download(str(path)) if is_hub_id(path) else path)
+    return place, next(format for format in FORMATS if format.recognizes(place))
+
+
+def _named(name: str, known: list[str]) -> Format:
+    if name not in known:
+        raise UserError(f"format is {name!r}; choose {', '.join(known)}.")
+    return next(format for format in FORMATS if format.about.name == name)

@@ -11,7 +11,6 @@ import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.formats.untrusted import inside, read_json
+from slmjax.formats.tensors import PlannedTensor, StoredTensor
+from slmjax.untrusted import inside, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,16 +30,6 @@ _OTHERS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U
 _OTHERS |= {"F64": 8, "I64": 8, "U64": 8}
 _MAX_HEADER = 1 << 24  # bytes; a thousand layers need a hundredth of it
 _MAX_RANK = 8
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies: its file, the first of its bytes there, and what they are."""
-
-    path: Path
-    offset: int
-    dtype: str  # the format's name
-    shape: tuple[int, ...]
 
 
 class SafetensorsDirectory:
@@ -55,64 +45,66 @@ class SafetensorsDirectory:
         index = _index(directory) if name is None else None
         names = [name] if name is not None else sorted({*(index or {}).values()})
         self.paths = [inside(directory, each) for each in names] if names else _files(directory)
-        self.places: dict[str, Place] = {}
+        self.tensors: dict[str, StoredTensor[str]] = {}
         for path in self.paths:
-            for name, place in read_header(path).items():
-                if name in self.places:
-                    raise UserError(f"the tensor {name} is both in {self.places[name].path.name} and in {path.name}.")
-                self.places[name] = place
+            for name, tensor in read_header(path).items():
+                if name in self.tensors:
+                    raise UserError(f"The tensor {name} is both in {self.tensors[name].path.name} and in {path.name}.")
+                self.tensors[name] = tensor
         for name, file in (index or {}).items():
-            if name not in self.places or self.places[name].path.name != file:
+            if name not in self.tensors or self.tensors[name].path.name != file:
                 raise UserError(f"{directory / INDEX} says that {name[:100]} is in {file}, where it is not.")
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor and its shape."""
-        return {name: place.shape for name, place in self.places.items()}
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as a read-only view of its file; UserError when it holds no floats."""
-        place = self.places[name]
-        if place.dtype not in FLOATS:
-            raise UserError(f"the tensor {name} in {place.path} is of dtype {place.dtype}: only floats can be loaded.")
-        dtype, count = FLOATS[place.dtype], math.prod(place.shape)
+        tensor = self.tensors[name]
+        if tensor.kind not in FLOATS:
+            raise UserError(f"The tensor {name} in {tensor.path} is of dtype {tensor.kind}: only floats can be loaded.")
+        dtype, count = FLOATS[tensor.kind], math.prod(tensor.shape)
         if count == 0:
-            return np.empty(place.shape, dtype)
-        start = place.offset - place.offset % mmap.ALLOCATIONGRANULARITY
-        length = place.offset - start + count * dtype.itemsize
-        with open(place.path, "rb") as file:
+            return np.empty(tensor.shape, dtype)
+        start = tensor.start - tensor.start % mmap.ALLOCATIONGRANULARITY
+        with open(tensor.path, "rb") as file:
+            length = tensor.start - start + tensor.num_bytes
             mapped = mmap.mmap(file.fileno(), length, offset=start, access=mmap.ACCESS_READ)
-        return np.frombuffer(mapped, dtype, count, place.offset - start).reshape(place.shape)
+        return np.frombuffer(mapped, dtype, count, tensor.start - start).reshape(tensor.shape)
 
     def dtypes(self) -> list[str]:
         """The dtypes that occur, by numpy's names where they are floats."""
-        return sorted({_dtype_name(place.dtype) for place in self.places.values()})
+        return sorted({_dtype_name(tensor.kind) for tensor in self.tensors.values()})
 
     def num_bytes(self) -> int:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.paths)
 
 
-def read_header(path: Path) -> dict[str, Place]:
+def read_header(path: Path) -> dict[str, StoredTensor[str]]:
     """The tensors of one file; every number of the header is checked against the file's size before it is used."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise UserError(f"{path} is no whole safetensors file: its header would have {length:,} bytes of {size:,}.")
+            raise UserError(
+                f"{path} is not a complete safetensors file: its header would have {length:,} bytes of {size:,}."
+            )
         text = file.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no safetensors file: its header is not readable ({error}).") from error
+        raise UserError(f"{path} is not a safetensors file: its header is not readable ({error}).") from error
     if not isinstance(header, dict):
-        raise UserError(f"{path} is no safetensors file: its header is no JSON object.")
+        raise UserError(f"{path} is not a safetensors file: its header is not a JSON object.")
     header.pop("__metadata__", None)
     start, available = 8 + length, size - 8 - length
     spans: list[tuple[int, int]] = []
-    places = {}
+    tensors = {}
     for name, entry in header.items():
         dtype, shape, begin, end = _entry(entry, f"{path}: the tensor {name[:100]!r}")
-        places[name] = Place(path, start + begin, dtype, shape)
+        tensors[name] = StoredTensor(path, shape, dtype, start + begin, end - begin)
         spans.append((begin, end))
     reached = 0
     for begin, end in sorted(spans):
@@ -121,7 +113,7 @@ def read_header(path: Path) -> dict[str, Place]:
         reached = end
     if reached != available:
         raise UserError(f"{path} is damaged: its tensors take {reached:,} bytes and it holds {available:,}.")
-    return places
+    return tensors
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -169,7 +161,7 @@ def _index(directory: Path) -> dict[str, str] | None:
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
             where = str(file)[:100]
-            raise UserError(f"{directory / INDEX} puts {name[:100]} in {where!r}, which is no safetensors file.")
+            raise UserError(f"{directory / INDEX} puts {name[:100]} in {where!r}, which is not a safetensors file.")
     return weight_map
 
 
@@ -191,23 +183,9 @@ def _files(directory: Path) -> list[Path]:
     raise UserError(f"{directory} holds no weights: there is neither {SINGLE} nor {INDEX}.")
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A tensor that is to be written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes it takes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 def write_safetensors(
     directory: Path,
-    plan: Sequence[Planned],
+    plan: Sequence[PlannedTensor[np.dtype]],
     tensors: Iterable[tuple[str, np.ndarray]],
     *,
     max_shard_bytes: int,
@@ -227,33 +205,37 @@ def write_safetensors(
             _write_header(file, shard)
             for planned in shard:
                 given, array = next(stream)
-                assert (given, array.shape, array.dtype) == (planned.name, planned.shape, planned.dtype)
+                assert (given, array.shape, array.dtype) == (planned.name, planned.shape, planned.kind)
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
                 weight_map[planned.name] = shard_name
             file.flush()
             os.fsync(file.fileno())
     if len(shards) > 1:
-        total = sum(planned.num_bytes for planned in plan)
+        total = sum(_num_bytes(planned) for planned in plan)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def _shards(plan: Sequence[Planned], most: int) -> Iterator[list[Planned]]:
-    shard: list[Planned] = []
+def _num_bytes(planned: PlannedTensor[np.dtype]) -> int:
+    return math.prod(planned.shape) * planned.kind.itemsize
+
+
+def _shards(plan: Sequence[PlannedTensor[np.dtype]], most: int) -> Iterator[list[PlannedTensor[np.dtype]]]:
+    shard: list[PlannedTensor[np.dtype]] = []
     for planned in plan:
-        if shard and sum(p.num_bytes for p in shard) + planned.num_bytes > most:
+        if shard and sum(_num_bytes(p) for p in shard) + _num_bytes(planned) > most:
             yield shard
             shard = []
         shard.append(planned)
     yield shard
 
 
-def _write_header(file: BinaryIO, shard: Sequence[Planned]) -> None:
+def _write_header(file: BinaryIO, shard: Sequence[PlannedTensor[np.dtype]]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for planned in shard:
-        begin, end = end, end + planned.num_bytes
-        dtype = _NAMES[planned.dtype]
+        begin, end = end, end + _num_bytes(planned)
+        dtype = _NAMES[planned.kind]
         header[planned.name] = {"dtype": dtype, "shape": list(planned.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the bytes of every tensor are aligned

@@ -10,17 +10,17 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from types import MappingProxyType
+from functools import reduce
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, first_few
 from slmjax.models.config import ModelConfig
-from slmjax.models.transformer import Transformer
-from slmjax.sharding.rules import path_string
+from slmjax.models.parameters import abstract_leaves, flatten, place_of, unflatten
+from slmjax.sharding.rules import spec_for
 
 Arrays = list[np.ndarray]
 
@@ -49,13 +49,8 @@ class Entry:
 
 def layer_leaf(config: ModelConfig, layer: int, rest: str) -> Leaf:
     """Where layer number `layer` keeps `rest` ("attention/q_proj/kernel")."""
-    for s, segment in enumerate(config.segments):
-        size = len(segment.period) * segment.repeats
-        if layer < size:
-            repeat, block = divmod(layer, len(segment.period))
-            return Leaf(f"segment_{s}/block_{block}/{rest}", repeat)
-        layer -= size
-    raise IndexError(layer)
+    place = place_of(config, layer)
+    return Leaf(f"{place.path}/{rest}", place.repeat)
 
 
 def as_is(name: str, leaf: Leaf) -> Entry:
@@ -75,7 +70,7 @@ def concatenated(name: str, leaves: Sequence[Leaf], sizes: Sequence[int], *, tra
 
     def split(x: np.ndarray) -> Arrays:
         if x.shape[axis] != sum(sizes):
-            raise UserError(f"the tensor {name} has shape {list(x.shape)}: its axis {axis} must be {sum(sizes)}.")
+            raise UserError(f"The tensor {name} has shape {list(x.shape)}: its axis {axis} must be {sum(sizes)}.")
         parts = np.split(x, cuts, axis=axis)
         return [part.T for part in parts] if transpose else list(parts)
 
@@ -85,25 +80,33 @@ def concatenated(name: str, leaves: Sequence[Leaf], sizes: Sequence[int], *, tra
     return Entry(name, tuple(leaves), split, join)
 
 
-@lru_cache(maxsize=8)  # a file's reading asks several times, and each answer traces the network
-def abstract_leaves(config: ModelConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """Path -> shape and dtype of every array of a config's parameters, layers stacked."""
-    tokens = jax.ShapeDtypeStruct((1, 1), np.int32)
-    tree = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)["params"]
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return MappingProxyType({path_string(path): leaf for path, leaf in leaves})
+def own_entries(config: ModelConfig) -> list[Entry]:
+    """Our own arrays under our own names, layers stacked: a file that no other library knows the names of."""
+    return [as_is(path, Leaf(path)) for path in abstract_leaves(config)]
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *rooms, last = path.split("/")
-        node = tree
-        for room in rooms:
-            node = node.setdefault(room, {})
-        node[last] = value
-    return tree
+def shardings_of(config: ModelConfig, mesh: jax.sharding.Mesh | None) -> dict[str, jax.sharding.Sharding] | None:
+    """The sharding of each of a network's arrays on a mesh, by the rules; None without a mesh."""
+    if mesh is None:
+        return None
+    leaves = abstract_leaves(config).items()
+    return {p: jax.sharding.NamedSharding(mesh, spec_for(p, leaf.shape, mesh)) for p, leaf in leaves}
+
+
+def joined_shapes(config: ModelConfig, entries: Sequence[Entry]) -> list[tuple[int, ...]]:
+    """The shape of each entry's tensor, found by joining arrays that take no memory."""
+    leaves = abstract_leaves(config)
+
+    def zeros(leaf: Leaf) -> np.ndarray:
+        return np.broadcast_to(np.uint8(0), _one_layer(leaves[leaf.path].shape, leaf))
+
+    return [entry.join([zeros(leaf) for leaf in entry.leaves]).shape for entry in entries]
+
+
+def joined_dtypes(params: Any, entries: Sequence[Entry]) -> list[np.dtype]:
+    """The dtype of each entry's tensor: that of its arrays, or of several the one that holds them all."""
+    dtypes = {path: leaf.dtype for path, leaf in flatten(params).items()}
+    return [np.dtype(reduce(jnp.promote_types, (dtypes[leaf.path] for leaf in entry.leaves))) for entry in entries]
 
 
 class TensorFile(Protocol):
@@ -144,8 +147,7 @@ def check_tensors(config: ModelConfig, entries: Sequence[Entry], file: TensorFil
 
 def _refuse(wrong: list[str], where: str) -> None:
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{where} does not fit its config: {'; '.join(wrong[:3])}{more}.")
+        raise UserError(f"{where} does not fit its config: {first_few(wrong, separator='; ')}.")
 
 
 def read_params(
@@ -161,30 +163,30 @@ def read_params(
     dtype: of the result; None keeps the file's. shardings: of each leaf's path; None puts all on the first device.
     A warning names arrays that hold NaN or infinity.
     """
-    sources: dict[str, dict[int, tuple[Entry, int]]] = {}
+    sources: dict[str, dict[int | None, tuple[Entry, int]]] = {}
     for entry in entries:
         for part, leaf in enumerate(entry.leaves):
-            sources.setdefault(leaf.path, {})[leaf.repeat or 0] = (entry, part)
+            sources.setdefault(leaf.path, {})[leaf.repeat] = (entry, part)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     flat = {}
     for path, array in abstract_leaves(config).items():
         sharding = here if shardings is None else shardings[path]
         read = _part_reader(path, array.shape, sources[path], file, dtype)
         flat[path] = jax.make_array_from_callback(array.shape, sharding, read)
-    return nested(flat)
+    return unflatten(flat)
 
 
 def _part_reader(
-    path: str, shape: tuple[int, ...], layers: dict[int, tuple[Entry, int]], file: TensorFile, dtype: Any
+    path: str, shape: tuple[int, ...], layers: dict[int | None, tuple[Entry, int]], file: TensorFile, dtype: Any
 ) -> Callable[[Any], np.ndarray]:
     """From an index of a whole leaf to that part of it, read when it is asked for.
 
     Devices that hold the same part share one reading of it. What is returned is a copy: the file's pages go back.
     """
     known: dict[Any, np.ndarray] = {}
-    stacked = path.startswith("segment_")
+    stacked = None not in layers  # the file has a tensor for each layer
 
-    def view(layer: int, rest: tuple[slice, ...]) -> np.ndarray:
+    def view(layer: int | None, rest: tuple[slice, ...]) -> np.ndarray:
         entry, part = layers[layer]
         return entry.split(file.read(entry.name))[part][rest]
 
@@ -199,23 +201,24 @@ def _part_reader(
         bounds = tuple(one.indices(size) for one, size in zip(index, shape, strict=True))
         if bounds not in known and stacked:
             known[bounds] = stack(range(*bounds[0]), index[1:])
-            _warn_of_nan(known[bounds], path)
+            warn_of_nan(known[bounds], path)
         elif bounds not in known:
-            x = view(0, index)
+            x = view(None, index)
             known[bounds] = _aligned(x.shape, np.dtype(dtype or x.dtype))
             known[bounds][...] = x
-            _warn_of_nan(known[bounds], path)
+            warn_of_nan(known[bounds], path)
         return known[bounds]
 
     return read
 
 
-def _warn_of_nan(part: np.ndarray, path: str) -> None:
+def warn_of_nan(part: np.ndarray, path: str) -> None:
+    """Warn where the weights at `path` hold NaN or infinity."""
     # A sum is not finite where a value is not, and needs no second array; a large finite sum may overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         total = part.sum(dtype=np.float32)
     if not np.isfinite(total) and not all(np.isfinite(row).all() for row in part):
-        warnings.warn(f"the weights {path} hold NaN or infinity", stacklevel=2)
+        warnings.warn(f"The weights {path} hold NaN or infinity.", stacklevel=2)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -228,7 +231,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def write_tensors(params: Any, entries: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
     """The file's tensors from our parameters, one at a time, in the dtype that they have."""
-    flat = {path_string(path): _on_host(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    flat = {path: _on_host(leaf) for path, leaf in flatten(params).items()}
 
     def get(leaf: Leaf) -> np.ndarray:
         array = flat[leaf.path]

@@ -1,23 +1,20 @@
 """What a decoder-only transformer is, as one frozen dataclass of orthogonal switches.
 
-Every family of the field (`families.py`) is a setting of these switches; nothing here says how a network is run
-(see `execution.py`) or what it costs (see `counting.py`).
+Every family of the field (`families/`) is a setting of these switches; nothing here says how a network is run
+(see `execution.py`) or what it costs (see `counting.py`). A config is read and checked without importing jax.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from slmjax.errors import UserError
-
-NORMS = ("rms", "layer")
-NORM_PLACEMENTS = ("pre", "output", "sandwich", "post")
-POSITIONS = ("rope", "learned", "alibi", "none")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
-QK_NORMS = ("none", "head", "full")
-ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
+from slmjax.models.config_checks import check_model, check_rope_scaling
 
 
 @dataclass(frozen=True)
@@ -36,20 +33,7 @@ class RopeScaling:
     long_factor: tuple[float, ...] = ()  # longrope
 
     def __post_init__(self):
-        if self.kind not in ROPE_SCALINGS:
-            raise UserError(f"model.rope_scaling.kind is {self.kind!r}; choose one of {', '.join(ROPE_SCALINGS)}.")
-        if self.kind not in ("linear",) and self.original_context_length <= 0:
-            raise UserError(
-                f"model.rope_scaling.original_context_length={self.original_context_length} must be above 0 "
-                f"for kind={self.kind!r}."
-            )
-        if self.factor <= 0:
-            raise UserError(f"model.rope_scaling.factor={self.factor} must be above 0.")
-        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
-            raise UserError(
-                f"model.rope_scaling.low_freq_factor={self.low_freq_factor} must be below "
-                f"high_freq_factor={self.high_freq_factor}."
-            )
+        check_rope_scaling(self)
         for name in ("short_factor", "long_factor"):  # lists come from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -82,8 +66,9 @@ class ModelConfig:
     embed_dim: int  # D
     num_heads: int | tuple[int, ...]  # H, one number or one a layer
     ffn_dim: int | tuple[int, ...]  # F, one number or one a layer
-    num_kv_heads: int | tuple[int, ...] = 0  # G; 0: as many as num_heads
-    head_dim: int = 0  # K; 0: embed_dim / num_heads
+    # None (or 0, as older files have it) is filled in from the other sizes when the config is made.
+    num_kv_heads: Any = None  # G, an int or one a layer; None: as many as num_heads
+    head_dim: Any = None  # K, an int; None: embed_dim / num_heads
     context_length: int = 2048
 
     # attention
@@ -153,68 +138,22 @@ class ModelConfig:
                     "change one of them or set model.head_dim."
                 )
             object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
-        self._validate()
-
-    def _validate(self):
-        for name in ("vocab_size", "num_layers", "embed_dim", "head_dim", "context_length", "block_repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
-        for name, known in (
-            ("norm", NORMS),
-            ("norm_placement", NORM_PLACEMENTS),
-            ("position", POSITIONS),
-            ("activation", ACTIVATIONS),
-            ("qk_norm", QK_NORMS),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(f"model.{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
-        for name in ("num_heads", "num_kv_heads", "ffn_dim"):
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != self.num_layers:
-                raise UserError(
-                    f"model.{name} lists {len(value)} layers but model.num_layers is {self.num_layers}: "
-                    "give one number for all layers or one for each."
-                )
-            if min(value if isinstance(value, tuple) else (value,)) < 1:
-                raise UserError(f"model.{name}={value} must be at least 1.")
-        if set(self.layer_pattern) - {"local", "global"} or not self.layer_pattern:
-            raise UserError(
-                f"model.layer_pattern={self.layer_pattern} must list 'local' and 'global', at least one of them."
-            )
-        if not self.rope_pattern:
-            raise UserError("model.rope_pattern=() must list true and false, at least one of them.")
-        for i, spec in enumerate(self.layers):
-            if spec.num_heads % spec.num_kv_heads:
-                raise UserError(
-                    f"model.num_heads={spec.num_heads} is not a multiple of model.num_kv_heads={spec.num_kv_heads} "
-                    f"(layer {i}): each key/value head must serve the same number of query heads."
-                )
-        if "local" in self.layer_pattern and not (self.window and self.window > 0):
-            raise UserError("model.layer_pattern has local layers: set model.window to a number of tokens above 0.")
-        if not 0 < self.rope_fraction <= 1:
-            raise UserError(f"model.rope_fraction={self.rope_fraction} must be above 0 and at most 1.")
-        if self.position == "rope" and (self.rotary_dim % 2 or not self.rotary_dim):
-            raise UserError(
-                f"model.rope_fraction={self.rope_fraction} of model.head_dim={self.head_dim} is {self.rotary_dim}: "
-                "rotary embeddings need an even number of dimensions."
-            )
-        scaling = self.rope_scaling
-        if scaling is not None and scaling.kind == "longrope":
-            for name in ("short_factor", "long_factor"):
-                if len(getattr(scaling, name)) != self.rotary_dim // 2:
-                    raise UserError(
-                        f"model.rope_scaling.{name} lists {len(getattr(scaling, name))} numbers: "
-                        f"it needs {self.rotary_dim // 2}, one for each pair of rotated dimensions."
-                    )
-        if self.shared_norm and not self.parallel_residual:
-            raise UserError("model.shared_norm=True needs model.parallel_residual=True.")
-        if self.parallel_residual and self.norm_placement != "pre":
-            raise UserError("model.parallel_residual=True needs model.norm_placement='pre'.")
+        check_model(self)
 
     @property
     def rotary_dim(self) -> int:
         """Dimensions of each head that are rotated."""
         return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor on the products of queries and keys: `attention_scale`, or K ** -0.5 where that is None."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
+    def table_dim(self) -> int:
+        """E, the width of the token table and of what the head multiplies: embed_dim unless there is a projection."""
+        return self.embedding_projection_dim or self.embed_dim
 
     @cached_property
     def ropes(self) -> tuple[tuple[float, RopeScaling | None], ...]:
@@ -267,3 +206,56 @@ class ModelConfig:
     def to_dict(self) -> dict:
         """Plain JSON-able values; `ModelConfig(**d)` gives the same config back."""
         return dataclasses.asdict(self)
+
+    def differences(
+        self, other: ModelConfig, *, ignore: Iterable[str] = (), rel_tol: float = 0.0
+    ) -> dict[str, tuple[Any, Any]]:
+        """The fields in which two configs describe different networks -> (ours, theirs); {} when they are the same.
+
+        Defaults count by their values, and what may differ by layer counts layer by layer, so that two spellings of
+        one network do not differ: patterns, windows and thetas stand under `window`, `rope_theta` and `rope_scaling`,
+        one value where all layers agree. How parameters begin is not compared. ignore: fields that may differ.
+        rel_tol: relative tolerance of floats, for files that round them.
+        """
+        ours, theirs = _function(self), _function(other)
+        ignore = set(ignore)
+        return {
+            name: (value, theirs[name])
+            for name, value in ours.items()
+            if name not in ignore and not _close(value, theirs[name], rel_tol)
+        }
+
+
+def _function(config: ModelConfig) -> dict[str, Any]:
+    """The fields on which the network's function depends, spelled out as `ModelConfig.differences` says."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name in ("init_std", "init_scale_residual", "layer_pattern", "rope_pattern", "rope_theta_local"):
+        del fields[name]
+    tables = [None if spec.rope is None else config.ropes[spec.rope] for spec in config.layers]
+    by_layer = {
+        **{name: [getattr(spec, name) for spec in config.layers] for name in ("num_heads", "num_kv_heads", "ffn_dim")},
+        "window": [spec.window for spec in config.layers],
+        "rope_theta": [None if table is None else table[0] for table in tables],
+        "rope_scaling": [None if table is None else table[1] for table in tables],
+    }
+    return {
+        **fields,
+        **{
+            name: values[0] if values.count(values[0]) == len(values) else tuple(values)
+            for name, values in by_layer.items()
+        },
+        "rope_fraction": config.rotary_dim / config.head_dim if any(tables) else None,
+        "attention_scale": config.softmax_scale,
+        "embedding_projection_dim": config.table_dim,
+        "position_offset": config.position_offset if config.position == "learned" else 0,
+    }
+
+
+def _close(a: Any, b: Any, rel_tol: float) -> bool:
+    if isinstance(a, RopeScaling) and isinstance(b, RopeScaling):
+        a, b = dataclasses.astuple(a), dataclasses.astuple(b)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(_close(x, y, rel_tol) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, float | int) and not isinstance(b, bool):
+        return math.isclose(a, b, rel_tol=rel_tol)
+    return bool(a == b)

@@ -30,7 +30,7 @@ class ParameterCount:
 
     @property
     def non_embedding(self) -> int:
-        """Without the token and position tables and the head: the N of the scaling laws."""
+        """Without tables and head: the N of Kaplan et al. 2020 (arXiv:2001.08361); Hoffmann et al. 2022 count all."""
         return self.attention + self.feedforward + self.norms
 
 
@@ -70,7 +70,7 @@ def _layer_norms(config: ModelConfig, spec: LayerSpec) -> int:
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Exact number of parameters, equal to the sum of the sizes of `Transformer.init`'s arrays (a test holds it)."""
     D, V = config.embed_dim, config.vocab_size
-    E = config.embedding_projection_dim or D
+    E = config.table_dim
     embedding = V * E
     if E != D:
         embedding += 2 * E * D  # into and out of the residual stream
@@ -97,7 +97,7 @@ def _visible_keys(length: int, window: int | None) -> float:
 def flops_per_token(config: ModelConfig, sequence_length: int, *, training: bool = True) -> float:
     """Floating-point operations for one token in a sequence of `sequence_length` by the module's rule."""
     D = config.embed_dim
-    E = config.embedding_projection_dim or D
+    E = config.table_dim
     forward = 2.0 * E * config.vocab_size + (4.0 * E * D if E != D else 0.0)
     for spec in config.layers:
         q, kv = spec.num_heads * config.head_dim, spec.num_kv_heads * config.head_dim

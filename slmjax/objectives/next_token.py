@@ -1,53 +1,79 @@
-"""The pretraining objective: predict the next token."""
+"""Next-token prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from slmjax.models.transformer import Transformer, head_weights
 from slmjax.objectives.cross_entropy import LOGITS_BYTES, linear_cross_entropy
+from slmjax.objectives.loss import Batch, Loss, Mean, Objective
 from slmjax.peft.interception import applied
 from slmjax.peft.method import Method, full
-
-Batch = dict[str, jax.Array]
-# (params, frozen, batch, rng) -> (loss_sum, (weight_sum, metric sums)). The step divides by the global weight_sum.
-# `params` are trained, `frozen` are not; rng is None where nothing shall be random (evaluation).
-Objective = Callable[[Any, Any, Batch, jax.Array | None], tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]]
 
 
 def next_token(
     model: Transformer,
     method: Method | None = None,
     *,
+    token_bytes: np.ndarray | None = None,
     z_loss: float = 0.0,
     mesh: Mesh | None = None,
     logits_bytes: int = LOGITS_BYTES,
 ) -> Objective:
     """The objective of a model: summed weighted cross-entropy of `targets` (plus z-loss), in nats.
 
-    `metric sums` are nll (nats) and correct, each summed with the loss weights. `logits_bytes` bounds the float32
-    logits that a device holds at once. `method` says how `params` and `frozen` make up the network's variables; None:
-    `params` are all of them.
+    Its metrics are `loss` (nats per token, without z-loss), `accuracy` and `bits_per_byte`, weighted by `loss_weights`.
+
+    Args:
+        model: the network.
+        method: how `params` and `frozen` make up the network's variables; None: `params` are all of them.
+        token_bytes: int32 [V], UTF-8 bytes of each token; None counts one byte a token.
+        z_loss: coefficient of the squared log-normalizer.
+        mesh: the devices; None: one.
+        logits_bytes: bound on the float32 logits that a device holds at once.
     """
     method = method or full()
 
     def objective(params, frozen, batch, rng):
-        variables = method.variables(params, frozen)
-        side = hidden_and_head(model, method, variables, batch, rng)
-        weights_BT = batch["loss_weights"].astype(jnp.float32)
-        sums = linear_cross_entropy(model.config, z_loss, mesh, logits_bytes, *side, batch["targets"], weights_BT)
-        return sums.loss, (jnp.sum(weights_BT), {"nll": sums.nll, "correct": sums.correct})
+        side = hidden_and_head(model, method, method.variables(params, frozen), batch, rng)
+        return cross_entropy_loss(model, side, batch, token_bytes, z_loss=z_loss, mesh=mesh, logits_bytes=logits_bytes)
 
     return objective
 
 
+def cross_entropy_loss(
+    model: Transformer,
+    side: tuple[jax.Array, jax.Array, jax.Array | None],
+    batch: Batch,
+    token_bytes: np.ndarray | None,
+    *,
+    z_loss: float,
+    mesh: Mesh | None,
+    logits_bytes: int,
+) -> Loss:
+    """The cross-entropy of `batch["targets"]` from `hidden_and_head`, weighted by `loss_weights`, and its metrics."""
+    weights_BT = batch["loss_weights"].astype(jnp.float32)
+    sums = linear_cross_entropy(model.config, z_loss, mesh, logits_bytes, *side, batch["targets"], weights_BT)
+    sizes = np.ones(model.config.vocab_size, np.int32)
+    if token_bytes is not None:
+        sizes[: len(token_bytes)] = token_bytes[: len(sizes)]
+    bytes_BT = jnp.where(batch["loss_weights"] > 0, jnp.take(sizes, batch["targets"]), 0)
+    num_bytes = jnp.sum(bytes_BT.astype(jnp.float32))
+    metrics = {
+        "loss": Mean(sums.nll),
+        "accuracy": Mean(sums.correct),
+        "bits_per_byte": Mean(sums.nll, num_bytes, unit=math.log(2.0)),
+    }
+    return Loss(sums.loss, jnp.sum(weights_BT), metrics)
+
+
 def hidden_and_head(
-    model: Transformer, method: Method, variables: Any, batch: Batch, rng: jax.Array | None
+    model: Transformer, method: Method, variables: dict, batch: Batch, rng: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """What a loss multiplies to logits: hidden states [B, T, E], the head's kernel [E, V] and its bias [V] or None."""
     inputs = (batch["inputs"], batch["positions"], batch["segments"])

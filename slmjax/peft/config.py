@@ -1,4 +1,8 @@
-"""The config section `peft`: which method, its numbers, and the model that it starts from."""
+"""The config section `peft`: which method, its numbers, and the model that it starts from.
+
+Nothing here needs an array, so a mistyped key is told before jax is imported; what only the network can tell (targets
+that match nothing, layers that are not there) is checked where a method is planned.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,139 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from slmjax.errors import UserError
-from slmjax.peft.methods.bottleneck import AdapterConfig
-from slmjax.peft.methods.freezing import FreezeConfig
-from slmjax.peft.methods.ia3 import IA3Config
-from slmjax.peft.methods.lora import LoraConfig
-from slmjax.peft.methods.prompts import PrefixConfig, PromptConfig, PTuningConfig
+from slmjax.models.activations import ACTIVATIONS
+
+ALL_LINEAR = "all-linear"  # as a target: every weight product of the layers
+# kind -> sub-layers, reduction, activation, scale: those of AdapterHub's configurations of these names
+ADAPTER_KINDS: dict[str, tuple[tuple[str, ...], int, str, float]] = {
+    "houlsby": (("attention", "feedforward"), 16, "silu", 1.0),
+    "pfeiffer": (("feedforward",), 16, "relu", 1.0),
+    "parallel": (("feedforward",), 2, "relu", 4.0),
+}
+INITS = ("vocabulary", "text", "random", "zero")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which weights get a low-rank term, and how it starts. Patterns are those of `targets.choose`."""
+
+    r: int = 16
+    alpha: float = 32.0  # the term is scaled by alpha / r
+    dropout: float = 0.0  # of what enters A
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    exclude: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()  # only these layers; (): all
+    rank_pattern: tuple[tuple[str, int], ...] = ()  # (pattern, rank) pairs, the last match counts
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    rslora: bool = False  # scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)
+    dora: bool = False  # learn each output's magnitude apart (Liu et al. 2024, arXiv:2402.09353)
+    init: str = "kaiming"  # kaiming, gaussian, or pissa: the base's principal part (Meng et al. 2024, arXiv:2404.02948)
+    plus_ratio: float = 1.0  # learning rate of B over that of A (LoRA+: Hayou et al. 2024, arXiv:2402.12354, uses 16)
+
+    def __post_init__(self):
+        for name in ("rank_pattern", "alpha_pattern"):  # lists come from JSON
+            object.__setattr__(self, name, tuple(tuple(pair) for pair in getattr(self, name)))
+        for rank in (self.r, *(rank for _, rank in self.rank_pattern)):
+            if rank < 1:
+                raise UserError(f"peft.lora has a rank of {rank}: it must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"peft.lora.dropout={self.dropout} must be at least 0 and below 1.")
+        if self.init not in ("kaiming", "gaussian", "pissa"):
+            raise UserError(f"peft.lora.init is {self.init!r}; choose one of kaiming, gaussian, pissa.")
+        if not self.plus_ratio > 0:
+            raise UserError(f"peft.lora.plus_ratio={self.plus_ratio} must be above 0.")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Which kind, and its sizes where they are not the kind's own."""
+
+    kind: str = "pfeiffer"  # houlsby, pfeiffer, parallel
+    reduction: int = 0  # the bottleneck is embed_dim / reduction; 0: the kind's own (16, 16, 2)
+    activation: str = ""  # "": the kind's own (silu, relu, relu)
+    scale: float = 0.0  # 0: the kind's own (1, 1, 4)
+
+    def __post_init__(self):
+        if self.kind not in ADAPTER_KINDS:
+            raise UserError(f"peft.adapter.kind is {self.kind!r}; choose one of {', '.join(ADAPTER_KINDS)}.")
+        _, reduction, activation, scale = ADAPTER_KINDS[self.kind]
+        for name, value in (("reduction", reduction), ("activation", activation), ("scale", scale)):
+            object.__setattr__(self, name, getattr(self, name) or value)
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"peft.adapter.activation is {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}.")
+        if self.reduction < 1:
+            raise UserError(f"peft.adapter.reduction={self.reduction} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class IA3Config:
+    """Which products are scaled: their outputs, or, for those also in `feedforward`, their inputs."""
+
+    targets: tuple[str, ...] = ("k_proj", "v_proj", "down_proj")
+    feedforward: tuple[str, ...] = ("down_proj",)
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """n keys and values in each layer; they start as those of real tokens, from which training is fastest."""
+
+    num_tokens: int = 20
+    init: str = "vocabulary"  # of random tokens' keys and values, "text": of init_text's; "random": normal; "zero"
+    init_text: str = ""
+    projection: bool = False  # learn them through an MLP (which starts at random); False is P-tuning v2
+    hidden_size: int = 0  # of the MLP; 0: embed_dim
+
+    def __post_init__(self):
+        _check("prefix", self.num_tokens, self.init, self.init_text)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """n input vectors; they start as real tokens' (arXiv:2104.08691, section 3.2: random ones do much worse)."""
+
+    num_tokens: int = 20
+    init: str = "vocabulary"  # vectors of random tokens, "text": of init_text's; "random": normal; "zero"
+    init_text: str = ""
+
+    def __post_init__(self):
+        _check("prompt", self.num_tokens, self.init, self.init_text)
+
+
+@dataclass(frozen=True)
+class PTuningConfig:
+    """n input vectors that an encoder makes of n learned ones."""
+
+    num_tokens: int = 20
+    encoder: str = "mlp"  # mlp: three layers with ReLU; lstm: two bidirectional layers and two of an MLP
+    hidden_size: int = 0  # 0: embed_dim
+
+    def __post_init__(self):
+        _check("p_tuning", self.num_tokens, "random", "")
+        if self.encoder not in ("mlp", "lstm"):
+            raise UserError(f"peft.p_tuning.encoder is {self.encoder!r}; choose mlp or lstm.")
+
+
+def _check(section: str, num_tokens: int, init: str, text: str) -> None:
+    if num_tokens < 1:
+        raise UserError(f"peft.{section}.num_tokens={num_tokens} must be at least 1.")
+    if init not in INITS:
+        raise UserError(f"peft.{section}.init is {init!r}; choose one of {', '.join(INITS)}.")
+    if (init == "text") != bool(text):
+        raise UserError(f"peft.{section}: init='text' and init_text go together; set both or none.")
+
+
+@dataclass(frozen=True)
+class FreezeConfig:
+    """What is trained of the base; all else is frozen. The three add up. Patterns are those of `targets.choose`."""
+
+    train: tuple[str, ...] = ()  # names of arrays: "lm_head/kernel", "layers/[0-3]/attention/.*"
+    first_layers: int = 0  # train the first so many layers
+    last_layers: int = 0  # train the last so many layers
+
+    def __post_init__(self):
+        if self.first_layers < 0 or self.last_layers < 0:
+            raise UserError("peft.freeze.first_layers and peft.freeze.last_layers must be 0 (none) or above.")
+
 
 _SECTIONS: dict[str, Any] = {
     "lora": LoraConfig,

@@ -13,7 +13,7 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
-from slmjax.peft.config import PeftConfig
+from slmjax.peft.config import PeftConfig, PrefixConfig, PromptConfig
 from slmjax.peft.interception import NOTHING_MORE, Options
 from slmjax.peft.methods import bottleneck, ia3, lora, prompts
 from slmjax.peft.methods.freezing import chosen_by, joined, layer_factors, partition
@@ -152,7 +152,7 @@ def _added(config: PeftConfig, model: Transformer, shapes: Any, encode: Encode |
     raise AssertionError(config.method)
 
 
-def _ids(config: prompts.PrefixConfig | prompts.PromptConfig, encode: Encode | None) -> np.ndarray | None:
+def _ids(config: PrefixConfig | PromptConfig, encode: Encode | None) -> np.ndarray | None:
     if config.init != "text":
         return None
     if encode is None:

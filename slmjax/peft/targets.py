@@ -11,8 +11,8 @@ import jax
 
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
+from slmjax.peft.config import ALL_LINEAR
 
-ALL_LINEAR = "all-linear"
 Chosen = dict[str, tuple[int, ...]]  # path -> places in the stack (ascending); () for what belongs to no layer
 
 

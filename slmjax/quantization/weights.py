@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.models.parameters import Params, flatten, is_weight_product, unflatten
 
 KINDS = ("int8", "int4", "nf4")
 GROUP = 64  # inputs that share a scale; fewer where 64 does not divide the inputs
@@ -78,18 +79,14 @@ def dequantize_kernel(leaves: Mapping[str, jax.Array], dtype: Any = jnp.float32)
 def quantized(params: Any, kind: str) -> Any:
     """Nested parameters with the kernel of every weight product quantized; tables, head, norms and biases stay."""
 
-    def walk(tree: Mapping[str, Any], inside: bool) -> dict[str, Any]:
-        new: dict[str, Any] = {}
-        for name, value in tree.items():
-            if isinstance(value, Mapping):
-                new[name] = walk(value, inside or name.startswith(("segment_", "embed_in_proj", "embed_out_proj")))
-            elif inside and name == "kernel":
-                new |= quantize_kernel(value, kind)
-            else:
-                new[name] = value
-        return new
-
-    return walk(params, False)
+    flat: Params = {}
+    for path, leaf in flatten(params).items():
+        if is_weight_product(path):
+            module = path.removesuffix("kernel")
+            flat |= {module + name: array for name, array in quantize_kernel(leaf, kind).items()}
+        else:
+            flat[path] = leaf
+    return unflatten(flat)
 
 
 def dequantized(params: Any) -> Any:

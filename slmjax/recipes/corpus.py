@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from slmjax.data.config import DataConfig, SourceConfig
+from slmjax.data.config import DataConfig
 from slmjax.data.conversations.examples import ExampleStore, load_examples, sft_template
-from slmjax.data.packing import PackedRows, Row
-from slmjax.data.pipeline import Replay, training_batches, validation_batches
+from slmjax.data.pipeline import Replay, epoch_size, training_batches, validation_batches
 from slmjax.data.prepare import open_stores, prepare, tokenizer_for
 from slmjax.data.sft_config import SftConfig
 from slmjax.data.store import TokenStore
 from slmjax.errors import UserError
+from slmjax.recipes.config import RunConfig
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
-from slmjax.training.config import RunConfig
+from slmjax.training.processes import barrier, is_primary
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,22 @@ class Corpus:
             prefetch=data.prefetch,
             replay=replay,
         )
+
+    def passes(self, data: DataConfig | SftConfig, num_rows: int) -> dict[str, float]:
+        """How often each source is read through by so many training rows."""
+        total = sum(weight for _, weight in self.train)
+        rows = self._rows(data)
+        return {store.name: num_rows * weight / total / rows[store.name] for store, weight in self.train}
+
+    def rows_per_epoch(self, data: DataConfig | SftConfig) -> int:
+        """Training rows after which each source has been read through at least once."""
+        total, rows = sum(weight for _, weight in self.train), self._rows(data)
+        return max(math.ceil(rows[store.name] * total / weight) for store, weight in self.train)
+
+    def _rows(self, data: DataConfig | SftConfig) -> dict[str, int]:
+        T, packing = data.sequence_length, data.packing
+        sizes = [(store.name, epoch_size(store, sequence_length=T, packing=packing)[0]) for store, _ in self.train]
+        return {name: max(1, size) for name, size in sizes}
 
     def validation_batches(self, config: RunConfig, rows: list[int]) -> Iterator[dict[str, np.ndarray]]:
         """The first `training.eval_batches` batches of each source's validation split (0: all), in order."""
@@ -76,10 +92,10 @@ def open_corpus(
     else:
         base = Path(config.cache_dir) if config.cache_dir else directory
         prepared = base / "corpus"
-        if jax.process_index() == 0:
+        if is_primary():
             tokenizer = tokenizer_for(config, base / "tokenizer", progress=progress)
             prepare(config, tokenizer, prepared, progress=progress)
-        _wait_for_process_0("corpus prepared")
+        barrier("corpus prepared")
         tokenizer = load_tokenizer(prepared / "tokenizer")
     stores = open_stores(prepared, "train")
     weights = {name: config.sources[name].weight if name in config.sources else 1.0 for name in stores}
@@ -88,54 +104,6 @@ def open_corpus(
         train=[(store, weights[name]) for name, store in stores.items()],
         validation=list(open_stores(prepared, "validation").values()),
     )
-
-
-@dataclass(frozen=True)
-class GeneralText:
-    """Text outside the domain: to train on or to estimate with, and to measure on."""
-
-    train: TokenStore
-    heldout: TokenStore
-
-    def measured_rows(self, sequence_length: int, tokens: int) -> list[Row]:
-        """At most `tokens` tokens of the held-out text in whole rows (at least one), spread over all of it."""
-        return _spread_rows(self.heldout, sequence_length, max(1, tokens // sequence_length))
-
-    def estimation_rows(self, sequence_length: int, count: int) -> list[Row]:
-        """At most `count` rows of the other text, spread over all of it."""
-        return _spread_rows(self.train, sequence_length, count)
-
-
-def open_general(config: RunConfig, directory: Path, tokenizer: Tokenizer, *, progress: bool = True) -> GeneralText:
-    """The corpus that `forgetting.corpus` names, prepared in `directory` if it is not yet; a tenth is held out."""
-    source = SourceConfig(config.forgetting.corpus, text_field=config.forgetting.text_field)
-    add_bos = config.data.add_bos
-    wanted = DataConfig(sources={"general": source}, validation_fraction=0.1, add_bos=add_bos)
-    if jax.process_index() == 0:
-        prepare(wanted, tokenizer, directory, progress=progress)
-    _wait_for_process_0("general text prepared")
-    stores = [open_stores(directory, split) for split in ("train", "validation")]
-    if not all(stores):
-        raise UserError(
-            f"forgetting.corpus={config.forgetting.corpus} is a single piece of text, of which nothing can be held "
-            "out: give more text, or set forgetting.tokens=0."
-        )
-    general = GeneralText(*(store["general"] for store in stores))
-    for store in (general.train, general.heldout):
-        store.check_vocabulary(config.model.vocab_size)
-    return general
-
-
-def _spread_rows(store: TokenStore, sequence_length: int, count: int) -> list[Row]:
-    rows = PackedRows(store, sequence_length, "concat", seed=0)
-    return [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round()]
-
-
-def _wait_for_process_0(what: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import sync_global_devices
-
-        sync_global_devices(what)
 
 
 def _conversations(config: SftConfig, tokenizer: Tokenizer | None, *, progress: bool) -> Corpus:

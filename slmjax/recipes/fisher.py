@@ -13,22 +13,23 @@ import numpy as np
 from slmjax.data.packing import Row, empty_row, stack_rows
 from slmjax.objectives.cross_entropy import logits_bytes_for
 from slmjax.objectives.next_token import next_token
-from slmjax.training.program import Program, local_rows
+from slmjax.recipes.language_model import ModelProgram
+from slmjax.training.program import process_rows
 from slmjax.training.state import TrainState
 
 
-def with_fisher(program: Program, state: TrainState, rows: list[Row]) -> TrainState:
+def with_fisher(lm: ModelProgram, state: TrainState, rows: list[Row]) -> TrainState:
     """The state with `frozen["fisher"]` estimated on these rows, each [T], at the parameters as they are.
 
     It is the empirical one: of each row the gradient of the log-likelihood of its own tokens, summed over the row,
     squared; the squares are added up and divided by the number of tokens. Half of it times a squared step is then about
     what that step costs in nats per token. The same on any mesh: the rows are visited one by one.
     """
-    sharding = program.batch_sharding
+    sharding, program = lm.batch_sharding, lm.program
     together = program.mesh.shape["data"] * program.mesh.shape["fsdp"]  # the smallest batch that the mesh can hold
-    mine = local_rows(sharding, together)
-    logits_bytes = logits_bytes_for(program.mesh.devices.flat[0].platform, program.config.model)
-    objective = next_token(program.model, program.method, mesh=program.mesh, logits_bytes=logits_bytes)
+    mine = process_rows(sharding, together)
+    logits_bytes = logits_bytes_for(program.mesh.devices.flat[0].platform, lm.config.model)
+    objective = next_token(lm.model, lm.method, mesh=program.mesh, logits_bytes=logits_bytes)
     fisher = state.frozen["fisher"]
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.frozen["fisher"])
 
@@ -36,13 +37,13 @@ def with_fisher(program: Program, state: TrainState, rows: list[Row]) -> TrainSt
     def add(total: Any, params: Any, frozen: Any, batch: Any) -> Any:
         def visit(total: Any, row: jax.Array) -> tuple[Any, None]:
             only = batch["loss_weights"] * (jnp.arange(together) == row)[:, None]
-            gradient = jax.grad(objective, has_aux=True)(params, frozen, batch | {"loss_weights": only}, None)[0]
+            gradient = jax.grad(lambda p: objective(p, frozen, batch | {"loss_weights": only}, None).sum)(params)
             return jax.tree.map(lambda t, g: t + jnp.square(g.astype(jnp.float32)), total, gradient), None
 
         return jax.lax.scan(visit, total, jnp.arange(together))[0]
 
     others = {name: tree for name, tree in state.frozen.items() if name != "fisher"}
-    T = program.config.data.sequence_length
+    T = lm.config.data.sequence_length
     for first in range(0, len(rows), together):
         group = [rows[i] if i < len(rows) else empty_row(T) for i in range(first, first + together)]
         batch = {

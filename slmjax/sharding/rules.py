@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
-from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from slmjax.sharding.mesh import WEIGHTS
+from slmjax.models.parameters import PyTree, is_stacked, path_string
+from slmjax.sharding.mesh import WEIGHTS, divides
 
 # First match wins. Specs are those of one layer; stacked layers get a leading unsharded axis.
 RULES: tuple[tuple[str, P], ...] = (
@@ -34,33 +33,34 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"adapter_down$", P(WEIGHTS, None)),
     (r"adapter_up$", P(None, WEIGHTS)),
     (r"prefix_(key|value)$", P(None, "tensor", None)),
-    # A quantized weight lies as the weight would; its scales are small (see quantization/weights.py).
+    # Quantized weights are sharded like the weights they replace; their scales are small (quantization/weights.py).
     (r"(q|k|v|gate|up)_proj/kernel_(int8|int4|nf4)$", P(WEIGHTS, "tensor")),
     (r"(o|down)_proj/kernel_(int8|int4|nf4)$", P("tensor", WEIGHTS)),
 )
 
 
-def path_string(path: tuple[Any, ...]) -> str:
-    """A jax key path as `a/b/c`: dict keys, attribute names and indices."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+def rule_for(path: str) -> P:
+    """The spec of one layer's array by its path alone; P() (replicated) where no rule matches."""
+    return next((spec for pattern, spec in RULES if re.search(pattern, path)), P())
 
 
-def _axis_size(mesh: Mesh, axes: Any) -> int:
-    return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The spec without the axes that do not divide their dimension; missing dimensions are whole."""
+    parts = tuple(spec) + (None,) * (len(shape) - len(spec))
+    return P(*(axes if divides(mesh, axes, size) else None for axes, size in zip(parts, shape, strict=True)))
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The spec of one array. An axis that does not divide its dimension is left out there (replicated)."""
-    for pattern, spec in RULES:
-        if re.search(pattern, path):
-            parts = ((None,) if "segment_" in path else ()) + tuple(spec)
-            if len(parts) != len(shape):  # an optimizer's statistic of another rank (factored moments)
-                return P()
-            return P(*(a if n % _axis_size(mesh, a) == 0 else None for a, n in zip(parts, shape, strict=True)))
-    return P()
+    spec = rule_for(path)
+    if not spec:
+        return P()
+    parts = ((None,) if is_stacked(path) else ()) + tuple(spec)
+    # An optimizer's statistic of another rank (factored moments) is replicated.
+    return fit_spec(P(*parts), shape, mesh) if len(parts) == len(shape) else P()
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """A NamedSharding for each leaf (array or ShapeDtypeStruct) of a parameter, optimizer or state tree."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec_for(path_string(path), leaf.shape, mesh)), tree

@@ -1,40 +1,28 @@
-"""One run as plain values: a `ConfigDict` at the door, typed frozen dataclasses behind it.
-
-Defaults live in the dataclasses of each room and nowhere else; `default_config` shows them, config files change some.
-"""
+"""The config sections of the engine: the run, its optimizer and its learning rate. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import Any, Literal, get_args
 
-from ml_collections import ConfigDict
-
-from slmjax.data.config import DataConfig
-from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
-from slmjax.models.config import ModelConfig
-from slmjax.models.counting import count_parameters
-from slmjax.peft.config import PeftConfig
-from slmjax.recipes.forgetting_config import ForgettingConfig
-from slmjax.sharding.mesh import MeshConfig
-from slmjax.training.checkpoints.checkpointer import CheckpointConfig
-from slmjax.training.optimizers import OptimizerConfig
-from slmjax.training.schedules import ScheduleConfig
 
-CHINCHILLA_TOKENS_PER_PARAM = 20.0
+BUDGETS = ("steps", "tokens", "tokens_per_param", "epochs")
+OptimizerName = Literal["adamw", "adafactor", "lion", "muon"]
+ScheduleName = Literal["cosine", "constant", "linear", "wsd", "inverse_sqrt"]
+DecayShape = Literal["linear", "cosine", "sqrt"]
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The budget, the batch and the policies of the loop. Give one of steps, tokens, tokens_per_param."""
+    """The budget, the batch and the policies of the loop. Give one of steps, tokens, tokens_per_param, epochs."""
 
     steps: int = 0
     tokens: int = 0
     tokens_per_param: float = 0.0  # 20 is Chinchilla's; SmolLM2-135M was trained with 15,600
+    epochs: float = 0.0  # passes over the data: with several sources, the budget that ends when each has had that many
     batch_size: int = 32  # rows of a global batch; each row is data.sequence_length tokens
     accumulation: int = 1  # micro-batches that a batch is cut into
     seed: int = 0
@@ -61,11 +49,13 @@ class TrainingConfig:
     sample_tokens: int = 48  # of an answer, at most
 
     def __post_init__(self):
-        given = [name for name in ("steps", "tokens", "tokens_per_param") if getattr(self, name)]
-        if len(given) != 1:
+        given = [name for name in BUDGETS if getattr(self, name)]
+        keys = ", ".join(f"training.{name}" for name in given or BUDGETS)
+        if not given:
+            raise UserError(f"No budget is set: give exactly one of {keys}.")
+        if len(given) > 1:
             raise UserError(
-                f"The budget is given {len(given)} times ({', '.join(given) or 'by none of them'}): set exactly one of "
-                "training.steps, training.tokens, training.tokens_per_param and leave the others 0."
+                f"The budget is set {len(given)} times, by {keys}: give one of them and leave the others 0."
             )
         for name in ("batch_size", "accumulation", "log_every", "max_skipped", "sample_tokens", given[0]):
             if getattr(self, name) <= 0:
@@ -84,120 +74,81 @@ class TrainingConfig:
             raise UserError(f"training.ema_decay={self.ema_decay} must be at least 0 and below 1.")
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """All sections of one run."""
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Which optimizer, and its numbers. Weight decay is decoupled and multiplied by the learning rate, as in torch.
 
-    model: ModelConfig
-    data: DataConfig | SftConfig
-    training: TrainingConfig
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    peft: PeftConfig = dataclasses.field(default_factory=PeftConfig)
-    forgetting: ForgettingConfig = dataclasses.field(default_factory=ForgettingConfig)
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Positions in one global batch, padding included."""
-        return self.training.batch_size * self.data.sequence_length
-
-    @property
-    def total_steps(self) -> int:
-        """The budget in steps, whichever way it was given."""
-        t = self.training
-        if t.steps:
-            return t.steps
-        tokens = t.tokens or t.tokens_per_param * count_parameters(self.model).total
-        return max(1, -(-int(tokens) // self.tokens_per_step))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able values; `run_config(d)` gives the same config back."""
-        return dataclasses.asdict(self)
-
-
-SECTIONS = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "training": TrainingConfig,
-    "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
-    "mesh": MeshConfig,
-    "checkpoint": CheckpointConfig,
-    "peft": PeftConfig,
-    "forgetting": ForgettingConfig,
-}
-
-
-def default_config(model: ModelConfig, *, data: type[DataConfig] | type[SftConfig] = DataConfig) -> ConfigDict:
-    """Every section with its defaults, for a config file to change. The budget is Chinchilla's 20 tokens/param.
-
-    data: what is read, text (DataConfig) or conversations to fine-tune on (SftConfig).
+    The peak learning rate that suits differs: adamw and muon share one (muon's update is scaled to AdamW's RMS), lion
+    wants 3-10 times less and 3-10 times more decay (arXiv:2302.06675). adafactor is used without its parameter scale
+    and so takes AdamW's rate; it ignores b2 and eps (its decay is 1 - step^-0.8), and b1 = 0 frees its momentum.
     """
 
-    def section(name, cls):
-        if name == "model":
-            values = dataclasses.asdict(model)
-        else:
-            values = {f.name: _default(f) for f in dataclasses.fields(cls)}
-        return ConfigDict({k: _plain(v) for k, v in values.items()}, convert_dict=True)
+    name: OptimizerName = "adamw"
+    b1: float = 0.9  # momentum; muon's own momentum is `muon_momentum`
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_embeddings: bool = False  # kernels are always decayed, norm scales and biases never
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"  # the first moment's storage
+    muon_momentum: float = 0.95
 
-    config = ConfigDict({name: section(name, cls) for name, cls in (SECTIONS | {"data": data}).items()})
-    config.training.tokens_per_param = CHINCHILLA_TOKENS_PER_PARAM
-    config.lock()
-    for name in ("sources", "validation"):  # the places where names are the user's own
-        if name in config.data:
-            config.data[name].unlock()
-    return config
-
-
-def set_budget(config: ConfigDict, **budget: float) -> None:
-    """Replace the budget by one of steps=, tokens=, tokens_per_param=."""
-    for name in ("steps", "tokens", "tokens_per_param"):
-        setattr(config.training, name, type(getattr(config.training, name))(budget.get(name, 0)))
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+    def __post_init__(self) -> None:
+        if self.name not in get_args(OptimizerName):
+            raise UserError(f"optimizer.name is {self.name!r}; choose one of {', '.join(get_args(OptimizerName))}.")
+        for field in ("b1", "b2", "muon_momentum"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"optimizer.{field} is {getattr(self, field)}; it must lie in [0, 1).")
+        if self.eps <= 0 or self.weight_decay < 0:
+            raise UserError("optimizer.eps must be above 0 and optimizer.weight_decay 0 or more.")
+        if self.momentum_dtype not in ("float32", "bfloat16"):
+            raise UserError(f"optimizer.momentum_dtype is {self.momentum_dtype!r}; choose float32 or bfloat16.")
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return ConfigDict({k: _plain(v) for k, v in value.items()})
-    return tuple(_plain(v) for v in value) if isinstance(value, list | tuple) else value
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """What the learning rate does between the first step and the last.
+
+    Every schedule starts with a linear warmup to `peak`: step s of it has the rate peak * (s + 1) / warmup_steps, so
+    that the first update is not wasted on a rate of zero. Then
+
+      constant      stays at the peak
+      linear        falls in a straight line to final_fraction * peak at the last step
+      cosine        falls along a half cosine to final_fraction * peak (Loshchilov & Hutter, arXiv:1608.03983)
+      inverse_sqrt  peak * sqrt(warmup_steps / (s + 1)), not below final_fraction * peak (arXiv:1706.03762)
+      wsd           stays at the peak, then decays over the last decay_fraction of the steps (MiniCPM, arXiv:2404.06395)
+
+    In the stable phase of `wsd` the rate does not depend on the total number of steps: a checkpoint from there can be
+    continued for longer, or branched into its decay at `decay_start`.
+    """
+
+    name: ScheduleName = "cosine"
+    peak: float = 3e-3
+    warmup_steps: int = 0  # 0: warmup_fraction of all steps
+    warmup_fraction: float = 0.02  # used where warmup_steps is 0; 0: no warmup. For wsd branching set warmup_steps.
+    final_fraction: float = 0.1  # the floor, as a fraction of the peak
+    decay_fraction: float = 0.2  # wsd: the share of all steps that decays
+    decay_shape: DecayShape = "sqrt"  # wsd: "sqrt" is 1 - sqrt(progress) (Hägele et al., arXiv:2405.18392)
+    decay_start: int | None = None  # wsd: the first step of the decay, instead of decay_fraction
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(ScheduleName):
+            raise UserError(f"schedule.name is {self.name!r}; choose one of {', '.join(get_args(ScheduleName))}.")
+        if self.decay_shape not in get_args(DecayShape):
+            choices = ", ".join(get_args(DecayShape))
+            raise UserError(f"schedule.decay_shape is {self.decay_shape!r}; choose one of {choices}.")
+        if not self.peak > 0:
+            raise UserError(f"schedule.peak is {self.peak}; the peak learning rate must be above 0, such as 3e-3.")
+        if self.warmup_steps < 0:
+            raise UserError(f"schedule.warmup_steps is {self.warmup_steps}; give 0 (use warmup_fraction) or more.")
+        for field in ("warmup_fraction", "final_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise UserError(f"schedule.{field} is {getattr(self, field)}; it is a fraction between 0 and 1.")
+        if self.decay_start is not None and (self.name != "wsd" or self.decay_start < 0):
+            raise UserError("schedule.decay_start is a step, 0 or later, of the wsd schedule only; set it to None.")
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """' Did you mean X?' when a known name is close, else the list of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-
-
-def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
-    """The typed config of a ConfigDict (or of `RunConfig.to_dict()`). UserError for unknown keys and wrong values."""
-    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    for name in values:
-        if name not in SECTIONS:
-            raise UserError(f"The config has an unknown section {name!r}; {nearest(name, list(SECTIONS))}")
-    built = {}
-    for name, cls in SECTIONS.items():
-        section = values.get(name) or {}
-        if name == "data" and "chat_template" in section:
-            cls = SftConfig
-        if not isinstance(section, Mapping):
-            raise UserError(f"The config's section {name!r} is {section!r}: it must be a table of keys and values.")
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in section:
-            if key not in known:
-                raise UserError(f"The config has an unknown key {name}.{key!r}; {nearest(key, known)}")
-        section = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
-        try:
-            built[name] = cls(**section)
-        except TypeError as error:
-            raise UserError(f"The config's section {name!r} is incomplete or of a wrong type: {error}.") from error
-    return RunConfig(**built)
+def __getattr__(name: str) -> Any:
+    # Config files take these from here, where they were before a run's config got sections of every room.
+    if name in ("RunConfig", "default_config", "run_config", "set_budget"):
+        return getattr(import_module("slmjax.recipes.config"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

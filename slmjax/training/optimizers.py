@@ -1,49 +1,16 @@
 """Optimizers: optax with rules on parameter paths. Clipping is the step's, which needs the norm anyway."""
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from slmjax.errors import UserError
+from slmjax.training.config import OptimizerConfig
 from slmjax.training.schedules import Schedule
-
-OptimizerName = Literal["adamw", "adafactor", "lion", "muon"]
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Which optimizer, and its numbers. Weight decay is decoupled and multiplied by the learning rate, as in torch.
-
-    The peak learning rate that suits differs: adamw and muon share one (muon's update is scaled to AdamW's RMS), lion
-    wants 3-10 times less and 3-10 times more decay (arXiv:2302.06675). adafactor is used without its parameter scale
-    and so takes AdamW's rate; it ignores b2 and eps (its decay is 1 - step^-0.8), and b1 = 0 frees its momentum.
-    """
-
-    name: OptimizerName = "adamw"
-    b1: float = 0.9  # momentum; muon's own momentum is `muon_momentum`
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    decay_embeddings: bool = False  # kernels are always decayed, norm scales and biases never
-    momentum_dtype: Literal["float32", "bfloat16"] = "float32"  # the first moment's storage
-    muon_momentum: float = 0.95
-
-    def __post_init__(self) -> None:
-        if self.name not in get_args(OptimizerName):
-            raise UserError(f"optimizer.name is {self.name!r}; choose one of {', '.join(get_args(OptimizerName))}.")
-        for field in ("b1", "b2", "muon_momentum"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"optimizer.{field} is {getattr(self, field)}; it must lie in [0, 1).")
-        if self.eps <= 0 or self.weight_decay < 0:
-            raise UserError("optimizer.eps must be above 0 and optimizer.weight_decay 0 or more.")
-        if self.momentum_dtype not in ("float32", "bfloat16"):
-            raise UserError(f"optimizer.momentum_dtype is {self.momentum_dtype!r}; choose float32 or bfloat16.")
 
 
 def make_optimizer(config: OptimizerConfig, learning_rate: Schedule | float) -> optax.GradientTransformation:

@@ -1,60 +1,14 @@
 """Learning-rate schedules: pure functions of the step, safe under jit."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
+from slmjax.training.config import ScheduleConfig
 
-ScheduleName = Literal["cosine", "constant", "linear", "wsd", "inverse_sqrt"]
-DecayShape = Literal["linear", "cosine", "sqrt"]
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
-    """What the learning rate does between the first step and the last.
-
-    Every schedule starts with a linear warmup to `peak`: step s of it has the rate peak * (s + 1) / warmup_steps, so
-    that the first update is not wasted on a rate of zero. Then
-
-      constant      stays at the peak
-      linear        falls in a straight line to final_fraction * peak at the last step
-      cosine        falls along a half cosine to final_fraction * peak (Loshchilov & Hutter, arXiv:1608.03983)
-      inverse_sqrt  peak * sqrt(warmup_steps / (s + 1)), not below final_fraction * peak (arXiv:1706.03762)
-      wsd           stays at the peak, then decays over the last decay_fraction of the steps (MiniCPM, arXiv:2404.06395)
-
-    In the stable phase of `wsd` the rate does not depend on the total number of steps: a checkpoint from there can be
-    continued for longer, or branched into its decay at `decay_start`.
-    """
-
-    name: ScheduleName = "cosine"
-    peak: float = 3e-3
-    warmup_steps: int = 0  # 0: warmup_fraction of all steps
-    warmup_fraction: float = 0.02  # used where warmup_steps is 0; 0: no warmup. For wsd branching set warmup_steps.
-    final_fraction: float = 0.1  # the floor, as a fraction of the peak
-    decay_fraction: float = 0.2  # wsd: the share of all steps that decays
-    decay_shape: DecayShape = "sqrt"  # wsd: "sqrt" is 1 - sqrt(progress) (Hägele et al., arXiv:2405.18392)
-    decay_start: int | None = None  # wsd: the first step of the decay, instead of decay_fraction
-
-    def __post_init__(self) -> None:
-        if self.name not in get_args(ScheduleName):
-            raise UserError(f"schedule.name is {self.name!r}; choose one of {', '.join(get_args(ScheduleName))}.")
-        if self.decay_shape not in get_args(DecayShape):
-            choices = ", ".join(get_args(DecayShape))
-            raise UserError(f"schedule.decay_shape is {self.decay_shape!r}; choose one of {choices}.")
-        if not self.peak > 0:
-            raise UserError(f"schedule.peak is {self.peak}; the peak learning rate must be above 0, such as 3e-3.")
-        if self.warmup_steps < 0:
-            raise UserError(f"schedule.warmup_steps is {self.warmup_steps}; give 0 (use warmup_fraction) or more.")
-        for field in ("warmup_fraction", "final_fraction", "decay_fraction"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise UserError(f"schedule.{field} is {getattr(self, field)}; it is a fraction between 0 and 1.")
-        if self.decay_start is not None and (self.name != "wsd" or self.decay_start < 0):
-            raise UserError("schedule.decay_start is a step, 0 or later, of the wsd schedule only; set it to None.")
 
 
 def make_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -11,15 +12,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from slmjax.models.transformer import Transformer
-from slmjax.peft.anchoring import OF_BASE
-from slmjax.peft.method import Method
 from slmjax.sharding.rules import tree_shardings
+
+# (key, base) -> (params, frozen): new parameters, or a base's with what is added to it.
+Init = Callable[[jax.Array, Any], tuple[Any, Any]]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """`params` are trained, `frozen` are not: they have no gradient and no optimizer memory (see `Method`)."""
+    """`params` are trained, `frozen` are not: they have no gradient and no optimizer memory.
+
+    Both are the recipe's: one network, or several by name. The fields' names are those on disk.
+    """
 
     step: jax.Array  # int32, updates attempted
     params: Any
@@ -33,30 +37,26 @@ class TrainState:
 
 
 def init_state(
-    model: Transformer,
+    init: Init,
     optimizer: optax.GradientTransformation,
     seed: int,
     *,
     ema: bool,
-    method: Method,
     base: Any = None,
+    networks: Sequence[str] = (),
 ) -> TrainState:
     """A fresh state, a pure function of its arguments, to be called under jit with `tree_shardings` as out_shardings.
 
-    base: the parameters that are fine-tuned; None: random ones.
+    base: given to `init`. networks: names in `params` that have an optimizer memory of their own; none: one for all.
     """
     params_key, rng = jax.random.split(jax.random.key(seed))
-    if base is None:
-        # Of layers that are alike, one is compiled: random numbers make long programs, and this one runs once.
-        rolled = model.clone(execution=dataclasses.replace(model.execution, scan_unroll=1))
-        base = rolled.init(params_key, jnp.zeros((1, 1), jnp.int32))["params"]
-    params, frozen = method.split(base, jax.random.fold_in(params_key, 1))
+    params, frozen = init(params_key, base)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
         params=params,
         frozen=frozen,
-        opt_state=optimizer.init(params),
+        opt_state={name: optimizer.init(params[name]) for name in networks} or optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         rng=jax.random.key_data(rng),
         skipped=zero,
@@ -66,19 +66,23 @@ def init_state(
 
 
 def abstract_state(
-    model: Transformer,
+    init: Init,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
     ema: bool,
-    method: Method,
     base: Any = None,
+    networks: Sequence[str] = (),
 ) -> TrainState:
     """Shapes, dtypes and shardings of a state without its arrays: what restoring and compiling ahead of time need.
 
     base: as in `init_state`, of which only shapes and dtypes count.
     """
-    shapes = jax.eval_shape(lambda base: init_state(model, optimizer, 0, ema=ema, method=method, base=base), base)
+
+    def make(base: Any) -> TrainState:
+        return init_state(init, optimizer, 0, ema=ema, base=base, networks=networks)
+
+    shapes = jax.eval_shape(make, base)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -86,6 +90,6 @@ def abstract_state(
     )
 
 
-def without_base(state: TrainState) -> TrainState:
-    """What a checkpoint holds: all but what comes from the base, which the base's own files hold."""
-    return dataclasses.replace(state, frozen={name: tree for name, tree in state.frozen.items() if name not in OF_BASE})
+def without(state: TrainState, names: Sequence[str]) -> TrainState:
+    """The state without these parts of `frozen`."""
+    return dataclasses.replace(state, frozen={name: tree for name, tree in state.frozen.items() if name not in names})

@@ -16,7 +16,7 @@ MODEL = {"vocab_size": 300, "num_layers": 2, "embed_dim": 16, "num_heads": 2, "f
 CONFIG = f"""
 from slmjax.data.sft_config import SftConfig
 from slmjax.models.config import ModelConfig
-from slmjax.training.config import default_config, set_budget
+from slmjax.recipes.config import default_config, set_budget
 
 def get_config():
     config = default_config(ModelConfig(**{MODEL}), data=SftConfig)
@@ -39,7 +39,7 @@ def ready(tmp_path):
     config = ModelConfig(**MODEL)
     params = Transformer(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     tokenizer = train_bpe(["what is a cat? a small animal. "] * 8, 290, progress=False)
-    slmjax.save(LanguageModel(config, params, tokenizer), tmp_path / "base")
+    slmjax.save(LanguageModel(config=config, params=params, tokenizer=tokenizer), tmp_path / "base")
     turns = [{"role": "user", "content": "what is a cat?"}, {"role": "assistant", "content": "a small animal."}]
     lines = [json.dumps({"messages": [{"role": "user", "content": f"{n}?"}, *turns[1:]]}) for n in range(20)]
     (tmp_path / "chats.jsonl").write_text("\n".join(lines))

@@ -21,7 +21,7 @@ from slmjax.training import memory
 
 CONFIG = """
 from slmjax.models.config import ModelConfig
-from slmjax.training.config import default_config, set_budget
+from slmjax.recipes.config import default_config, set_budget
 
 
 def get_config():

@@ -13,7 +13,7 @@ import pytest
 
 CONFIG = """
 from slmjax.models.config import ModelConfig
-from slmjax.training.config import default_config, set_budget
+from slmjax.recipes.config import default_config, set_budget
 
 
 def get_config():
@@ -61,7 +61,7 @@ def write_text(path, sentences):
 
 @pytest.mark.slow
 def test_a_run_keeps_its_last_good_checkpoint(small_disk, tmp_path):
-    from slmjax.inference.language_model import load
+    from slmjax.formats.models import load
 
     text = write_text(tmp_path / "text.txt", 400)
     (tmp_path / "config.py").write_text(CONFIG.format(text=str(text), cache=str(tmp_path / "cache")))
@@ -97,5 +97,5 @@ def test_a_saved_model_is_there_whole_or_not_at_all(small_disk, tmp_path):
     params = Transformer(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]  # 17 MB
     tokenizer = train_bpe(["a b c"], 257, progress=False)
     with pytest.raises(UserError, match="The disk is full while writing"):
-        package.save(LanguageModel(config, params, tokenizer), small_disk / "model")
+        package.save(LanguageModel(config=config, params=params, tokenizer=tokenizer), small_disk / "model")
     assert not list(small_disk.iterdir())

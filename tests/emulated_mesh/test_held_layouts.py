@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from slmjax.models.attention.kernels import xla_attention
+from slmjax.models.attention.xla import xla_attention
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
-from slmjax.objectives.held_to_base import held_to_base
+from slmjax.objectives.regularized import regularized
 from slmjax.peft.anchoring import anchored
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.method import make_method
@@ -59,7 +59,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name):
         trained, frozen = jax.jit(method.split)(base, jax.random.key(1))
         frozen["fisher"] = jax.tree.map(np.abs, moved(frozen["fisher"], 1.0, seed=3))
         trained, frozen = place(moved(trained, seed=2)), place(frozen)
-        objective = held_to_base(model, method, l2_sp=0.3, ewc=0.3, kl=0.5, mesh=mesh, logits_bytes=4 * V * 12)
+        objective = regularized(model, method, l2_sp=0.3, ewc=0.3, kl=0.5, mesh=mesh, logits_bytes=4 * V * 12)
         step = jax.jit(jax.value_and_grad(objective, has_aux=True))
         results.append(jax.device_get(step(trained, frozen, batch, key)))
     ((loss, (_, sums)), grads), ((sharded_loss, (_, sharded_sums)), sharded_grads) = results

@@ -17,4 +17,4 @@ def talker():
     sizes = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "ffn_dim": 16, "context_length": 512}
     config = ModelConfig(vocab_size=tokenizer.vocab_size, init_std=0.3, **sizes)
     params = Transformer(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    return LanguageModel(config, params, tokenizer)
+    return LanguageModel(config=config, params=params, tokenizer=tokenizer)

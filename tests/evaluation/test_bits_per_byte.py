@@ -29,7 +29,7 @@ def lm():
         context_length=256,
     )  # fmt: skip
     params = Transformer(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    return LanguageModel(config, params, tokenizer)
+    return LanguageModel(config=config, params=params, tokenizer=tokenizer)
 
 
 def by_hand(lm, text, with_bos):
@@ -58,7 +58,7 @@ def test_windows_count_every_token_once(lm):
 
 
 def test_a_model_that_knows_nothing_needs_log2_v_bits_a_token(lm):
-    flat = LanguageModel(lm.config, jax.tree.map(np.zeros_like, lm.params), lm.tokenizer)
+    flat = LanguageModel(config=lm.config, params=jax.tree.map(np.zeros_like, lm.params), tokenizer=lm.tokenizer)
     assert evaluate_text(flat, TEXTS, progress=False)["nll_per_token"] == pytest.approx(math.log(lm.config.vocab_size))
 
 

@@ -26,9 +26,9 @@ def lm():
         tie_embeddings=False,
     )
     params = Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return LanguageModel(config, params, tokenizer, (0, 7))
+    return LanguageModel(config=config, params=params, tokenizer=tokenizer, stop_ids=(0, 7))
 
 
 @pytest.fixture
 def saved(lm, tmp_path):
-    return save_huggingface(lm.config, lm.params, lm.tokenizer, tmp_path / "model", stop_ids=lm.stop_ids)
+    return save_huggingface(lm, tmp_path / "model")

@@ -19,8 +19,9 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.formats.gguf.blocks import BLOCK_TYPES
 from slmjax.formats.gguf.file import open_gguf
-from slmjax.formats.gguf.writer import TensorPlan, write_gguf
-from slmjax.formats.safetensors_files import Planned, SafetensorsDirectory, write_safetensors
+from slmjax.formats.gguf.writer import write_gguf
+from slmjax.formats.safetensors_files import SafetensorsDirectory, write_safetensors
+from slmjax.formats.tensors import PlannedTensor
 
 CORPUS = Path(__file__).with_name("corpus")
 SECONDS = 2.0  # no file of this size may take longer
@@ -51,7 +52,7 @@ def read_all(path: Path) -> None:
             gguf.read(name)
         return
     directory = SafetensorsDirectory(path.parent, path.name)
-    for name in directory.places:
+    for name in directory.tensors:
         directory.read(name)
 
 
@@ -69,12 +70,15 @@ def answer(path: Path) -> str:
 def seeds(directory: Path) -> list[Path]:
     """A sound file of each format."""
     gguf, tensors = directory / "sound.gguf", {"w": np.ones((2, 32), np.float32), "q": np.ones((1, 32), np.float32)}
-    plans = [TensorPlan("w", (2, 32), BLOCK_TYPES["F32"]), TensorPlan("q", (1, 32), BLOCK_TYPES["Q8_0"])]
+    plans = [PlannedTensor("w", (2, 32), BLOCK_TYPES["F32"]), PlannedTensor("q", (1, 32), BLOCK_TYPES["Q8_0"])]
     words = {"general.architecture": "llama", "words": ["a", "é"], "numbers": np.arange(3, dtype=np.int32), "x": 0.5}
     write_gguf(gguf, words | {"general.alignment": 32, "yes": True}, plans, tensors.items())
     arrays = {"w": np.ones((2, 3), np.float32), "v": np.zeros(4, np.float16)}
     write_safetensors(
-        directory, [Planned(n, a.shape, a.dtype) for n, a in arrays.items()], arrays.items(), max_shard_bytes=10**6
+        directory,
+        [PlannedTensor(n, a.shape, a.dtype) for n, a in arrays.items()],
+        arrays.items(),
+        max_shard_bytes=10**6,
     )
     return [gguf, directory / "model.safetensors"]
 

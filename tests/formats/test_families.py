@@ -15,11 +15,11 @@ from slmjax.errors import UserError
 from slmjax.formats.huggingface.directory import open_huggingface, read_weights
 from slmjax.formats.huggingface.export import family_for
 from slmjax.formats.huggingface.families import FAMILIES
-from slmjax.formats.weight_map import abstract_leaves
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.models.families.registry import FAMILIES as NAMED
 from slmjax.models.families.registry import model_config
+from slmjax.models.parameters import abstract_leaves
 
 NAMES = [name for _, sizes in NAMED.values() for name in sizes]
 

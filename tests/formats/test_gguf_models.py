@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.formats.catalog import GGUF
 from slmjax.formats.gguf import model as gguf
-from slmjax.formats.gguf.architectures import config_to, read_back, written_as
+from slmjax.formats.gguf.architectures import ROUNDING, config_to, read_back, written_as
 from slmjax.formats.gguf.archs import ARCHS, BY_NAME
 from slmjax.formats.gguf.blocks import BLOCK_TYPES
-from slmjax.formats.gguf.equivalence import differences
 from slmjax.formats.gguf.file import open_gguf
-from slmjax.formats.gguf.model import FILE_TYPES, load_gguf, save_gguf
+from slmjax.formats.gguf.model import load_gguf, save_gguf
+from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.families.registry import FAMILIES, model_config
 from slmjax.models.transformer import Transformer
@@ -162,29 +163,39 @@ def test_every_architecture_has_a_miniature():
 @pytest.mark.parametrize("name", MINIATURES)
 def test_config_and_weights_survive_to_the_bit(name, tmp_path):
     config, params = miniature(name)
-    path = save_gguf(config, params, small_tokenizer(), tmp_path / "model.gguf", "f32")
+    path = save_gguf(
+        LanguageModel(config=config, params=params, tokenizer=small_tokenizer()),
+        tmp_path / "model.gguf",
+        dtype="float32",
+    )
     assert open_gguf(path).metadata["general.architecture"] == MINIATURES[name][0]
-    config2, params2, tokenizer, _ = load_gguf(path)
-    assert differences(config, config2) == []
+    again = load_gguf(path)
+    config2, params2, tokenizer = again.config, again.params, again.tokenizer
+    assert config.differences(config2, ignore=ROUNDING, rel_tol=1e-6) == {}
     assert config2 == config
     equal_trees(params2, params)
     assert tokenizer.encode("the cat") == small_tokenizer().encode("the cat")
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gemma2", "falcon-40b"])
-@pytest.mark.parametrize("dtype", FILE_TYPES)
+@pytest.mark.parametrize("dtype", GGUF.dtypes)
 def test_every_dtype_loads_close_to_what_was_saved(name, dtype, tmp_path):
     config, params = miniature(name)
-    path = save_gguf(config, params, small_tokenizer(), tmp_path / "model.gguf", dtype)
+    path = save_gguf(
+        LanguageModel(config=config, params=params, tokenizer=small_tokenizer()), tmp_path / "model.gguf", dtype=dtype
+    )
     file = open_gguf(path)
     for tensor, info in file.tensors.items():
         assert len(info.shape) > 1 or info.kind is BLOCK_TYPES["F32"], tensor
     kind = file.tensors["blk.0.attn_output.weight"].kind.name
-    assert kind == dtype.upper()
-    assert file.tensors["token_embd.weight"].kind.name == ("Q8_0" if dtype[0] == "q" else dtype.upper())
+    wanted = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(dtype, dtype.upper())
+    assert kind == wanted
+    assert file.tensors["token_embd.weight"].kind.name == ("Q8_0" if dtype[0] == "q" else wanted)
     # A step of the type, for weights of standard deviation 1/8 in blocks of 32.
-    step = {"f32": 0, "f16": 1e-4, "bf16": 2e-3, "q8_0": 3e-3}.get(dtype, 0.04 if dtype.startswith("q5") else 0.08)
-    _, params2, _, _ = load_gguf(path)
+    step = {"float32": 0, "float16": 1e-4, "bfloat16": 2e-3, "q8_0": 3e-3}.get(
+        dtype, 0.04 if dtype.startswith("q5") else 0.08
+    )
+    params2 = load_gguf(path).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=step, rtol=0), params2, params)
 
 
@@ -192,7 +203,13 @@ def test_written_files_read_in_the_gguf_package(tmp_path):
     package = pytest.importorskip("gguf")
     for name in ("llama-3", "openelm", "gpt2"):
         config, params = miniature(name)
-        reader = package.GGUFReader(save_gguf(config, params, small_tokenizer(), tmp_path / f"{name}.gguf", "q5_1"))
+        reader = package.GGUFReader(
+            save_gguf(
+                LanguageModel(config=config, params=params, tokenizer=small_tokenizer()),
+                tmp_path / f"{name}.gguf",
+                dtype="q5_1",
+            )
+        )
         ours = open_gguf(tmp_path / f"{name}.gguf")
         assert {t.name for t in reader.tensors} == set(ours.tensors)
         for tensor in reader.tensors:
@@ -213,7 +230,7 @@ def test_every_family_is_expressed_or_the_switch_is_named(family):
             with pytest.raises(UserError, match=switch):
                 config_to(config)
         else:
-            assert differences(config, read_back(config, config_to(config))) == []
+            assert config.differences(read_back(config, config_to(config)), ignore=ROUNDING, rel_tol=1e-6) == {}
 
 
 @pytest.mark.parametrize(
@@ -243,12 +260,18 @@ def test_llama3_scaling_is_recovered_from_its_divisors(original, factor, head_di
     config = dataclasses.replace(
         model_config("llama-3.2-1b"), head_dim=head_dim, rope_scaling=RopeScaling("llama3", factor, original)
     )
-    assert differences(config, read_back(config, config_to(config))) == []
+    assert config.differences(read_back(config, config_to(config)), ignore=ROUNDING, rel_tol=1e-6) == {}
 
 
 def test_general_keys_say_what_the_file_is(tmp_path):
     config, params = miniature("qwen2")
-    path = save_gguf(config, params, small_tokenizer(), tmp_path / "model.gguf", "q8_0", name="Tiny", license="mit")
+    path = save_gguf(
+        LanguageModel(config=config, params=params, tokenizer=small_tokenizer()),
+        tmp_path / "model.gguf",
+        dtype="q8_0",
+        name="Tiny",
+        license="mit",
+    )
     keys = {key.removeprefix("general."): value for key, value in open_gguf(path).metadata.items()}
     assert (keys["name"], keys["license"], keys["type"], keys["size_label"]) == ("Tiny", "mit", "model", "111K")
     assert (keys["file_type"], keys["quantization_version"]) == (7, 2)
@@ -257,7 +280,7 @@ def test_general_keys_say_what_the_file_is(tmp_path):
 def test_a_window_that_llama_cpp_ignores_is_warned_of(tmp_path):
     config, params = miniature("mistral")
     with pytest.warns(UserWarning, match="beyond 16 tokens"):
-        save_gguf(config, params, small_tokenizer(), tmp_path / "model.gguf")
+        save_gguf(LanguageModel(config=config, params=params, tokenizer=small_tokenizer()), tmp_path / "model.gguf")
 
 
 def test_rows_of_q_and_k_are_interleaved():
@@ -272,9 +295,13 @@ def test_rows_of_q_and_k_are_interleaved():
 
 def test_loading_onto_a_mesh_gives_the_same_numbers(tmp_path):
     config, params = miniature("phi3")
-    path = save_gguf(config, params, small_tokenizer(), tmp_path / "model.gguf", "f32")
+    path = save_gguf(
+        LanguageModel(config=config, params=params, tokenizer=small_tokenizer()),
+        tmp_path / "model.gguf",
+        dtype="float32",
+    )
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    _, sharded, _, _ = load_gguf(path, mesh=mesh, dtype=jnp.bfloat16)
+    sharded = load_gguf(path, mesh=mesh, dtype="bfloat16").params
     equal_trees(sharded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
     kernel = sharded["segment_0"]["block_0"]["feedforward"]["up_proj"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
@@ -282,22 +309,37 @@ def test_loading_onto_a_mesh_gives_the_same_numbers(tmp_path):
 
 def test_sharded_parameters_are_saved_whole(tmp_path):
     config, params = miniature("llama")
-    path = save_gguf(config, params, small_tokenizer(), tmp_path / "a.gguf", "f32")
-    _, sharded, _, _ = load_gguf(path, mesh=make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
-    again = save_gguf(config, sharded, small_tokenizer(), tmp_path / "b.gguf", "f32", name="a")
+    path = save_gguf(
+        LanguageModel(config=config, params=params, tokenizer=small_tokenizer()), tmp_path / "a.gguf", dtype="float32"
+    )
+    sharded = load_gguf(path, mesh=make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))).params
+    again = save_gguf(
+        LanguageModel(config=config, params=sharded, tokenizer=small_tokenizer()),
+        tmp_path / "b.gguf",
+        dtype="float32",
+        name="a",
+    )
     assert again.read_bytes() == path.read_bytes()
 
 
 def test_wrong_dtypes_and_places_are_refused(tmp_path):
     config, params = miniature("llama")
     with pytest.raises(UserError, match="q4_1"):
-        save_gguf(config, params, small_tokenizer(), tmp_path / "model.gguf", "q3")
+        save_gguf(
+            LanguageModel(config=config, params=params, tokenizer=small_tokenizer()),
+            tmp_path / "model.gguf",
+            dtype="q3",
+        )
     (tmp_path / "precious.txt").write_text("words")
-    with pytest.raises(UserError, match="no GGUF file"):
-        save_gguf(config, params, small_tokenizer(), tmp_path / "precious.txt")
+    with pytest.raises(UserError, match="not a GGUF file"):
+        save_gguf(LanguageModel(config=config, params=params, tokenizer=small_tokenizer()), tmp_path / "precious.txt")
     large = jax.tree.map(lambda x: x.at[..., 0].set(1e6), params)
     with pytest.raises(UserError, match="too large for f16"):
-        save_gguf(config, large, small_tokenizer(), tmp_path / "model.gguf", "f16")
+        save_gguf(
+            LanguageModel(config=config, params=large, tokenizer=small_tokenizer()),
+            tmp_path / "model.gguf",
+            dtype="float16",
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 
@@ -329,7 +371,12 @@ def test_transformers_computes_the_same_logits_from_our_file(name, tmp_path, mon
     tokenizer.pad_id = tokenizer.eos_id  # phi3's class assumes one beyond our vocabulary
     if name == "phi3":  # without its scaling llama would do, but the point is phi3's fused tensors
         monkeypatch.setattr(gguf, "config_to", lambda c: written_as(c, BY_NAME["phi3"]))
-    gguf.save_gguf(config, params, tokenizer, tmp_path / "model.gguf", "f32", name=name)
+    gguf.save_gguf(
+        LanguageModel(config=config, params=params, tokenizer=tokenizer),
+        tmp_path / "model.gguf",
+        dtype="float32",
+        name=name,
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     assert model.config.model_type.startswith(name)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, (2, 24))

@@ -19,6 +19,7 @@ from slmjax.formats.huggingface.directory import load_huggingface, open_huggingf
 from slmjax.formats.huggingface.export import family_for, save_huggingface
 from slmjax.formats.huggingface.families import FAMILIES
 from slmjax.formats.weight_map import read_params
+from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.families.registry import model_config
 from slmjax.sharding.mesh import MeshConfig, make_mesh
@@ -48,7 +49,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(lm, saved):
 
 
 def test_shards_are_loaded_bit_for_bit(lm, tmp_path):
-    save_huggingface(lm.config, lm.params, lm.tokenizer, tmp_path / "m", stop_ids=lm.stop_ids, max_shard_bytes=20_000)
+    save_huggingface(lm, tmp_path / "m", max_shard_bytes=20_000)
     assert len(list((tmp_path / "m").glob("model-*-of-*.safetensors"))) > 2
     assert_same_model(load_huggingface(tmp_path / "m"), lm)
 
@@ -57,7 +58,7 @@ def test_shards_are_loaded_bit_for_bit(lm, tmp_path):
 def test_dtypes_round_once(lm, saved, tmp_path, dtype):
     for params in (
         load_huggingface(saved, dtype=dtype).params,
-        load_huggingface(save_huggingface(lm.config, lm.params, lm.tokenizer, tmp_path / "small", dtype=dtype)).params,
+        load_huggingface(save_huggingface(lm, tmp_path / "small", dtype=dtype)).params,
     ):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype)), params, lm.params)
     with pytest.raises(UserError, match="float8"):
@@ -79,7 +80,7 @@ def test_both_dialects_and_all_stops_are_written(saved):
 
 def test_the_card_says_what_is_known(lm, tmp_path):
     save = lambda name, **known: (  # noqa: E731
-        save_huggingface(lm.config, lm.params, lm.tokenizer, tmp_path / name, **known) / "README.md"
+        save_huggingface(lm, tmp_path / name, **known) / "README.md"
     ).read_text()
     known = save("a", license="apache-2.0", base_model="org/base")
     for said in (
@@ -102,15 +103,15 @@ def test_either_dialect_alone_is_read(lm, saved):
 
 
 def test_only_a_model_of_transformers_is_replaced(lm, saved, tmp_path):
-    save_huggingface(lm.config, lm.params, lm.tokenizer, saved, dtype="bfloat16")
+    save_huggingface(lm, saved, dtype="bfloat16")
     assert load_huggingface(saved).params["embedder"]["embedding"].dtype == jnp.bfloat16
     (saved / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt"):
-        save_huggingface(lm.config, lm.params, lm.tokenizer, saved)
+        save_huggingface(lm, saved)
     assert (saved / "notes.txt").read_text() == "mine"
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
-        save_huggingface(lm.config, lm.params, lm.tokenizer, tmp_path / "file")
+        save_huggingface(lm, tmp_path / "file")
 
 
 class Counted(np.ndarray):
@@ -166,7 +167,9 @@ print(status("VmHWM") - before)
 """
     shapes = jax.eval_shape(lambda: _random(config))
     params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    save_huggingface(config, params, lm.tokenizer, tmp_path / "large", dtype=dtype)
+    save_huggingface(
+        LanguageModel(config=config, params=params, tokenizer=lm.tokenizer), tmp_path / "large", dtype=dtype
+    )
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
     ratio = int(result.stdout) / (tmp_path / "large" / "model.safetensors").stat().st_size

@@ -13,7 +13,7 @@ import slmjax
 from slmjax.cli.main import main
 from slmjax.errors import UserError
 from slmjax.formats.adapters.adapterhub import save_adapterhub
-from slmjax.formats.adapters.door import Tuned, adapter_of, family_at, read_adapter, save_adapter
+from slmjax.formats.adapters.door import Tuned, adapter_of, family_at, read_adapter, save_as_adapterhub, save_as_peft
 from slmjax.formats.adapters.names import names_of
 from slmjax.formats.huggingface.export import save_huggingface
 from slmjax.models.transformer import Transformer
@@ -40,7 +40,7 @@ def tuned_from(lm, base, **peft):
 
 @pytest.fixture(scope="module")
 def base(lm, tmp_path_factory):
-    return save_huggingface(lm.config, lm.params, lm.tokenizer, tmp_path_factory.mktemp("base") / "model")
+    return save_huggingface(lm, tmp_path_factory.mktemp("base") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def tuned(lm, base):
 
 @pytest.fixture
 def adapter(tuned, tmp_path):
-    return save_adapter(tuned, tmp_path / "adapter")
+    return save_as_peft(tuned, tmp_path / "adapter")
 
 
 @cache
@@ -156,7 +156,7 @@ def test_files_that_are_not_what_they_say(adapter, base, tmp_path):
     refused(adapter, "leads out of its directory")
     (adapter / WEIGHTS).unlink()
     (adapter / WEIGHTS).write_bytes(b"\xff" * 64)
-    refused(adapter, "no whole safetensors file")
+    refused(adapter, "not a complete safetensors file")
     (adapter / CONFIG).write_text("{")
     refused(adapter, "not readable as JSON")
 
@@ -174,7 +174,7 @@ def test_a_base_that_is_an_adapter_or_another_one(adapter, base):
 
 def test_prompts_of_another_size(lm, base, tmp_path):
     tuned = tuned_from(lm, base, method="prefix", prefix={"num_tokens": 3})
-    directory = save_adapter(tuned, tmp_path / "prefix")
+    directory = save_as_peft(tuned, tmp_path / "prefix")
     jax.tree.map(np.testing.assert_array_equal, slmjax.load(directory).peft, tuned.adapter.added)
     change(directory, config={"num_virtual_tokens": 4})
     refused(directory, "promises 4 virtual tokens")
@@ -184,11 +184,11 @@ def test_prompts_of_another_size(lm, base, tmp_path):
     change(directory, config={"peft_type": "PROMPT_TUNING", "encoder_hidden_size": None})
     refused(directory, "another base.*7 numbers there, 32 here")
     with pytest.raises(UserError, match="no file of weights"):
-        slmjax.save(slmjax.load(save_adapter(tuned, tmp_path / "again")), tmp_path / "model", format="huggingface")
+        slmjax.save(slmjax.load(save_as_peft(tuned, tmp_path / "again")), tmp_path / "model", format="huggingface")
 
 
 def test_a_window_or_alibi_is_no_prefix_of_peft(lm, base, tmp_path):
-    directory = save_adapter(tuned_from(lm, base, method="prefix", prefix={"num_tokens": 3}), tmp_path / "prefix")
+    directory = save_as_peft(tuned_from(lm, base, method="prefix", prefix={"num_tokens": 3}), tmp_path / "prefix")
     windowed = dataclasses.replace(lm.config, window=16, layer_pattern=("local",))
     other = dataclasses.replace(lm, config=windowed)
     with pytest.raises(UserError, match="window of 16"):
@@ -197,19 +197,19 @@ def test_a_window_or_alibi_is_no_prefix_of_peft(lm, base, tmp_path):
 
 def test_what_peft_cannot_say_is_not_written(lm, base, tmp_path):
     with pytest.raises(UserError, match="choose --format adapterhub"):
-        save_adapter(tuned_from(lm, base, method="adapter"), tmp_path / "x")
+        save_as_peft(tuned_from(lm, base, method="adapter"), tmp_path / "x")
     trained = tuned_from(lm, base, method="prefix", prefix={"num_tokens": 2}, train=("final_norm/scale",))
     with pytest.raises(UserError, match=r"peft\.train cannot be written"):
-        save_adapter(trained, tmp_path / "x")
+        save_as_peft(trained, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
 def test_only_an_adapter_is_replaced(tuned, adapter, tmp_path):
-    save_adapter(tuned, adapter)
+    save_as_peft(tuned, adapter)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     with pytest.raises(UserError, match=r"thesis\.txt"):
-        save_adapter(tuned, tmp_path / "mine")
+        save_as_peft(tuned, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
@@ -225,7 +225,7 @@ def test_bottleneck_adapters_both_ways(lm, kind, tmp_path):
     lm = llama(lm)
     base = slmjax.save(lm, tmp_path / "base", format="huggingface")
     tuned = tuned_from(lm, base, method="adapter", adapter={"kind": kind, "scale": 2.0})
-    directory = save_adapter(tuned, tmp_path / "adapter", format="adapterhub")
+    directory = save_as_adapterhub(tuned, tmp_path / "adapter")
     values = json.loads((directory / CONFIG).read_text())
     assert values["config"]["mh_adapter"] == (kind == "houlsby") and values["config"]["original_ln_before"] is False
     shapes = {name: tensor.shape for name, tensor in load_file(directory / "adapter.safetensors").items()}
@@ -240,7 +240,7 @@ def test_bottleneck_adapters_both_ways(lm, kind, tmp_path):
 def test_bottleneck_adapters_that_are_none_of_ours(lm, tmp_path):
     lm = llama(lm)
     base = slmjax.save(lm, tmp_path / "base", format="huggingface")
-    directory = save_adapter(tuned_from(lm, base, method="adapter"), tmp_path / "adapter", format="adapterhub")
+    directory = save_as_adapterhub(tuned_from(lm, base, method="adapter"), tmp_path / "adapter")
     good = json.loads((directory / CONFIG).read_text())
     for change_to, match in (
         ({"original_ln_before": True}, "original_ln_before is True"),
@@ -264,9 +264,7 @@ def test_bottleneck_adapters_that_are_none_of_ours(lm, tmp_path):
     refused(directory, "a pickle")
     parallel = tuned_from(lm, base, method="adapter", adapter={"kind": "parallel"})
     with pytest.raises(UserError, match="compute different things"):
-        save_adapterhub(
-            parallel.adapter, names_of(lm.config, parallel.family), lm.params, tmp_path / "y", base_name="b"
-        )
+        save_adapterhub(parallel.adapter, names_of(lm.config, parallel.family), tmp_path / "y", base_name="b")
 
 
 def test_convert_inspect_and_generate(lm, base, tuned, adapter, tmp_path, capsys):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from slmjax.errors import UserError
-from slmjax.formats.safetensors_files import INDEX, Planned, SafetensorsDirectory, read_header, write_safetensors
+from slmjax.formats.safetensors_files import INDEX, SafetensorsDirectory, read_header, write_safetensors
+from slmjax.formats.tensors import PlannedTensor
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -22,7 +23,7 @@ TENSORS = {
 
 def write(directory, tensors=TENSORS, most=10**9):
     directory.mkdir(exist_ok=True)
-    plan = [Planned(name, array.shape, array.dtype) for name, array in tensors.items()]
+    plan = [PlannedTensor(name, array.shape, array.dtype) for name, array in tensors.items()]
     write_safetensors(directory, plan, tensors.items(), max_shard_bytes=most)
     return directory
 
@@ -62,7 +63,7 @@ def test_shards_hold_everything_once_and_no_more_than_they_may(tmp_path, most):
     assert_equal_tensors({name: file.read(name) for name in file.shapes()})
     assert (directory / INDEX).exists() == (len(file.paths) > 1)
     for path in file.paths:
-        sizes = [array.nbytes for name, array in TENSORS.items() if file.places[name].path == path]
+        sizes = [array.nbytes for name, array in TENSORS.items() if file.tensors[name].path == path]
         assert len([size for size in sizes if size]) == 1 or sum(sizes) <= most
 
 
@@ -72,7 +73,7 @@ def test_shards_hold_everything_once_and_no_more_than_they_may(tmp_path, most):
         (b"", b"", "header"),
         (b"[" * 100_000, b"", "header"),
         (b"{\xff}", b"", "header"),
-        (b"[]", b"", "no JSON object"),
+        (b"[]", b"", "not a JSON object"),
         (b'{"a": 1, "a": 2}', b"", "occurs twice"),
         (b'{"a": ' + b"9" * 5000 + b"}", b"", "header"),
         ({"a": 3}, b"", "no description"),
@@ -134,14 +135,14 @@ def reindex(directory, change):
     ("where", "said"),
     [
         ("../secret.safetensors", "plain name"),
-        ("/etc/passwd", "no safetensors file"),
+        ("/etc/passwd", "not a safetensors file"),
         ("/etc/x.safetensors", "plain name"),
-        ("..", "no safetensors file"),
+        ("..", "not a safetensors file"),
         ("missing.safetensors", "is missing"),
         ("link.safetensors", "leads out"),
-        ("", "no safetensors file"),
-        (None, "no safetensors file"),
-        (["model.safetensors"], "no safetensors file"),
+        ("", "not a safetensors file"),
+        (None, "not a safetensors file"),
+        (["model.safetensors"], "not a safetensors file"),
     ],
 )
 def test_an_index_leads_nowhere_else(tmp_path, where, said):
@@ -210,15 +211,15 @@ ENTRY = st.fixed_dictionaries(
 def reads_wholly_or_refuses(path):
     """The property of the fuzzers: either a UserError, or every tensor lies inside the file and can be read."""
     try:
-        places = read_header(path)
+        tensors = read_header(path)
     except UserError:
         return
     size = path.stat().st_size
     file = object.__new__(SafetensorsDirectory)
-    file.places = places
-    for name, place in places.items():
-        assert 0 <= place.offset <= size
-        if place.dtype in ("F32", "F16", "BF16"):
+    file.tensors = tensors
+    for name, tensor in tensors.items():
+        assert 0 <= tensor.start <= size
+        if tensor.kind in ("F32", "F16", "BF16"):
             assert file.read(name).nbytes <= size
 
 

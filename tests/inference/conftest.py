@@ -23,7 +23,7 @@ def lm(tokenizer):
     """Random weights, large enough that the most likely token differs from place to place."""
     config = ModelConfig(vocab_size=tokenizer.vocab_size, init_std=0.3, init_scale_residual=False, **SIZES)
     params = Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return LanguageModel(config, params, tokenizer)
+    return LanguageModel(config=config, params=params, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +31,6 @@ def stretched(lm):
     """The same network with LongRoPE, which changes its frequencies beyond 70 tokens."""
     factors = {"short_factor": (1.0, 1.1, 1.3, 1.5), "long_factor": (2.0, 4.0, 6.0, 8.0)}
     scaling = RopeScaling("longrope", 4.0, 70, **factors)
-    return LanguageModel(dataclasses.replace(lm.config, rope_scaling=scaling), lm.params, lm.tokenizer)
+    return LanguageModel(
+        config=dataclasses.replace(lm.config, rope_scaling=scaling), params=lm.params, tokenizer=lm.tokenizer
+    )

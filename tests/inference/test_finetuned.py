@@ -57,7 +57,7 @@ def tuned(lm):
         if changes:
             network = dataclasses.replace(lm.config, **changes)
             params = jax.jit(Transformer(network).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
-            model = LanguageModel(network, params, lm.tokenizer)
+            model = LanguageModel(config=network, params=params, tokenizer=lm.tokenizer)
         config = PeftConfig(**({"method": name} | METHODS[name]))
         method = make_method(config, Transformer(model.config))
         trained, frozen = jax.jit(method.split)(model.params, jax.random.key(seed))

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -99,20 +101,39 @@ LONGROPE = {"kind": "longrope", "original_context_length": 8, "short_factor": [1
         ({"num_kv_heads": 8}, "model.num_heads=4 is not a multiple of model.num_kv_heads=8"),
         ({"num_kv_heads": (4, 2, 3, 4)}, "model.num_kv_heads=3 (layer 2)"),
         ({"num_kv_heads": -1}, "model.num_kv_heads=-1 must be at least 1"),
-        ({"ffn_dim": (8, 8)}, "model.ffn_dim lists 2 layers but model.num_layers is 4"),
+        ({"ffn_dim": (8, 8)}, "model.ffn_dim lists 2 layers but model.num_layers=4"),
         ({"ffn_dim": (8, 8, 0, 8)}, "model.ffn_dim=(8, 8, 0, 8) must be at least 1"),
-        ({"ffn_dim": ()}, "model.ffn_dim lists 0 layers but model.num_layers is 4"),
+        ({"ffn_dim": ()}, "model.ffn_dim lists 0 layers but model.num_layers=4"),
         ({"vocab_size": 0}, "model.vocab_size=0 must be at least 1"),
         ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
         ({"embed_dim": 0}, "model.embed_dim=0 must be at least 1"),
         ({"head_dim": -8}, "model.head_dim=-8 must be at least 1"),
         ({"context_length": 0}, "model.context_length=0 must be at least 1"),
         ({"block_repeats": 0}, "model.block_repeats=0 must be at least 1"),
-        ({"norm": "batch"}, "model.norm is 'batch'; choose one of rms, layer"),
-        ({"norm_placement": "both"}, "model.norm_placement is 'both'; choose one of pre, output, sandwich, post"),
-        ({"position": "sinusoid"}, "model.position is 'sinusoid'; choose one of rope, learned, alibi, none"),
-        ({"activation": "swish"}, "model.activation is 'swish'; choose one of silu"),
-        ({"qk_norm": "all"}, "model.qk_norm is 'all'; choose one of none, head, full"),
+        ({"num_layers": "four"}, "model.num_layers='four' must be a whole number of at least 1"),
+        ({"vocab_size": True}, "model.vocab_size=True must be a whole number of at least 1"),
+        ({"ffn_dim": 8.5}, "model.ffn_dim=8.5 must be a whole number of at least 1"),
+        ({"position_offset": -1}, "model.position_offset=-1 must be at least 0"),
+        ({"embedding_projection_dim": -4}, "model.embedding_projection_dim=-4 must be at least 0"),
+        ({"rope_theta": 0}, "model.rope_theta=0 must be above 0"),
+        ({"rope_theta": None}, "model.rope_theta=None must be a number"),
+        ({"rope_theta_local": -1.0}, "model.rope_theta_local=-1.0 must be above 0"),
+        ({"norm_eps": -1e-5}, "model.norm_eps=-1e-05 must be at least 0"),
+        ({"norm_eps": float("nan")}, "model.norm_eps=nan must be at least 0"),
+        ({"init_std": -0.02}, "model.init_std=-0.02 must be at least 0"),
+        ({"attention_scale": 0.0}, "model.attention_scale=0.0 must be above 0"),
+        ({"attention_softcap": 0.0}, "model.attention_softcap=0.0 must be above 0"),
+        ({"logit_softcap": float("inf")}, "model.logit_softcap=inf must be above 0"),
+        ({"logit_divisor": "2"}, "model.logit_divisor='2' must be a number"),
+        ({"residual_multiplier": float("nan")}, "model.residual_multiplier=nan must be finite"),
+        ({"norm": "batch"}, "model.norm='batch' is not known: choose one of rms, layer"),
+        (
+            {"norm_placement": "both"},
+            "model.norm_placement='both' is not known: choose one of pre, output, sandwich, post",
+        ),
+        ({"position": "sinusoid"}, "model.position='sinusoid' is not known: choose one of rope, learned, alibi, none"),
+        ({"activation": "swish"}, "model.activation='swish' is not known: choose one of silu"),
+        ({"qk_norm": "all"}, "model.qk_norm='all' is not known: choose one of none, head, full"),
         ({"layer_pattern": ()}, "model.layer_pattern=()"),
         ({"layer_pattern": ("locale",), "window": 4}, "model.layer_pattern=('locale',)"),
         ({"layer_pattern": ("local",)}, "set model.window"),
@@ -123,7 +144,7 @@ LONGROPE = {"kind": "longrope", "original_context_length": 8, "short_factor": [1
         ({"rope_fraction": 1.5}, "model.rope_fraction=1.5 must be above 0 and at most 1"),
         ({"shared_norm": True}, "model.shared_norm=True needs model.parallel_residual=True"),
         ({"parallel_residual": True, "norm_placement": "post"}, "model.norm_placement='pre'"),
-        ({"rope_scaling": {"kind": "ntk"}}, "model.rope_scaling.kind is 'ntk'; choose one of linear"),
+        ({"rope_scaling": {"kind": "ntk"}}, "model.rope_scaling.kind='ntk' is not known: choose one of linear"),
         ({"rope_scaling": {"kind": "yarn"}}, "model.rope_scaling.original_context_length=0 must be above 0"),
         ({"rope_scaling": {"kind": "linear", "factor": 0}}, "model.rope_scaling.factor=0 must be above 0"),
         ({"rope_scaling": LONGROPE}, "model.rope_scaling.long_factor lists 3 numbers: it needs 4"),
@@ -136,6 +157,104 @@ LONGROPE = {"kind": "longrope", "original_context_length": 8, "short_factor": [1
 def test_a_mistake_is_refused_with_its_key_and_numbers(changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
         ModelConfig(**SMALL | changes)
+
+
+@pytest.mark.parametrize("unset", [None, 0])
+def test_sizes_that_follow_may_be_left_out_or_zero(unset):
+    assert ModelConfig(**SMALL, num_kv_heads=unset, head_dim=unset) == ModelConfig(**SMALL)
+
+
+def test_defaults_that_other_fields_decide():
+    assert ModelConfig(**SMALL).softmax_scale == 8**-0.5
+    assert ModelConfig(**SMALL, attention_scale=0.25).softmax_scale == 0.25
+    assert ModelConfig(**SMALL).table_dim == ModelConfig(**SMALL, embedding_projection_dim=0).table_dim == 32
+    assert ModelConfig(**SMALL, embedding_projection_dim=16).table_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"attention_scale": 8**-0.5}),
+        ({}, {"ffn_dim": (48,) * 4}),
+        ({}, {"embedding_projection_dim": 32}),
+        ({}, {"init_std": 0.5, "init_scale_residual": False}),
+        ({}, {"window": 5}),  # of no layer
+        ({"window": 5, "layer_pattern": ("local",)}, {"window": 5, "layer_pattern": ("local", "local")}),
+        ({"position": "none"}, {"position": "none", "rope_theta": 7.0, "rope_fraction": 0.5}),
+        ({"rope_pattern": (True, False)}, {"rope_pattern": (True, False, True, False)}),
+        ({"rope_pattern": (False,)}, {"rope_pattern": (False, False), "rope_theta": 7.0}),
+        ({"position": "rope"}, {"position": "rope", "position_offset": 2}),
+        ({"rope_theta": 7.0, "rope_theta_local": 5.0}, {"rope_theta": 7.0}),  # of no layer
+    ],
+)
+def test_two_spellings_of_one_network_do_not_differ(one, other):
+    a, b = ModelConfig(**SMALL | one), ModelConfig(**SMALL | other)
+    assert a.differences(b) == b.differences(a) == {}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ModelConfig)])
+def test_every_field_that_changes_the_network_is_a_difference(name):
+    changes = {
+        "vocab_size": 62,
+        "num_layers": 2,
+        "embed_dim": 64,
+        "num_heads": 8,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "ffn_dim": 40,
+        "window": 3,
+        "layer_pattern": ("global", "local"),
+        "rope_pattern": (True, False),
+        "position": "alibi",
+        "activation": "relu",
+        "norm": "layer",
+        "norm_placement": "post",
+        "qk_norm": "head",
+        "rope_scaling": RopeScaling("linear", factor=2.0),
+        "embedding_projection_dim": 8,
+        "block_repeats": 2,
+        "rope_fraction": 0.5,
+        "position_offset": 1,
+        "context_length": 7,
+        "shared_norm": False,
+    }
+    base = ModelConfig(**SMALL | {"window": 5, "layer_pattern": ("local", "global"), "rope_theta_local": 5.0})
+    if name == "position_offset":
+        base = dataclasses.replace(base, position="learned")
+    if name == "shared_norm":
+        base = dataclasses.replace(base, parallel_residual=True, shared_norm=True)
+    now = getattr(base, name)
+    value = changes.get(name, not now if isinstance(now, bool) else 0.5 if now != 0.5 else 0.25)
+    other = dataclasses.replace(base, **{name: value})
+    if name in ("init_std", "init_scale_residual"):
+        assert not base.differences(other)
+        return
+    found = base.differences(other)
+    under = {"layer_pattern": "window", "rope_pattern": "rope_theta", "rope_theta_local": "rope_theta"}.get(name, name)
+    assert under in found and found[under] == tuple(reversed(other.differences(base)[under]))
+    assert not base.differences(other, ignore=found)
+
+
+def test_differences_may_be_left_out_or_be_within_a_tolerance():
+    a, b = ModelConfig(**SMALL, norm_eps=1e-5), ModelConfig(**SMALL, norm_eps=1.0000001e-5, context_length=9)
+    assert a.differences(b) == {"norm_eps": (1e-5, 1.0000001e-5), "context_length": (2048, 9)}
+    assert a.differences(b, rel_tol=1e-6) == {"context_length": (2048, 9)}
+    assert a.differences(b, rel_tol=1e-6, ignore=["context_length"]) == {}
+    scaled = [dataclasses.replace(a, rope_scaling=RopeScaling("linear", factor=f)) for f in (2.0, 2.0000001)]
+    assert scaled[0].differences(scaled[1]) and not scaled[0].differences(scaled[1], rel_tol=1e-6)
+
+
+def test_a_config_is_read_and_counted_without_jax():
+    code = """
+import sys
+from slmjax.models.config import ModelConfig
+from slmjax.models.counting import count_parameters
+from slmjax.models.families import model_config
+from slmjax.sharding.config import MeshConfig
+count_parameters(model_config("gpt2")), MeshConfig().sizes(8)
+sys.exit("jax" in sys.modules or "numpy" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_rope_scaling_may_be_a_plain_dict():

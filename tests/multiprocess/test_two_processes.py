@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from slmjax.models.config import ModelConfig
-from slmjax.training import loop, program
+from slmjax.recipes import language_model
+from slmjax.recipes.config import default_config, run_config, set_budget
+from slmjax.recipes.train import train
+from slmjax.training import loop
 from slmjax.training.checkpoints.checkpointer import Checkpointer
-from slmjax.training.config import default_config, run_config, set_budget
 
 pytestmark = pytest.mark.slow
 
@@ -30,8 +32,10 @@ import jax
 import numpy as np
 config, workdir, out, port, rank, stop = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
-from slmjax.training import loop, program
-from slmjax.training.config import run_config
+from slmjax.recipes import language_model
+from slmjax.recipes.train import train
+from slmjax.training import loop
+from slmjax.recipes.config import run_config
 from slmjax.training.interrupts import StopRequest
 config = run_config(json.loads(config))
 if int(stop):
@@ -45,11 +49,11 @@ def recording(batch, p):
         read.append(batch["inputs"].copy())
     return to_devices(batch, p)
 loop.to_devices = recording
-p = program.build(config)
-result = loop.train(config, workdir)
+p = language_model.build(config)
+result = train(config, workdir)
 np.savez(
     out,
-    rows=program.local_rows(p.batch_sharding, config.training.batch_size),
+    rows=process_rows(p.batch_sharding, config.training.batch_size),
     read=np.stack(read),
     loss=result.metrics["loss"],
     validation_loss=result.metrics.get("validation_loss", np.nan),
@@ -149,7 +153,7 @@ def test_two_processes_stopped_and_continued_are_one_that_was_not(tmp_path, star
     one_read, to_devices = [], loop.to_devices
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "to_devices", lambda b, p: (one_read.append(b["inputs"].copy()), to_devices(b, p))[1])
-        result = loop.train(config, one_dir)
+        result = train(config, one_dir)
 
     # Each process read the rows that its devices hold and no others; together, all of them.
     assert [list(out["devices"]) for out in first] == [[4, 8]] * 2
@@ -162,9 +166,9 @@ def test_two_processes_stopped_and_continued_are_one_that_was_not(tmp_path, star
     for out in second:
         assert out["loss"] == pytest.approx(result.metrics["loss"], rel=1e-5)
         assert out["validation_loss"] == pytest.approx(result.metrics["validation_loss"], rel=1e-5)
-    abstract = program.build(config).state
+    abstract = language_model.build(config).state
     pair, one = (Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(abstract) for workdir in (pair_dir, one_dir))
-    assert pair.step == one.step == STEPS and pair.data_state == one.data_state
+    assert pair.step == one.step == STEPS and pair.position == one.position
     for x, y in zip(jax.tree.leaves(pair.state.params), jax.tree.leaves(one.state.params), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
 

@@ -9,6 +9,7 @@ import transformers
 
 from slmjax.formats.huggingface.directory import open_huggingface, read_weights
 from slmjax.formats.huggingface.export import family_for, save_huggingface
+from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.kv_cache import empty_cache
 from slmjax.models.transformer import Transformer
@@ -60,7 +61,7 @@ def our_logits(config: ModelConfig, params, tokens):
 
 def cached_logits(config: ModelConfig, params, tokens, positions, mask, chunk) -> np.ndarray:
     """Logits through the cache, `chunk` tokens at a time."""
-    step = jax.jit(lambda p, c, t, q, s: Transformer(config).apply({"params": p}, t, q, s, c))
+    step = jax.jit(lambda p, c, t, q, s: Transformer(config).apply({"params": p}, t, q, s, c, method="logits"))
     cache, pieces = empty_cache(config, *tokens.shape, jnp.float32), []
     for start in range(0, tokens.shape[1], chunk):
         part = np.s_[:, start : start + chunk]
@@ -84,7 +85,11 @@ def assert_family(model, directory, *, chunk=CHUNK) -> tuple[float, float]:
     whole = assert_close(our_logits(config, params, tokens), expected)
     cached = assert_left_padding(model, config, params, tokens, chunk)
 
-    save_huggingface(config, params, tokenizer(), directory / "ours", family=model.config.model_type)
+    save_huggingface(
+        LanguageModel(config=config, params=params, tokenizer=tokenizer()),
+        directory / "ours",
+        family=model.config.model_type,
+    )
     family_for(config)  # some family can say it without being named
     back = transformers.AutoModelForCausalLM.from_pretrained(directory / "ours", attn_implementation="eager").eval()
     assert back.config.model_type == model.config.model_type

@@ -19,8 +19,9 @@ from safetensors.numpy import save_file
 from slmjax.formats.huggingface.directory import open_huggingface, read_weights
 from slmjax.formats.huggingface.export import family_for
 from slmjax.formats.huggingface.families import FAMILIES
-from slmjax.formats.weight_map import abstract_leaves, write_tensors
+from slmjax.formats.weight_map import write_tensors
 from slmjax.models.kv_cache import empty_cache
+from slmjax.models.parameters import abstract_leaves
 from slmjax.models.transformer import Transformer
 
 V, D, H, K, F, L, CONTEXT = 67, 32, 4, 8, 48, 2, 64
@@ -82,7 +83,7 @@ def cached_logits(config, params, tokens, positions, mask) -> np.ndarray:
 
     @quick_jit
     def step(cache, tokens, positions, mask):
-        return Transformer(config).apply({"params": params}, tokens, positions, mask, cache)
+        return Transformer(config).apply({"params": params}, tokens, positions, mask, cache, method="logits")
 
     cache, pieces = empty_cache(config, len(tokens), T, jnp.float32), []
     for start in range(0, T, CHUNK):

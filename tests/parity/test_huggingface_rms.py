@@ -85,7 +85,7 @@ def test_generation_goes_on_beyond_longropes_switch(tmp_path, monkeypatch):
     model = mini.random_model(getattr(transformers, f"{family}Config")(**SIZES | changes))
     model.save_pretrained(tmp_path)
     place = open_huggingface(tmp_path)
-    lm = LanguageModel(place.config, read_weights(place), mini.tokenizer())
+    lm = LanguageModel(config=place.config, params=read_weights(place), tokenizer=mini.tokenizer())
     prompt = mini.random_tokens(1, 11)
     options = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "eos_token_id": -1}
     theirs = model.generate(torch.tensor(prompt), **options)

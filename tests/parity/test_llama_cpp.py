@@ -13,6 +13,7 @@ import pytest
 
 import slmjax
 from slmjax.formats.gguf.model import load_gguf, save_gguf
+from slmjax.inference.language_model import LanguageModel
 from slmjax.models.transformer import Transformer
 from tests.formats import test_gguf_models as mini
 
@@ -43,7 +44,11 @@ def our_logits(config, params, tokens) -> np.ndarray:
 @pytest.mark.parametrize("name", mini.MINIATURES)
 def test_every_architecture_has_our_logits_in_llama_cpp(name, tmp_path, record_property):
     config, params = mini.miniature(name)
-    path = save_gguf(config, params, mini.small_tokenizer(), tmp_path / "model.gguf", "f32")
+    path = save_gguf(
+        LanguageModel(config=config, params=params, tokenizer=mini.small_tokenizer()),
+        tmp_path / "model.gguf",
+        dtype="float32",
+    )
     theirs = their_logits(path, TOKENS)
     if name == "mistral":  # under this architecture llama.cpp knows no windows, of which saving warns
         config = dataclasses.replace(config, window=None, layer_pattern=("global",))
@@ -59,10 +64,14 @@ def test_what_llama_cpp_quantizes_is_read(kind, tmp_path):
     """It rounds activations too where weights are quantized, so its logits are near ours and no nearer."""
     config = dataclasses.replace(mini.miniature("llama")[0], embed_dim=256, ffn_dim=256, head_dim=64)
     params = mini.random_params(config)
-    path = save_gguf(config, params, mini.small_tokenizer(), tmp_path / "model.gguf", "f32")
+    path = save_gguf(
+        LanguageModel(config=config, params=params, tokenizer=mini.small_tokenizer()),
+        tmp_path / "model.gguf",
+        dtype="float32",
+    )
     quantized = tmp_path / f"{kind}.gguf"
     llama_cpp("quantize", path, quantized, kind)
-    _, read, _, _ = load_gguf(quantized)
+    read = load_gguf(quantized).params
     changed = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), read, params)
     assert max(jax.tree.leaves(changed)) > 0  # something was quantized
     ours, theirs, exact = our_logits(config, read, TOKENS), their_logits(quantized, TOKENS), their_logits(path, TOKENS)
@@ -76,7 +85,7 @@ def test_the_real_model_through_a_file_of_ours(assets, tmp_path):
     if not source.is_dir():
         pytest.skip(f"the real model is not at hand: {source}")
     lm = slmjax.load(next(source.glob("*.gguf")))
-    path = save_gguf(lm.config, lm.params, lm.tokenizer, tmp_path / "model.gguf", "f32")
+    path = save_gguf(lm, tmp_path / "model.gguf", dtype="float32")
     text = "The Amazon, 6,400 km, isn't the longest river — but naïve maps (日本) say so!\n\n\tfor i in x:  <|im_end|>"
     ids = lm.tokenizer.encode(text)
     assert json.loads(llama_cpp("tokenize", path, json.dumps([text])))[0] == ids

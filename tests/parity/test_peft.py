@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import flatten, unflatten
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.interception import applied
 from slmjax.peft.method import make_method
-from slmjax.peft.targets import flatten, nested
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -59,7 +59,7 @@ def base_of(model):
     }
     for ours, theirs in LINEAR.items():
         flat[f"{block}/{ours}/kernel"] = stacked(tensors, "model.layers.{}." + theirs + ".weight")
-    return nested(flat)
+    return unflatten(flat)
 
 
 def shaken(model):
@@ -114,7 +114,7 @@ def test_lora(llama, kind):
         trained[f"segment_0/block_0/{path}/lora_b"] = of("lora_B.weight")
         if kind == "dora":
             trained[f"segment_0/block_0/{path}/dora_magnitude"] = of("lora_magnitude_vector")
-    compare(model, jax.tree.map(jnp.asarray, nested(trained)), {"method": "lora", "lora": lora}, base)
+    compare(model, jax.tree.map(jnp.asarray, unflatten(trained)), {"method": "lora", "lora": lora}, base)
 
 
 def test_ia3(llama):
@@ -132,7 +132,7 @@ def test_ia3(llama):
     ):
         vectors = [state[f"base_model.model.model.layers.{i}.{name}.ia3_l"].numpy().ravel() for i in range(L)]
         trained[f"segment_0/block_0/{path}/{leaf}"] = jnp.asarray(np.stack(vectors))
-    compare(model, nested(trained), {"method": "ia3"}, base)
+    compare(model, unflatten(trained), {"method": "ia3"}, base)
 
 
 @pytest.mark.parametrize("projection", [False, True])

@@ -14,7 +14,7 @@ import pytest
 
 import slmjax
 from slmjax.formats.adapters.adapter import attached
-from slmjax.formats.adapters.door import Tuned, adapter_of, family_at, read_adapter, save_adapter
+from slmjax.formats.adapters.door import Tuned, adapter_of, family_at, read_adapter, save_as_peft
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
@@ -121,7 +121,7 @@ def assert_both_ways(base, model, directory):
     lm = slmjax.load(directory / "theirs")
     mini.assert_close(our_logits(lm), expected)
     tuned = read_adapter(directory / "theirs", lambda path: slmjax.load(path, dtype="float32"))
-    save_adapter(tuned, directory / "ours")
+    save_as_peft(tuned, directory / "ours")
     mini.assert_close(their_logits(loaded_by_peft(base, directory / "ours")), expected)
     mini.assert_close(our_logits(slmjax.load(directory / "ours")), expected)
     return lm
@@ -291,7 +291,7 @@ def test_a_fine_tune_of_ours_in_peft(bases, family, case, tmp_path):
     tuned, ours = fine_tuned(base, case)
     plain = our_logits(tuned.base)
     assert np.abs(ours - plain).max() > 0.05
-    save_adapter(tuned, tmp_path / "ours")
+    save_as_peft(tuned, tmp_path / "ours")
     mini.assert_close(their_logits(loaded_by_peft(base, tmp_path / "ours")), ours)
     mini.assert_close(our_logits(attached(tuned.base, tuned.adapter)), ours)
     mini.assert_close(our_logits(slmjax.load(tmp_path / "ours")), ours)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.objectives.held_to_base import held_to_base
 from slmjax.objectives.next_token import next_token
+from slmjax.objectives.regularized import regularized
 from slmjax.peft.anchoring import anchored
 from slmjax.peft.interception import applied
 from slmjax.peft.merging import merge
@@ -49,7 +49,7 @@ class Held:
         self.away = moved(self.start)
 
     def terms(self, **strengths):
-        return held_to_base(self.model, self.method, logits_bytes=4 * V * 10, **strengths)
+        return regularized(self.model, self.method, logits_bytes=4 * V * 10, **strengths)
 
     def extra(self, params, batch=None, **strengths):
         """(what the strengths add to the loss sum, its gradient)"""
@@ -152,7 +152,7 @@ def test_the_normalized_loss_does_not_depend_on_how_the_batch_is_cut(kind, held)
 def test_dora_has_no_distance(tune):
     tuned = tune(method="lora", lora={"r": 2, "dora": True})
     with pytest.raises(UserError, match="DoRA"):
-        held_to_base(tuned.model, anchored(tuned.method, added=False), l2_sp=1.0)(
+        regularized(tuned.model, anchored(tuned.method, added=False), l2_sp=1.0)(
             tuned.trained, tuned.frozen, make_batch(), None
         )
 

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 from slmjax.models.config import ModelConfig
-from slmjax.training import loop, program
+from slmjax.recipes import language_model
+from slmjax.recipes.config import RunConfig, default_config, run_config, set_budget
+from slmjax.training import loop
 from slmjax.training.checkpoints.checkpointer import Checkpointer, Restored
-from slmjax.training.config import RunConfig, default_config, run_config, set_budget
 
 V, T, B = 300, 32, 8
 SCRIPT = """
 import json, sys
-from slmjax.training.config import run_config
-from slmjax.training.loop import train
+from slmjax.recipes.config import run_config
+from slmjax.recipes.train import train
 train(run_config(json.loads(sys.argv[1])), sys.argv[2])
 """
 
@@ -70,7 +71,7 @@ def saved() -> Callable[..., Restored]:
 
     def read(config: RunConfig, workdir: Path, step: int | None = None) -> Restored:
         checkpointer = Checkpointer(workdir / loop.CHECKPOINTS)
-        abstract = program.build(config).state
+        abstract = language_model.build(config).state
         restored = checkpointer.restore_latest(abstract) if step is None else checkpointer.restore(step, abstract)
         assert restored is not None
         return dataclasses.replace(restored, state=jax.device_get(restored.state))

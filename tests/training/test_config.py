@@ -11,7 +11,8 @@ from slmjax.cli.shared.config_files import apply_override, load_config
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.counting import count_parameters
-from slmjax.training.config import TrainingConfig, default_config, run_config, set_budget
+from slmjax.recipes.config import default_config, run_config, set_budget
+from slmjax.training.config import TrainingConfig
 from slmjax.training.run_directory import claim, differing_keys, flatten
 
 BUDGETS = ("steps", "tokens", "tokens_per_param")

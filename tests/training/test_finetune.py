@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.inference.finetuned import load_finetuned
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.interception import applied
 from slmjax.peft.methods.freezing import FreezeConfig
-from slmjax.recipes.finetuned import load_finetuned
+from slmjax.recipes.config import run_config
+from slmjax.recipes.finetuned import describe_run
+from slmjax.recipes.language_model import build
+from slmjax.recipes.train import train
 from slmjax.training.checkpoints.checkpointer import Checkpointer
-from slmjax.training.config import run_config
-from slmjax.training.loop import CHECKPOINTS, train
-from slmjax.training.program import build
+from slmjax.training.loop import CHECKPOINTS
 from slmjax.training.state import without_base
 
 
@@ -57,7 +59,7 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
     moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), state.params, program.initialize(base).params)
     assert min(jax.tree.leaves(moved)) > 0  # every array of the small tree was trained
 
-    found = load_finetuned(config(4), tmp_path / "whole" / CHECKPOINTS, base)
+    found = load_finetuned(describe_run(config(4)), tmp_path / "whole" / CHECKPOINTS, base)
     assert_bitwise_equal(jax.device_get(found.trained), jax.device_get(state.ema))
     tokens = np.arange(6, dtype=np.int32)[None]
     merged = Transformer(program.config.model).apply({"params": found.merged()}, tokens)
@@ -95,7 +97,7 @@ def test_another_base_is_refused(config, tmp_path):
         train(config(4), tmp_path, base=make_base(config(), seed=1))
     saved = run_config(json.loads((tmp_path / "config.json").read_text()))
     with pytest.raises(UserError, match="other parameters"):
-        load_finetuned(saved, tmp_path / CHECKPOINTS, make_base(config(), seed=1))
+        load_finetuned(describe_run(saved), tmp_path / CHECKPOINTS, make_base(config(), seed=1))
 
 
 def test_a_method_needs_a_base(config, tmp_path):

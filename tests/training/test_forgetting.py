@@ -12,11 +12,13 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
+from slmjax.recipes import language_model
 from slmjax.recipes.corpus import open_general
 from slmjax.recipes.fisher import with_fisher
 from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.recipes.observers import forgetting
-from slmjax.training import loop, program
+from slmjax.recipes.train import train
+from slmjax.training import loop
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.interrupts import StopRequest
 from slmjax.training.state import without_base
@@ -55,7 +57,7 @@ def lines(path):
 def test_a_fine_tune_reports_what_it_gained_and_forgot_without_being_asked(config, tmp_path):
     run = config(peft={"method": "prefix", "prefix": {"num_tokens": 2}}, **{"schedule.peak": 0.01})
     scores = iter([0.25, 0.75])
-    result = loop.train(run, tmp_path / "run", base=make_base(run), tasks={"made up": lambda *_: next(scores)})
+    result = train(run, tmp_path / "run", base=make_base(run), tasks={"made up": lambda *_: next(scores)})
     report = json.loads((tmp_path / "run" / "forgetting.json").read_text())
     assert report == result.forgetting and report["steps"] == 4
     rows = {row["name"]: row for row in report["rows"]}
@@ -83,7 +85,7 @@ def test_a_fine_tune_reports_what_it_gained_and_forgot_without_being_asked(confi
 
 def test_measuring_is_turned_off_by_zero_tokens(config, tmp_path):
     run = config(2, held={"tokens": 0})
-    result = loop.train(run, tmp_path / "run", base=make_base(run))
+    result = train(run, tmp_path / "run", base=make_base(run))
     assert result.forgetting is None and not (tmp_path / "run" / "forgetting.json").exists()
     assert not (tmp_path / "run" / "data" / "general").exists()
     assert all("general_loss" not in line for line in lines(tmp_path / "run" / "metrics.jsonl"))
@@ -98,7 +100,7 @@ def test_a_run_with_everything_goes_on_bitwise_after_a_stop(
     method, config, tmp_path, monkeypatch, assert_bitwise_equal
 ):
     run = config(4, peft={"method": method, "train": ("final_norm/scale",) if method == "lora" else ()}, held=ALL)
-    loop.train(run, tmp_path / "straight", base=make_base(run))
+    train(run, tmp_path / "straight", base=make_base(run))
     with monkeypatch.context() as patched:
 
         def wanted(self, step):
@@ -106,9 +108,9 @@ def test_a_run_with_everything_goes_on_bitwise_after_a_stop(
             return step == 3
 
         patched.setattr(StopRequest, "wanted", wanted)
-        assert loop.train(run, tmp_path / "parts", base=make_base(run)).step == 3
-    result = loop.train(run, tmp_path / "parts", base=make_base(run))
-    abstract = without_base(program.build(run).state)
+        assert train(run, tmp_path / "parts", base=make_base(run)).step == 3
+    result = train(run, tmp_path / "parts", base=make_base(run))
+    abstract = without_base(language_model.build(run).state)
     assert "fisher" in abstract.frozen and "start" not in abstract.frozen
     states = [
         jax.device_get(Checkpointer(tmp_path / name / loop.CHECKPOINTS).restore(4, abstract).state)
@@ -129,7 +131,7 @@ def test_the_fisher_information_is_the_mean_of_squared_gradients_on_any_mesh(con
     rows = text.estimation_rows(run.data.sequence_length, 3)
     found = []
     for devices in (None, jax.devices()[:1]):
-        made = program.build(run, devices=devices)
+        made = language_model.build(run, devices=devices)
         state = with_fisher(made, made.initialize(make_base(run)), rows)
         found.append(jax.device_get(state.frozen["fisher"]))
     # The mesh's reduction orders differ, and squares of what nearly cancels with them.
@@ -161,13 +163,13 @@ def test_the_fisher_information_is_the_mean_of_squared_gradients_on_any_mesh(con
 )
 def test_what_cannot_be_is_refused(held, peft, message, config):
     with pytest.raises(UserError, match=message):
-        program.build(config(2, peft=peft, held=held))
+        language_model.build(config(2, peft=peft, held=held))
 
 
 def test_holding_needs_a_base(config, tmp_path):
     run = config(2, peft={"method": "full", "base": ""}, held={"ewc": 1.0})
     with pytest.raises(UserError, match=r"forgetting\.ewc hold a network .* set peft\.base"):
-        loop.train(run, tmp_path / "run")
+        train(run, tmp_path / "run")
 
 
 EARLY = {"training.early_stopping": 2, "training.eval_every": 1, "checkpoint.every": 50, "checkpoint.keep_last": 1}
@@ -185,7 +187,7 @@ def test_early_stopping_stops_keeps_the_best_and_goes_on_bitwise(
 
     monkeypatch.setattr(loop, "evaluate", made_up)
     run = config(8, **EARLY)
-    result = loop.train(run, tmp_path / "straight", base=make_base(run))
+    result = train(run, tmp_path / "straight", base=make_base(run))
     assert (result.step, result.best_step, result.stopped_by) == (4, 2, None)
     assert Checkpointer(tmp_path / "straight" / loop.CHECKPOINTS).all_steps() == [2, 4]
     said = capsys.readouterr().err
@@ -198,12 +200,12 @@ def test_early_stopping_stops_keeps_the_best_and_goes_on_bitwise(
             return step == 3
 
         patched.setattr(StopRequest, "wanted", wanted)
-        assert loop.train(run, tmp_path / "parts", base=make_base(run)).step == 3
-    assert loop.train(run, tmp_path / "parts", base=make_base(run)).step == 4  # the count went on from step 3's
-    finished = loop.train(run, tmp_path / "parts", base=make_base(run))
+        assert train(run, tmp_path / "parts", base=make_base(run)).step == 3
+    assert train(run, tmp_path / "parts", base=make_base(run)).step == 4  # the count went on from step 3's
+    finished = train(run, tmp_path / "parts", base=make_base(run))
     assert finished.step == 4 and finished.best_step == 2  # it is not begun again
     assert Checkpointer(tmp_path / "parts" / loop.CHECKPOINTS).all_steps() == [2, 4]
-    abstract = without_base(program.build(run).state)
+    abstract = without_base(language_model.build(run).state)
     states = [
         jax.device_get(Checkpointer(tmp_path / name / loop.CHECKPOINTS).restore(4, abstract).state)
         for name in ("straight", "parts")
@@ -217,10 +219,10 @@ def test_samples_are_the_greedy_continuation_and_are_written_down(config, tmp_pa
         peft={"method": "prefix", "prefix": {"num_tokens": 2}},
         **{"training.samples": 2, "training.sample_prompts": ("river",), "training.sample_tokens": 4},
     )
-    loop.train(run, tmp_path / "run", base=make_base(run))
+    train(run, tmp_path / "run", base=make_base(run))
     found = lines(tmp_path / "run" / "samples.jsonl")
     assert [line["step"] for line in found] == [0, 0, 0, 2, 2, 2] and found[-1]["prompt"] == "river"
-    made = program.build(run)
+    made = language_model.build(run)
     abstract = without_base(made.state)
     state = made.with_base(Checkpointer(tmp_path / "run" / loop.CHECKPOINTS).restore(2, abstract).state, make_base(run))
     corpus = loop.open_corpus(run.data, tmp_path)
@@ -245,19 +247,22 @@ def loop_logits(made, state, tokens):
 def test_new_layers_alone_are_trained_and_the_run_is_a_deeper_model(config, tmp_path):
     run = config(2, peft={"method": "freeze", "expand": 2})
     base = jax.device_get(make_base(run))
-    result = loop.train(run, tmp_path / "run", base=make_base(run))
+    result = train(run, tmp_path / "run", base=make_base(run))
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["model"]["num_layers"] == 4
-    from slmjax.recipes.finetuned import load_finetuned
-    from slmjax.training.config import run_config
+    from slmjax.inference.finetuned import load_finetuned
+    from slmjax.recipes.config import run_config
+    from slmjax.recipes.finetuned import describe_run
 
     assert result.forgetting["rows"][0]["before"] != result.forgetting["rows"][0]["after"]
-    tuned = load_finetuned(run_config(saved), tmp_path / "run" / loop.CHECKPOINTS, make_base(run)).merged()
+    tuned = load_finetuned(
+        describe_run(run_config(saved)), tmp_path / "run" / loop.CHECKPOINTS, make_base(run)
+    ).merged()
     stack = lambda tree: tree["segment_0"]["block_0"]["attention"]["q_proj"]["kernel"]  # noqa: E731
     np.testing.assert_array_equal(stack(tuned)[::2], stack(base))
     assert not np.array_equal(stack(tuned)[1::2], stack(base))
     # Going on finds the same run, and one that is written down as larger is not made larger again.
-    assert loop.train(run, tmp_path / "run", base=make_base(run)).step == 2
-    assert loop.train(run_config(saved), tmp_path / "run", base=make_base(run)).step == 2
+    assert train(run, tmp_path / "run", base=make_base(run)).step == 2
+    assert train(run_config(saved), tmp_path / "run", base=make_base(run)).step == 2
     with pytest.raises(UserError, match=r"peft\.method=freeze"):
         PeftConfig(method="lora", expand=2)

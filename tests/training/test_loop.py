@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.recipes import language_model
 from slmjax.recipes.corpus import open_corpus
-from slmjax.training import loop, program
+from slmjax.recipes.train import train
+from slmjax.training import loop
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.interrupts import StopRequest
 
@@ -47,7 +49,7 @@ def seen(monkeypatch):
 def finished(tiny_config, tmp_path_factory):
     """A run of 6 steps that nobody stopped: (config, workdir), with checkpoints 2, 4 and 6."""
     config, workdir = tiny_config(), tmp_path_factory.mktemp("finished") / "run"
-    result = loop.train(config, workdir)
+    result = train(config, workdir)
     assert (result.step, result.total_steps, result.stopped_by) == (6, 6, None)
     return config, workdir
 
@@ -59,18 +61,18 @@ def test_a_stopped_run_goes_on_with_the_next_batch_to_the_same_bits(
     """With an average of the weights, and skipping nothing; test_resume.py stops at other steps."""
     config = tiny_config(**{"training.ema_decay": 0.5, "training.eval_every": 0, "data.validation_fraction": 0.0})
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_dir=""))
-    loop.train(config, tmp_path / "straight")
+    train(config, tmp_path / "straight")
     straight, seen[:] = list(seen), []
     with monkeypatch.context() as patched:
         stop_at(patched, 3)
-        stopped = loop.train(config, tmp_path / "stopped")
+        stopped = train(config, tmp_path / "stopped")
     assert (stopped.step, stopped.stopped_by) == (3, signal.SIGTERM)
-    loop.train(config, tmp_path / "stopped")
+    train(config, tmp_path / "stopped")
     np.testing.assert_array_equal(np.stack(seen), np.stack(straight))
     assert len({batch.tobytes() for batch in seen}) == 6  # else the order would say nothing
     a, b = saved(config, tmp_path / "straight"), saved(config, tmp_path / "stopped")
     assert_bitwise_equal(a.state, b.state)
-    assert a.step == b.step == 6 and a.data_state == b.data_state
+    assert a.step == b.step == 6 and a.position == b.position
 
 
 def test_nothing_is_compiled_after_the_first_round_of_step_evaluation_and_checkpoint(
@@ -84,7 +86,7 @@ def test_nothing_is_compiled_after_the_first_round_of_step_evaluation_and_checkp
 
     monkeypatch.setattr(StopRequest, "wanted", wanted)
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
-        loop.train(tiny_config(steps=9), tmp_path / "run")
+        train(tiny_config(steps=9), tmp_path / "run")
     compiled = [record.getMessage() for record in caplog.records]
     later = [message for message in compiled[at_step[3] :] if message.startswith("Finished XLA compilation")]
     assert not later
@@ -95,7 +97,7 @@ def test_nothing_is_compiled_after_the_first_round_of_step_evaluation_and_checkp
 def test_finished_runs_are_not_run_again(finished, seen):
     config, workdir = finished
     before = Checkpointer(workdir / loop.CHECKPOINTS).all_steps()
-    assert loop.train(config, workdir).step == 6
+    assert train(config, workdir).step == 6
     assert Checkpointer(workdir / loop.CHECKPOINTS).all_steps() == before and not seen
 
 
@@ -103,11 +105,11 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(finished, tiny_con
     _, workdir = finished
     changes = {"optimizer.b2": 0.99, "training.seed": 3}
     with pytest.raises(UserError) as error:
-        loop.train(tiny_config(**changes), workdir)
+        train(tiny_config(**changes), workdir)
     for part in ("optimizer.b2 (0.95 -> 0.99)", "training.seed (0 -> 3)", str(workdir), "--workdir"):
         assert part in str(error.value)
     with pytest.raises(UserError, match=r"training\.steps \(6 -> 8\)"):  # a cosine depends on its end
-        loop.train(tiny_config(steps=8), workdir)
+        train(tiny_config(steps=8), workdir)
 
 
 OTHER_MESH = {"mesh.fsdp": 2, "mesh.tensor": 2, "mesh.sequence": 2, "training.log_every": 3, "checkpoint.every": 5}
@@ -117,7 +119,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_on_another_mesh(finished, tiny_conf
     config, workdir = finished
     other = tiny_config(**OTHER_MESH)
     assert_bitwise_equal(saved(config, workdir).state, saved(other, workdir).state)
-    loop.train(other, workdir)  # these keys do not make it another run
+    train(other, workdir)  # these keys do not make it another run
 
 
 @pytest.mark.slow
@@ -125,8 +127,8 @@ def test_a_run_goes_on_over_another_mesh_to_the_same_parameters(finished, tiny_c
     config, workdir = finished
     with monkeypatch.context() as patched:
         stop_at(patched, 4)
-        loop.train(config, tmp_path / "run")
-    assert loop.train(tiny_config(**OTHER_MESH), tmp_path / "run").step == 6
+        train(config, tmp_path / "run")
+    assert train(tiny_config(**OTHER_MESH), tmp_path / "run").step == 6
     straight, moved = saved(config, workdir).state, saved(config, tmp_path / "run").state
     for a, b in zip(jax.tree.leaves(straight.params), jax.tree.leaves(moved.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -138,16 +140,16 @@ def test_a_branch_begins_with_the_state_and_the_data_of_its_step(
     config, workdir = finished
     config_b = tiny_config(**{"training.branch_from": str(workdir), "training.branch_step": 4})
     files = sorted(path for path in workdir.rglob("*") if path.is_file())
-    assert loop.train(config_b, tmp_path / "branch").step == 6
+    assert train(config_b, tmp_path / "branch").step == 6
     assert len(seen) == 2  # steps 5 and 6
     assert_bitwise_equal(saved(config, workdir).state, saved(config_b, tmp_path / "branch").state)
     assert sorted(path for path in workdir.rglob("*") if path.is_file()) == files
     # What a branch has saved itself counts from then on.
-    assert loop.train(config_b, tmp_path / "branch").step == 6 and len(seen) == 2
+    assert train(config_b, tmp_path / "branch").step == 6 and len(seen) == 2
     with pytest.raises(UserError, match="no checkpoint of step 3"):
-        loop.train(tiny_config(**{"training.branch_from": str(workdir), "training.branch_step": 3}), tmp_path / "none")
+        train(tiny_config(**{"training.branch_from": str(workdir), "training.branch_step": 3}), tmp_path / "none")
     with pytest.raises(UserError, match="starts at step 6, but this run ends at step 5"):
-        loop.train(tiny_config(steps=5, **{"training.branch_from": str(workdir)}), tmp_path / "late")
+        train(tiny_config(steps=5, **{"training.branch_from": str(workdir)}), tmp_path / "late")
 
 
 @pytest.mark.slow
@@ -165,13 +167,13 @@ def test_a_decay_branched_from_the_stable_phase_is_the_uninterrupted_shorter_run
         return {line["step"]: line["learning_rate"] for line in lines if line["split"] == "train"}
 
     shorter = {"schedule.decay_fraction": 0.34}
-    loop.train(wsd(9, **shorter), tmp_path / "straight")
+    train(wsd(9, **shorter), tmp_path / "straight")
     with monkeypatch.context() as patched:
         stop_at(patched, 6)
-        loop.train(wsd(100), tmp_path / "stable")
+        train(wsd(100), tmp_path / "stable")
     branch = wsd(9, **shorter, **{"training.branch_from": str(tmp_path / "stable")})
     capsys.readouterr()
-    assert loop.train(branch, tmp_path / "branch").step == 9
+    assert train(branch, tmp_path / "branch").step == 9
     assert "its learning rate was 0.003, here it is 0.00" in capsys.readouterr().err
     expected, stable, decayed = (rates(tmp_path / name) for name in ("straight", "stable", "branch"))
     assert stable == {step: expected[step] for step in range(1, 7)}
@@ -183,7 +185,7 @@ def test_a_decay_branched_from_the_stable_phase_is_the_uninterrupted_shorter_run
 
 def test_evaluation_is_that_of_the_averaged_weights(tiny_config, tmp_path):
     config = tiny_config(**{"training.ema_decay": 0.9})
-    p = program.build(config)
+    p = language_model.build(config)
     corpus = open_corpus(config.data, tmp_path)
     state = p.initialize()
     moved = dataclasses.replace(state, params=jax.tree.map(lambda x: 3 * x, state.params))
@@ -203,7 +205,7 @@ MESHES = {
 
 def two_steps(config, devices=None):
     """Metrics of two steps, on batches whose rows weigh unequally and hold segments."""
-    p = program.build(config, devices=devices)
+    p = language_model.build(config, devices=devices)
     V, (B, T) = config.model.vocab_size, p.batch["inputs"].shape
     rng = np.random.default_rng(1)
     step, state, metrics = p.compile(), p.initialize(), []
@@ -255,9 +257,9 @@ def test_sigterm_saves_the_step_it_names_and_exits_with_0(tiny_config, tmp_path,
     stderr = process.stderr.read()
     said = re.search(r"SIGTERM: saved step (\d+) of 1000000 in (\S+);", stderr)
     assert said and said[2] == str(workdir) and "Traceback" not in stderr
-    restored = Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(program.build(config).state)
+    restored = Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(language_model.build(config).state)
     assert restored.step == int(said[1]) == int(restored.state.step) > 1
-    assert restored.data_state["next_index"] == restored.step
+    assert restored.position["batches"]["next_index"] == restored.step
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] <= restored.step
 
 
@@ -268,7 +270,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     """SIGKILL at random moments, while every step saves: between steps, and in the middle of a save."""
     changes = {"checkpoint.every": 1, "training.eval_every": 3}
     config = tiny_config(steps=24, **changes)
-    loop.train(config, tmp_path / "straight")
+    train(config, tmp_path / "straight")
     rng, workdir = random.Random(0), tmp_path / "killed"
     checkpointer = Checkpointer(workdir / loop.CHECKPOINTS)
     reached = []
@@ -284,7 +286,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     process = start_training(config, workdir)
     assert process.wait(timeout=120) == 0
     straight, killed = saved(config, tmp_path / "straight"), saved(config, workdir)
-    assert straight.step == killed.step == 24 and straight.data_state == killed.data_state
+    assert straight.step == killed.step == 24 and straight.position == killed.position
     assert_bitwise_equal(straight.state, killed.state)
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)

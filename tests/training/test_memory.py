@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.recipes import language_model
 from slmjax.sharding.mesh import make_mesh
-from slmjax.training import memory, program
+from slmjax.training import memory
 from slmjax.training.memory import host_memory_bytes, out_of_memory_is_the_users
 
 FULL = ValueError("RESOURCE_EXHAUSTED: Error writing x: No space left on device")
@@ -57,7 +58,7 @@ def test_other_errors_pass(one_device):
 
 def test_a_cpus_program_is_weighed_before_it_runs(tiny_config, monkeypatch):
     """Linux grants memory that it does not have and kills the run when it is used."""
-    p = program.build(tiny_config(**{"mesh.fsdp": 1}), devices=jax.devices()[:1])
+    p = language_model.build(tiny_config(**{"mesh.fsdp": 1}), devices=jax.devices()[:1])
     p.compile()
     monkeypatch.setattr(memory, "host_memory_bytes", lambda: 100_000)
     for refused in (p.initialize, p.compile):
@@ -75,8 +76,8 @@ def test_a_shells_limit_counts():
 TPU = """
 import json, sys
 from slmjax.sharding.topologies import topology_devices
-from slmjax.training.config import run_config
-from slmjax.training.program import build
+from slmjax.recipes.config import run_config
+from slmjax.recipes.language_model import build
 build(run_config(json.loads(sys.argv[1])), devices=topology_devices("v5e-4")).compile()
 """
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.recipes.observers.plots import plot_loss
 from slmjax.training.reporting import metrics
 from slmjax.training.reporting.metrics import MetricsWriter, read_metrics
-from slmjax.training.reporting.plots import plot_loss
 from slmjax.training.reporting.progress import Progress
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
-from slmjax.training import loop, program
+from slmjax.recipes import language_model
+from slmjax.recipes.config import default_config, run_config, set_budget
+from slmjax.recipes.train import train
+from slmjax.training import loop
 from slmjax.training.checkpoints.checkpointer import Checkpointer
-from slmjax.training.config import default_config, run_config, set_budget
 from slmjax.training.interrupts import StopRequest
 
 V, T, B = 300, 32, 8
@@ -50,7 +52,7 @@ def text(tmp_path_factory):
 
 
 def final_state(config, workdir):
-    restored = Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(program.build(config).state)
+    restored = Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(language_model.build(config).state)
     return restored.step, jax.device_get(restored.state)
 
 
@@ -77,7 +79,7 @@ def uninterrupted(text, tmp_path_factory):
 
     program.make_train_step = counting
     try:
-        result = loop.train(config, workdir)
+        result = train(config, workdir)
     finally:
         program.make_train_step = make
     assert result.step == 6 and len(traces) == 1, "the step was traced more than once"
@@ -95,9 +97,9 @@ def test_stopping_anywhere_and_going_on_is_not_stopping(text, tmp_path, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr(StopRequest, "wanted", wanted)
-        stopped = loop.train(config, tmp_path / "run")
+        stopped = train(config, tmp_path / "run")
     assert stopped.step == stop_at and stopped.stopped_by == 15
-    assert loop.train(config, tmp_path / "run").step == 6
+    assert train(config, tmp_path / "run").step == 6
     step, state = final_state(config, tmp_path / "run")
     assert step == uninterrupted[0]
     assert_bitwise_equal(state, uninterrupted[1])
@@ -113,7 +115,7 @@ def random_batch(p):
 
 
 def one_step(config, spoil=False):
-    p = program.build(config)
+    p = language_model.build(config)
     state = p.initialize()
     if spoil:
         table = state.params["embedder"]["embedding"]
@@ -164,30 +166,30 @@ def test_too_many_skipped_steps_stop_the_run_and_name_the_last_good_checkpoint(t
 
     monkeypatch.setattr(program, "make_train_step", poisoned)
     with pytest.raises(UserError, match=r"2 steps in a row.*last good checkpoint is step 2"):
-        loop.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 def test_a_branch_starts_from_the_other_runs_state(text, tmp_path, uninterrupted):
     first = make_config(text)
-    loop.train(first, tmp_path / "a")
+    train(first, tmp_path / "a")
     branch = make_config(text, steps=7, branch_from=str(tmp_path / "a"))
-    result = loop.train(branch, tmp_path / "b")
+    result = train(branch, tmp_path / "b")
     assert result.step == 7
     assert final_state(first, tmp_path / "a")[0] == 6  # the run that was branched from is as it was
 
 
 def test_a_finished_run_says_where_it_ended_and_changes_nothing(text, tmp_path):
     config = make_config(text)
-    first = loop.train(config, tmp_path / "run")
+    first = train(config, tmp_path / "run")
     before = final_state(config, tmp_path / "run")
-    again = loop.train(config, tmp_path / "run")
+    again = train(config, tmp_path / "run")
     assert again.step == 6
     assert again.metrics["validation_loss"] == pytest.approx(first.metrics["validation_loss"], rel=1e-6)
     assert_bitwise_equal(before, final_state(config, tmp_path / "run"))
 
 
 def test_a_run_that_ends_within_the_profiled_steps_still_leaves_its_trace(text, tmp_path):
-    loop.train(make_config(text, steps=2, profile_at=1), tmp_path / "run")
+    train(make_config(text, steps=2, profile_at=1), tmp_path / "run")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
@@ -200,5 +202,5 @@ def test_a_run_continued_behind_the_profiled_step_traces_nothing(text, tmp_path,
 
     with monkeypatch.context() as patched:
         patched.setattr(StopRequest, "wanted", wanted)
-        assert loop.train(config, tmp_path / "run").step == 1
-    assert loop.train(config, tmp_path / "run").step == 6
+        assert train(config, tmp_path / "run").step == 1
+    assert train(config, tmp_path / "run").step == 6

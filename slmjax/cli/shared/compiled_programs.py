@@ -1,4 +1,4 @@
-"""Where jax keeps what it compiled, so that a command that was run before starts in seconds."""
+"""The directory in which jax keeps compiled programs, so that a command that was run before starts in seconds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ DEFAULTS = {
 def keep_compiled_programs() -> None:
     """Point jax, before it is imported, to a directory of this user and this kind of CPU.
 
-    Whatever the environment says of JAX_COMPILATION_CACHE_DIR stands ("" keeps nothing); XDG_CACHE_HOME moves the
-    default, ~/.cache/slmjax. Where it cannot be written nothing is kept.
+    JAX_COMPILATION_CACHE_DIR is left alone where it is set ("" keeps nothing); XDG_CACHE_HOME moves the default,
+    ~/.cache/slmjax. If that cannot be written, nothing is kept.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -34,7 +34,7 @@ def keep_compiled_programs() -> None:
 
 
 def _cpu() -> str:
-    """A short name for what this CPU can do: code compiled for another one may not run here."""
+    """A short name for the instructions of this CPU: code compiled for another one may not run here."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         able = next(line for line in lines if line.startswith(("flags", "Features")))

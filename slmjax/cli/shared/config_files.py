@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 import runpy
+import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from slmjax.errors import UserError
-from slmjax.training.config import nearest
+from slmjax.data.config import SourceConfig
+from slmjax.data.sft_config import ConversationSource
+from slmjax.errors import UserError, did_you_mean, one_line
+from slmjax.training.config import BUDGETS
 
 SOURCES = ("data.sources", "data.validation")  # where names are the user's own
 
@@ -19,30 +27,78 @@ SOURCES = ("data.sources", "data.validation")  # where names are the user's own
 def load_config(path: str, overrides: list[str]) -> ConfigDict:
     """Run a config file and apply `--config.a.b=value` overrides to what its `get_config()` returns.
 
-    FILE.py:ARGUMENT calls `get_config("ARGUMENT")`: one file for experiments that differ in more than a key.
+    FILE.py:ARGUMENT calls `get_config("ARGUMENT")`: one file for experiments that differ in more than a key. The file
+    may import modules that lie beside it.
+
+    Raises:
+        UserError: there is no such file, it fails, it returns something else, or an override names no key of it.
     """
     file, given = Path(path), []
     if not file.is_file() and ":" in path:
         path, _, argument = path.rpartition(":")
         file, given = Path(path), [argument]
     if not file.is_file():
-        raise UserError(f"There is no config file {path}; the ones that ship are in configs/.")
+        raise UserError(f"There is no config file {path}: give a Python file that has a function get_config().")
     try:
-        get_config = runpy.run_path(str(file)).get("get_config")
-        if get_config is None:
-            raise UserError(f"{path} has no function get_config().")
-        config = get_config(*given)
+        with neighbours_of(file):
+            get_config = runpy.run_path(str(file)).get("get_config")
+            if get_config is None:
+                raise UserError(f"{path} has no function get_config(): let one return the config.")
+            config = get_config(*given)
     except UserError:
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-        where = f", line {lines[-1]}," if lines else ""
-        raise UserError(f"{path}{where} fails: {type(error).__name__}: {error}") from error
+        raise UserError(f"{_place(file, path, error)} fails: {type(error).__name__}: {one_line(error)}.") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return a ConfigDict (start from default_config), not {config!r}.")
     for override in overrides:
         apply_override(config, override)
     return config
+
+
+class _Neighbours:
+    """A finder of the modules in one directory; `found` holds the names that it was needed for."""
+
+    def __init__(self, directory: Path):
+        self._directory = str(directory)
+        self.found: set[str] = set()
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        if path is not None:  # inside a package, which the usual finders know by then
+            return None
+        spec = PathFinder.find_spec(name, [self._directory])
+        if spec is not None:
+            self.found.add(name)
+        return spec
+
+
+@contextmanager
+def neighbours_of(file: Path) -> Iterator[None]:
+    """A context in which modules beside `file` can be imported; they are forgotten when it ends.
+
+    They are looked for last: one that is called as a library is hides it from nobody. Being forgotten, a module of one
+    config is not taken for another's of the same name.
+    """
+    finder = _Neighbours(file.resolve().parent)
+    importlib.invalidate_caches()  # a file may have been written just now
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.partition(".")[0] in finder.found]:
+            del sys.modules[name]
+
+
+def _place(file: Path, path: str, error: Exception) -> str:
+    """The file and line at which a config failed, in itself or in a neighbour."""
+    directory = file.resolve().parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == str(file):
+            return f"{path}, line {frame.lineno},"
+        if Path(frame.filename).parent == directory:
+            return f"{frame.filename}, line {frame.lineno},"
+    return path
 
 
 def apply_override(config: ConfigDict, override: str) -> None:
@@ -54,27 +110,38 @@ def apply_override(config: ConfigDict, override: str) -> None:
     node: Any = config
     for depth, section in enumerate([*sections, name]):
         place = ".".join(key.split(".")[:depth]) or "the config"
-        if not isinstance(node, ConfigDict) or (section not in node and place not in SOURCES):
-            known = list(node.keys()) if isinstance(node, ConfigDict) else []
-            raise UserError(f"--config.{key}: {place} has no key {section!r}; {nearest(section, known)}")
+        if not isinstance(node, ConfigDict):
+            raise UserError(f"--config.{key}: {place} is a value and has no keys: write --config.{place}=VALUE.")
+        if section not in node and place not in SOURCES:
+            known = list(node.keys())
+            raise UserError(f"--config.{key}: {place} has no key {section!r}; {did_you_mean(section, known)}")
         if depth == len(sections):
             break
         if place in SOURCES:  # a source may be new, and a config file names only the fields that it sets
-            conversations = "chat_template" in config.data
-            defaults = {"path": "", "weight": 1.0, "format": "auto"} | ({} if conversations else {"text_field": "text"})
-            node[section] = ConfigDict(defaults | (node[section].to_dict() if section in node else {}))
+            given = node[section].to_dict() if section in node else {}
+            node[section] = ConfigDict(_source_defaults(config) | given)
         node = node[section]
     if ".".join(sections) in SOURCES:
         raise UserError(f"--config.{key} names a source: set its path, as in --config.{key}.path={text}.")
     if isinstance(node.get(name), ConfigDict):
         raise UserError(f"--config.{key} is a section: set one of its keys, {', '.join(node[name].keys())}.")
     value = _parse(text, node[name], key)
-    if key.split(".")[0] == "training" and name in ("steps", "tokens", "tokens_per_param") and value:
-        for other in ("steps", "tokens", "tokens_per_param"):  # one budget replaces another
+    if key.split(".")[0] == "training" and name in BUDGETS and value:
+        for other in BUDGETS:  # one budget replaces another
             if other != name and other in node:
                 node[other] = type(node[other])(0)
     with node.ignore_type():
         node[name] = value
+
+
+def _source_defaults(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a source of this config's kind of data; "" where there is no default."""
+    kind = ConversationSource if "chat_template" in config.data else SourceConfig
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        made = field.default_factory
+        defaults[field.name] = made() if made is not dataclasses.MISSING else field.default
+    return {name: "" if value is dataclasses.MISSING else value for name, value in defaults.items()}
 
 
 def _parse(text: str, old: Any, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the commands that draw tokens share."""
+"""Options of the commands that sample tokens."""
 
 from __future__ import annotations
 
@@ -7,19 +7,35 @@ from typing import Any
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--temperature` and its kin, `--seed` and `--stop`."""
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from the k most likely tokens (0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most likely tokens of this total")
+    """Add `--temperature` and its kin, `--seed` and `--stop`."""
     parser.add_argument(
-        "--min-p", type=float, default=0.0, help="draw from tokens this likely beside the best (0: all)"
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="sampling temperature; 0 takes the most likely token (default: %(default)s)",
+    )
+    parser.add_argument("--top-k", type=int, default=0, help="sample from the k most likely tokens (default: 0, all)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the fewest tokens whose probabilities sum to P (default: 1, all)",
     )
     parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, help="above 1: tokens that were used come less"
+        "--min-p",
+        type=float,
+        default=0.0,
+        help="sample from tokens at least P times as likely as the best (default: 0, all)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; several may be given"
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="penalty on tokens that occur already, above 1 (default: 1, none)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="text to stop before; may be given several times"
     )
 
 

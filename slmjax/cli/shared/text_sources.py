@@ -1,4 +1,4 @@
-"""What the commands that read text share: where it is, and how it lies in its files."""
+"""Options of the commands that read text, and the documents that they name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ FORMATS = ("auto", "text", "jsonl", "parquet", "array_record")
 
 
 def add_format_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--format` and `--text-field`."""
-    parser.add_argument("--format", choices=FORMATS, default="auto", help="of the files (default: by their names)")
-    parser.add_argument("--text-field", default="text", help="of JSONL and Parquet records (default: %(default)s)")
+    """Add `--format` and `--text-field`."""
+    parser.add_argument(
+        "--format", choices=FORMATS, default="auto", help="format of the files (default: auto, by their names)"
+    )
+    parser.add_argument(
+        "--text-field",
+        default="text",
+        help="field of JSONL and Parquet records that is the text (default: %(default)s)",
+    )
 
 
 def source_of(path: str, args: argparse.Namespace) -> SourceConfig:
-    """A path of the command line as a source."""
+    """The source at a path of the command line."""
     from slmjax.data.config import SourceConfig
 
     return SourceConfig(path, format=args.format, text_field=args.text_field)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from slmjax.errors import UserError
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import flatten, unflatten
 from slmjax.peft.config import MERGEABLE
 from slmjax.peft.interception import NOTHING_MORE, Options
-from slmjax.peft.merging import merge
+from slmjax.peft.merging import merge as merge_added
 from slmjax.peft.method import in_weights
-from slmjax.peft.targets import flatten, nested
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,12 @@ def parameters_under(adapter: Adapter, config: ModelConfig, params: Any) -> tupl
         flat["lm_head/kernel"] = flat["embedder/embedding"].T
     for path, array in adapter.whole.items():
         flat[path] = jnp.asarray(array).astype(flat[path].dtype)
-    return config, nested(flat)
+    return config, unflatten(flat)
 
 
-def attached(base: LanguageModel, adapter: Adapter, *, dtype: str | None = None, merges: bool = True) -> LanguageModel:
+def attached(
+    base: LanguageModel, adapter: Adapter, *, dtype: str | None = None, merge: bool = True, path: str = ""
+) -> LanguageModel:
     """The base with the adapter: merged into its weights where they can express it, else (or unasked) beside them.
 
     dtype: of the parameters; None is float32 of what is merged. The base should be float32, since the change of a
@@ -51,14 +53,14 @@ def attached(base: LanguageModel, adapter: Adapter, *, dtype: str | None = None,
     """
     config, params = parameters_under(adapter, base.config, base.params)
     added, options = adapter.added, adapter.options
-    if merges and adapter.method in MERGEABLE:
-        params, added, options = merge(params, added), {}, NOTHING_MORE
+    if merge and adapter.method in MERGEABLE:
+        params, added, options = merge_added(params, added), {}, NOTHING_MORE
     else:
         variables = in_weights({"params": params, "peft": added})
         params, added = variables["params"], variables["peft"]
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    return LanguageModel(config, params, base.tokenizer, base.stop_ids, added, options)
+    return replace(base, config=config, params=params, peft=added, options=options, path=path or base.path)
 
 
 def require_plain_positions(config: ModelConfig, what: str) -> None:

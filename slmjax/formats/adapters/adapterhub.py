@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.files import local_path, place_directory
 from slmjax.formats.adapters.adapter import Adapter
+from slmjax.formats.adapters.files import require_place, write_adapter
 from slmjax.formats.adapters.names import Names
-from slmjax.formats.peft.collect import Misfit, Pieces
-from slmjax.formats.peft.read import CONFIG
-from slmjax.formats.peft.write import require_replaceable, write_files
+from slmjax.formats.adapters.pieces import Misfit, Pieces
+from slmjax.formats.recognition import ADAPTER_CONFIG
 from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.formats.weight_map import Leaf, layer_leaf
+from slmjax.models.parameters import Params, flatten
 from slmjax.peft.interception import Options
-from slmjax.peft.targets import flatten
 
 WEIGHTS = "adapter.safetensors"
 PICKLE = "pytorch_adapter.bin"
@@ -72,17 +71,47 @@ class AdapterHubDirectory:
 
     origin = "AdapterHub"
     method = "bottleneck"
+    revision = None  # the library notes none
 
     def facts(self) -> dict[str, Any]:
         """Sizes and places."""
         layers, places = (sorted({at[i] for at in self.found}) for i in range(2))  # type: ignore[type-var]
-        sizes = [self.tensors.places[parts["adapter_down"]].shape for parts in self.found.values()]
+        sizes = [self.tensors.tensors[parts["adapter_down"]].shape for parts in self.found.values()]
         return {"bottleneck": sorted({shape[0] for shape in sizes}), "sub_layers": places, "layers": len(layers)}
+
+    def named(self) -> list[str]:
+        """No module: its tensors name layers and places in them."""
+        return []
+
+    def read(self, names: Names, params: Params, where: str) -> Adapter:
+        """The adapter as something to add to the base `where`. UserError naming what is missing or of another size."""
+        config, pieces = names.config, Pieces()
+        left_out = self.values.get("leave_out") or []
+        sublayers = [
+            s for key, s in (("mh_adapter", "attention"), ("output_adapter", "feedforward")) if self.values.get(key)
+        ]
+        expected = {(i, s) for i in range(config.num_layers) if i not in left_out for s in sublayers}
+        if beyond := sorted(at for at in self.found if at[0] >= config.num_layers):
+            raise UserError(f"{self.path} adapts layer {beyond[0][0]}, but {where} has {config.num_layers} layers.")
+        if lacking := sorted(expected - self.found.keys()):
+            raise UserError(f"{self.path} is incomplete: it has nothing for layer {lacking[0][0]}'s {lacking[0][1]}.")
+        for (layer, sublayer), tensors in self.found.items():
+            if missing := sorted(set(_PARTS.values()) - tensors.keys()):
+                raise UserError(f"{self.path} is incomplete: {missing[0]} of layer {layer}'s {sublayer} is missing.")
+            arrays = {part: np.asarray(self.tensors.read(name), np.float32) for part, name in tensors.items()}
+            at = layer_leaf(config, layer, sublayer)
+            try:
+                _add(pieces, at, arrays, config.embed_dim)
+            except Misfit as misfit:
+                raise UserError(f"{self.path} is an adapter of another base than {where}: {misfit}.") from misfit
+        activation = _ACTIVATIONS[self.values["non_linearity"]]
+        options = Options(activation=activation, scale=float(self.values.get("scaling", 1.0)))
+        return Adapter("adapter", pieces.stacked(config), options)
 
 
 def open_adapterhub(directory: Path, values: Mapping[str, Any]) -> AdapterHubDirectory:
     """Config and header of a directory; UserError for what is no bottleneck adapter of the kind that is ours."""
-    path = directory / CONFIG
+    path = directory / ADAPTER_CONFIG
     config = values.get("config")
     if not isinstance(config, dict) or "reduction_factor" not in config or "non_linearity" not in config:
         raise UserError(f"{path} is neither peft's nor that of a bottleneck adapter of AdapterHub.")
@@ -118,32 +147,6 @@ def open_adapterhub(directory: Path, values: Mapping[str, Any]) -> AdapterHubDir
     return opened
 
 
-def read_adapterhub(opened: AdapterHubDirectory, names: Names, where: str) -> Adapter:
-    """The adapter as something to add to the base `where`. UserError naming what is missing or of another size."""
-    config, pieces = names.config, Pieces()
-    left_out = opened.values.get("leave_out") or []
-    sublayers = [
-        s for key, s in (("mh_adapter", "attention"), ("output_adapter", "feedforward")) if opened.values.get(key)
-    ]
-    expected = {(i, s) for i in range(config.num_layers) if i not in left_out for s in sublayers}
-    if beyond := sorted(at for at in opened.found if at[0] >= config.num_layers):
-        raise UserError(f"{opened.path} adapts layer {beyond[0][0]}, but {where} has {config.num_layers} layers.")
-    if lacking := sorted(expected - opened.found.keys()):
-        raise UserError(f"{opened.path} is incomplete: it has nothing for layer {lacking[0][0]}'s {lacking[0][1]}.")
-    for (layer, sublayer), tensors in opened.found.items():
-        if missing := sorted(set(_PARTS.values()) - tensors.keys()):
-            raise UserError(f"{opened.path} is incomplete: {missing[0]} of layer {layer}'s {sublayer} is missing.")
-        arrays = {part: np.asarray(opened.tensors.read(name), np.float32) for part, name in tensors.items()}
-        at = layer_leaf(config, layer, sublayer)
-        try:
-            _add(pieces, at, arrays, config.embed_dim)
-        except Misfit as misfit:
-            raise UserError(f"{opened.path} is an adapter of another base than {where}: {misfit}.") from misfit
-    activation = _ACTIVATIONS[opened.values["non_linearity"]]
-    options = Options(activation=activation, scale=float(opened.values.get("scaling", 1.0)))
-    return Adapter("adapter", pieces.stacked(config), options)
-
-
 def _add(pieces: Pieces, at: Leaf, arrays: dict[str, np.ndarray], width: int) -> None:
     m = arrays["adapter_down_bias"].size
     wanted = {
@@ -158,10 +161,9 @@ def _add(pieces: Pieces, at: Leaf, arrays: dict[str, np.ndarray], width: int) ->
         pieces.add(at, part, array.T)
 
 
-def save_adapterhub(adapter: Adapter, names: Names, base: Any, directory: str | Path, *, base_name: str) -> Path:
+def save_adapterhub(adapter: Adapter, names: Names, path: str | Path, *, base_name: str) -> Path:
     """Write the directory, whole or not at all; returns it. UserError for what the library would compute otherwise."""
-    directory = local_path(directory, "The destination").resolve()
-    require_replaceable(directory, {CONFIG, WEIGHTS})
+    directory = require_place(path)
     config, options, model_type = names.config, adapter.options, names.family.model_type
     if adapter.method != "adapter":
         raise UserError(f"AdapterHub's layout is for bottleneck adapters, not for peft.method={adapter.method}.")
@@ -201,9 +203,7 @@ def save_adapterhub(adapter: Adapter, names: Names, base: Any, directory: str | 
     }
     about = {"config": values, "hidden_size": config.embed_dim, "model_class": names.family.architecture}
     about |= {"model_name": base_name, "model_type": model_type, "name": _NAME, "version": "adapters.1.0.0"}
-    with place_directory(directory, lambda: False) as partial:
-        write_files(partial, CONFIG, about, WEIGHTS, tensors)
-    return directory
+    return write_adapter(directory, about, WEIGHTS, tensors)
 
 
 def _reduction(width: int, m: int) -> float | int:

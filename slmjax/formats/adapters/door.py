@@ -6,31 +6,31 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from slmjax.errors import UserError
 from slmjax.formats.adapters import adapterhub
 from slmjax.formats.adapters.adapter import Adapter
-from slmjax.formats.adapters.names import names_of
-from slmjax.formats.huggingface.directory import CONFIG as MODEL_CONFIG
+from slmjax.formats.adapters.names import Names, names_of
 from slmjax.formats.huggingface.directory import is_huggingface
 from slmjax.formats.huggingface.export import families_for
 from slmjax.formats.huggingface.families import family_of
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.hub import is_hub_id
-from slmjax.formats.peft.read import CONFIG, PeftDirectory, open_peft, read_peft
+from slmjax.formats.peft.read import open_peft
 from slmjax.formats.peft.write import save_peft
-from slmjax.formats.safetensors_files import INDEX, SINGLE
-from slmjax.formats.untrusted import inside, read_json
-from slmjax.inference.language_model import LanguageModel, Location, tokenizer_directory
+from slmjax.formats.recognition import ADAPTER_CONFIG, ADAPTERS, CONFIG, kind_of
+from slmjax.formats.runs import open_run
+from slmjax.formats.safetensors_files import SafetensorsDirectory
+from slmjax.inference.finetuned import load_finetuned
+from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import Params, flatten
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.method import Method
 from slmjax.peft.methods.prompts import prompt_of
-from slmjax.peft.targets import flatten
-from slmjax.tokenization.tokenizer import load_tokenizer
+from slmjax.untrusted import inside, read_json
 
-WRITTEN = ("peft", "adapterhub")
 Load = Callable[[str], LanguageModel]
 
 
@@ -44,25 +44,61 @@ class Tuned:
     family: HuggingFaceFamily  # that names the base's tensors
 
 
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds somebody's adapter rather than a model. A copy of the base's config may lie there."""
-    return (directory / CONFIG).is_file() and not any((directory / name).exists() for name in (SINGLE, INDEX))
+class OpenedAdapter(Protocol):
+    """An adapter's config and headers, found whole before any array is read."""
+
+    @property
+    def origin(self) -> str:
+        """Whose format it is: "peft" or "AdapterHub"."""
+        ...
+
+    @property
+    def method(self) -> str:
+        """What kind of adapter, as its library calls it."""
+        ...
+
+    @property
+    def base(self) -> str | None:
+        """The base, by a path or a name on the hub, where the config says it."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """That of the base on the hub, where the config says it."""
+        ...
+
+    @property
+    def tensors(self) -> SafetensorsDirectory:
+        """Its file of weights."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What it adapts, and its sizes."""
+        ...
+
+    def named(self) -> list[str]:
+        """Modules of the base that its tensors name."""
+        ...
+
+    def read(self, names: Names, params: Params, where: str) -> Adapter:
+        """The adapter for a base, whose names and parameters these are, at `where`."""
+        ...
 
 
-def open_adapter(directory: Path) -> PeftDirectory | adapterhub.AdapterHubDirectory:
+def open_adapter(directory: Path) -> OpenedAdapter:
     """An adapter's config and header, peft's or AdapterHub's; no array is read."""
-    values = read_json(inside(directory, CONFIG))
+    values = read_json(inside(directory, ADAPTER_CONFIG))
     return open_peft(directory) if "peft_type" in values else adapterhub.open_adapterhub(directory, values)
 
 
-def described(directory: Path) -> dict[str, Any]:
+def describe_adapter(directory: Path) -> tuple[None, dict[str, Any]]:
     """What an adapter's files say by themselves: its kind, its base, what it adapts, its numbers and their dtypes."""
     opened = open_adapter(directory)
     tensors = opened.tensors
     facts: dict[str, Any] = {"kind": f"adapter of {opened.origin}", "method": opened.method, "base": opened.base}
     facts |= opened.facts()
     facts["trained_parameters"] = sum(math.prod(shape) for shape in tensors.shapes().values())
-    return facts | {"dtype": ", ".join(tensors.dtypes()), "file_bytes": tensors.num_bytes()}
+    return None, facts | {"dtype": ", ".join(tensors.dtypes()), "file_bytes": tensors.num_bytes()}
 
 
 def read_adapter(directory: Path, load: Load, base: str | None = None) -> Tuned:
@@ -73,48 +109,38 @@ def read_adapter(directory: Path, load: Load, base: str | None = None) -> Tuned:
     opened = open_adapter(directory)
     path = base or opened.base
     if not path:
-        raise UserError(f"{directory / CONFIG} does not say which base it is for: give it (--base MODEL, or base=).")
-    revision = (
-        None if base or isinstance(opened, adapterhub.AdapterHubDirectory) else opened.file.values.get("revision")
-    )
-    if is_hub_id(path) and revision not in (None, "main"):
-        raise UserError(f"{directory} is for {path} at the revision {str(revision)[:60]!r}: fetch it and give --base.")
+        raise UserError(
+            f"{directory / ADAPTER_CONFIG} does not say which base it is for: give it (--base MODEL, or base=)."
+        )
+    if base is None and is_hub_id(path) and opened.revision not in (None, "main"):
+        raise UserError(f"{directory} is for {path} at the revision {opened.revision!r}: fetch it and give --base.")
     lm = _load_base(path, load, directory, given=base is not None)
-    if isinstance(opened, adapterhub.AdapterHubDirectory):
-        family = family_at(path, lm.config, [])
-        return Tuned(adapterhub.read_adapterhub(opened, names_of(lm.config, family), path), lm, path, family)
     family = family_at(path, lm.config, opened.named())
-    return Tuned(read_peft(opened, family, lm.config, lm.params, path), lm, path, family)
+    return Tuned(opened.read(names_of(lm.config, family), lm.params, path), lm, path, family)
 
 
 def _load_base(path: str, load: Load, directory: Path, *, given: bool) -> LanguageModel:
-    if is_adapter(Path(path).expanduser()):
+    place = Path(path).expanduser()
+    if kind_of(place) in ADAPTERS:
         raise UserError(f"{path} is an adapter itself: merge it into its base first (slmjax convert) and give that.")
-    if given or is_hub_id(path) or Path(path).expanduser().exists():
+    if given or is_hub_id(path) or place.exists():
         return load(path)
-    raise UserError(
-        f"{directory / CONFIG} names the base {path[:200]!r}, which is not here: give it (--base MODEL, or base=)."
-    )
+    shown = f"{directory / ADAPTER_CONFIG} names the base {path[:200]!r}"
+    raise UserError(f"{shown}, which is not here: give it (--base MODEL, or base=).")
 
 
-def read_run(place: Location, load: Load, base: str | None = None) -> Tuned:
+def read_run(path: Path, load: Load, base: str | None = None) -> Tuned:
     """A fine-tuned run's adapter; base: where the base is now, when not where the run's config says."""
-    from slmjax.recipes.finetuned import load_finetuned
-    from slmjax.training.config import run_config
-
-    if not place.run:
-        raise UserError(f"{place.directory} is a model and no fine-tuned run: there is no adapter to write.")
-    config = run_config(place.run)
-    method = config.peft.method
-    if method in ("full", "freeze"):
-        raise UserError(f"{place.directory} was trained with peft.method={method}, which makes a model and no adapter.")
-    where = base if base and Path(base).expanduser().exists() else config.peft.base
+    run = open_run(path)
+    peft, tokenizer = run.description.peft, run.tokenizer()
+    if peft.method in ("full", "freeze"):
+        raise UserError(f"{path} was trained with peft.method={peft.method}, which makes a model and not an adapter.")
+    where = base if base and Path(base).expanduser().exists() else peft.base
     lm = load(where)
-    tokenizer = load_tokenizer(tokenizer_directory(place))
-    checkpoints = place.directory / "checkpoints"
-    tuned = load_finetuned(config, checkpoints, lm.params, step=place.step, encode=tokenizer.encode)
-    adapter = adapter_of(config.peft, tuned.method, tuned.trained, tuned.frozen)
-    return Tuned(adapter, lm, base or config.peft.base, family_at(where, lm.config, []))
+    encode = None if tokenizer is None else tokenizer.encode
+    tuned = load_finetuned(run.description, run.checkpoints, lm.params, step=run.step, encode=encode)
+    adapter = adapter_of(peft, tuned.method, tuned.trained, tuned.frozen)
+    return Tuned(adapter, lm, base or peft.base, family_at(where, lm.config, []))
 
 
 def adapter_of(config: PeftConfig, method: Method, trained: Any, frozen: Any) -> Adapter:
@@ -139,13 +165,20 @@ def family_at(path: str, config: ModelConfig, modules: list[str]) -> HuggingFace
     """
     place = Path(path).expanduser()
     if is_huggingface(place):
-        return family_of(read_json(place / MODEL_CONFIG).get("model_type"))
+        return family_of(read_json(place / CONFIG).get("model_type"))
     families = families_for(config)
     return next((family for family in families if not names_of(config, family).missing(modules)), families[0])
 
 
-def save_adapter(tuned: Tuned, directory: str | Path, *, format: str = "peft") -> Path:
-    """Write the adapter alone, "peft" or "adapterhub", whole or not at all; returns the directory."""
-    names = names_of(tuned.base.config, tuned.family)
-    write: Any = save_peft if format == "peft" else adapterhub.save_adapterhub
-    return write(tuned.adapter, names, tuned.base.params, directory, base_name=tuned.base_name)
+def save_as_peft(tuned: Tuned, path: str | Path) -> Path:
+    """Write the adapter alone as Hugging Face's peft has it, whole or not at all; returns the directory."""
+    return save_peft(tuned.adapter, _names(tuned), tuned.base.params, path, base_name=tuned.base_name)
+
+
+def save_as_adapterhub(tuned: Tuned, path: str | Path) -> Path:
+    """Write the adapter alone as AdapterHub has it, whole or not at all; returns the directory."""
+    return adapterhub.save_adapterhub(tuned.adapter, _names(tuned), path, base_name=tuned.base_name)
+
+
+def _names(tuned: Tuned) -> Names:
+    return names_of(tuned.base.config, tuned.family)

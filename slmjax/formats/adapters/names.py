@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from slmjax.formats.huggingface.family import HuggingFaceFamily
-from slmjax.formats.weight_map import Entry, Leaf, abstract_leaves
+from slmjax.formats.weight_map import Entry, Leaf
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import abstract_leaves
 
 
 @dataclass(frozen=True)

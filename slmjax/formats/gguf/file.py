@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.formats.gguf.blocks import BLOCK_TYPES, BlockType, dequantize, nbytes
+from slmjax.formats.tensors import StoredTensor
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # where general.alignment says nothing
@@ -55,22 +55,12 @@ _BY_NUMBER = {kind.number: kind for kind in BLOCK_TYPES.values()}
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor lies and how: `shape` has the row last, as numpy writes it; `start` counts from the file's."""
-
-    shape: tuple[int, ...]
-    kind: BlockType
-    start: int
-    size: int  # in bytes
-
-
-@dataclass(frozen=True)
 class GgufFile:
     """A parsed header over a mapped file. A `TensorFile` for `weight_map`: tensors are read as float32."""
 
     path: Path
     metadata: Mapping[str, Any]  # bool, int, float, str, list[str], or a numpy array
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, StoredTensor[BlockType]]
     map: mmap.mmap  # the whole file
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -78,17 +68,12 @@ class GgufFile:
         return {name: info.shape for name, info in self.tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32, a view of the file where it is that already; warns of NaN and infinite weights."""
+        """One tensor as float32, a view of the file where it is that already."""
         info = self.tensors[name]
-        values = dequantize(np.frombuffer(self.map, np.uint8, info.size, info.start), info.kind)
-        # A sum is not finite where a value is not, and costs no second array; large values may overflow it.
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = float(values.sum(dtype=np.float32))
-        if not math.isfinite(total) and not np.isfinite(values).all():
-            warnings.warn(f"{self.path}: the tensor {name} holds NaN or infinite weights.", stacklevel=2)
+        values = dequantize(np.frombuffer(self.map, np.uint8, info.num_bytes, info.start), info.kind)
         if info.kind.name != "F32" and hasattr(self.map, "madvise"):  # a copy: the file's pages may go
             first = -(-info.start // mmap.PAGESIZE) * mmap.PAGESIZE
-            size = info.start + info.size - first
+            size = info.start + info.num_bytes - first
             if size > 0:
                 self.map.madvise(mmap.MADV_DONTNEED, first, size)
         return values.reshape(info.shape)
@@ -101,9 +86,9 @@ def open_gguf(path: Path) -> GgufFile:
         UserError: there is no such file, or it is not GGUF, is truncated, or lies about itself.
     """
     if not path.is_file():
-        raise UserError(f"there is no GGUF file at {path}.")
+        raise UserError(f"There is no GGUF file at {path}.")
     if path.stat().st_size < 24:
-        raise UserError(f"{path} is no GGUF file: it ends before its header does.")
+        raise UserError(f"{path} is not a GGUF file: it ends before its header does.")
     return _Header(path).parse()
 
 
@@ -121,7 +106,7 @@ class _Header:
 
     def parse(self) -> GgufFile:
         if bytes(self.bytes[:4]) != MAGIC:
-            raise UserError(f"{self.path} is no GGUF file: it does not begin with GGUF.")
+            raise UserError(f"{self.path} is not a GGUF file: it does not begin with GGUF.")
         self.at = 4
         version = self.u32()
         if version not in (2, 3):
@@ -166,17 +151,19 @@ class _Header:
             raise self.error(f"puts the tensor {name!r} at offset {offset}, which is no multiple of {alignment}")
         return shape, kind, offset
 
-    def placed(self, offsets: Mapping[str, Any], start: int) -> dict[str, TensorInfo]:
+    def placed(self, offsets: Mapping[str, Any], start: int) -> dict[str, StoredTensor[BlockType]]:
         """Tensors at their places in the file; UserError where one lies beyond its end or in another."""
         tensors, free = {}, start
         for name in sorted(offsets, key=lambda name: offsets[name][2]):
             shape, kind, offset = offsets[name]
-            info = TensorInfo(shape, kind, start + offset, nbytes(kind, math.prod(shape)))
-            if info.start + info.size > len(self.data):
-                raise self.error(f"is truncated, or lies: the tensor {name!r} would end beyond the file's end")
+            info = StoredTensor(self.path, shape, kind, start + offset, nbytes(kind, math.prod(shape)))
+            if info.start + info.num_bytes > len(self.data):
+                raise self.error(
+                    f"is truncated or its header is inconsistent: the tensor {name!r} would end beyond the file's end"
+                )
             if info.start < free:
                 raise self.error(f"lets the tensor {name!r} overlap another")
-            tensors[name], free = info, info.start + info.size
+            tensors[name], free = info, info.start + info.num_bytes
         return {name: tensors[name] for name in offsets}
 
     def value(self, key: str, kind: int) -> Any:
@@ -231,7 +218,7 @@ class _Header:
 
     def take(self, size: int) -> np.ndarray:
         if size > len(self.data) - self.at:
-            raise self.error("is truncated, or lies: it ends inside its header")
+            raise self.error("is truncated or its header is inconsistent: it ends inside its header")
         self.at += size
         return self.data[self.at - size : self.at]
 

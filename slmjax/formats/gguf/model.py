@@ -11,42 +11,56 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.files import local_path
+from slmjax.formats import catalog
+from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.gguf import rope as gguf_rope
 from slmjax.formats.gguf.architectures import config_from, config_to, entries_of
 from slmjax.formats.gguf.blocks import BLOCK_TYPES, BlockType
-from slmjax.formats.gguf.file import GgufFile, TensorInfo, open_gguf
-from slmjax.formats.gguf.tokenizer import stop_ids_from, tokenizer_from, tokenizer_to
-from slmjax.formats.gguf.writer import TensorPlan, write_gguf
-from slmjax.formats.weight_map import (
-    Entry,
-    abstract_leaves,
-    check_tensors,
-    read_params,
-    write_tensors,
+from slmjax.formats.gguf.file import GgufFile, open_gguf
+from slmjax.formats.gguf.tokenizer import (
+    NO_TOKENIZER,
+    has_tokenizer,
+    stop_ids_from,
+    stop_ids_to,
+    tokenizer_from,
+    tokenizer_to,
 )
+from slmjax.formats.gguf.writer import write_gguf
+from slmjax.formats.recognition import kind_of
+from slmjax.formats.tensors import PlannedTensor
+from slmjax.formats.weight_map import check_tensors, joined_shapes, read_params, shardings_of, write_tensors
+from slmjax.inference.language_model import LanguageModel, require_plain
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
-from slmjax.sharding.rules import spec_for
-from slmjax.tokenization.tokenizer import Tokenizer
 
-# dtype of a file -> llama.cpp's number for it (general.file_type)
-FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q4_0": 2, "q4_1": 3, "q5_0": 8, "q5_1": 9, "q8_0": 7}
+# dtype -> the type of a file's blocks, and llama.cpp's number for the whole file (general.file_type)
+_FILES: dict[str, tuple[BlockType, int]] = {
+    "float32": (BLOCK_TYPES["F32"], 0),
+    "bfloat16": (BLOCK_TYPES["BF16"], 32),
+    "float16": (BLOCK_TYPES["F16"], 1),
+    "q8_0": (BLOCK_TYPES["Q8_0"], 7),
+    "q5_1": (BLOCK_TYPES["Q5_1"], 9),
+    "q5_0": (BLOCK_TYPES["Q5_0"], 8),
+    "q4_1": (BLOCK_TYPES["Q4_1"], 3),
+    "q4_0": (BLOCK_TYPES["Q4_0"], 2),
+}
+assert tuple(_FILES) == catalog.GGUF.dtypes
 _QUANTIZATION_VERSION = 2
 
 
-def load_gguf(
-    path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
-) -> tuple[ModelConfig, dict[str, Any], Tokenizer, tuple[int, ...]]:
-    """A file's network, its parameters (nested dict of jax.Array), its tokenizer and the ids that end a text or turn.
+def load_gguf(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> LanguageModel:
+    """A file's network, parameters, tokenizer, and the ids that end a text or turn.
 
     mesh: parameters are sharded over it by the rules; None puts them on the first device. dtype: of the parameters;
     None: float32, which every type of GGUF is decoded to.
 
     Raises:
-        UserError: the file is damaged, lies, or holds what is not supported; nothing large is allocated before.
+        UserError: the file is damaged, inconsistent, or holds what is not supported; nothing large is allocated before.
     """
     path = Path(path).expanduser()
     file = open_gguf(path)
@@ -54,15 +68,32 @@ def load_gguf(
     found = entries_of(config, file.metadata, file.tensors, str(path))
     weights = _without_constants(file)
     check_tensors(config, found, weights, str(path))
-    tokenizer = tokenizer_from(file.metadata, str(path))
-    if tokenizer.vocab_size > config.vocab_size:
+    tokenizer = tokenizer_from(file.metadata, str(path)) if has_tokenizer(file.metadata) else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{path} has {tokenizer.vocab_size} tokens but embeds {config.vocab_size}.")
-    shardings = None
-    if mesh is not None:
-        leaves = abstract_leaves(config).items()
-        shardings = {p: jax.sharding.NamedSharding(mesh, spec_for(p, leaf.shape, mesh)) for p, leaf in leaves}
-    params = read_params(config, found, weights, dtype=np.float32 if dtype is None else dtype, shardings=shardings)
-    return config, params, tokenizer, stop_ids_from(file.metadata, tokenizer, str(path))
+    target = np.dtype(np.float32) if dtype is None else jnp.dtype(dtype)
+    return LanguageModel(
+        config=config,
+        params=read_params(config, found, weights, dtype=target, shardings=shardings_of(config, mesh)),
+        tokenizer=tokenizer,
+        stop_ids=stop_ids_from(file.metadata, tokenizer, config.vocab_size, str(path)),
+        path=str(path),
+    )
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, by its name."""
+    return kind_of(path) == "gguf"
+
+
+def describe_gguf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """A file's network, and what else it holds; no weight is read."""
+    file = open_gguf(path)
+    facts: dict[str, Any] = {"kind": f"GGUF file ({file.metadata.get('general.architecture')})"}
+    facts |= {"dtype": ", ".join(sorted({info.kind.name for info in file.tensors.values()}))}
+    facts |= {"file_bytes": path.stat().st_size}
+    tokenizer = tokenizer_from(file.metadata, str(path)) if has_tokenizer(file.metadata) else None
+    return read_config(file), facts | describe_tokenizer(tokenizer)
 
 
 def read_config(file: GgufFile) -> ModelConfig:
@@ -75,49 +106,45 @@ def read_config(file: GgufFile) -> ModelConfig:
 
 
 def save_gguf(
-    config: ModelConfig,
-    params: Any,
-    tokenizer: Tokenizer,
-    path: str | Path,
-    dtype: str = "f16",
-    *,
-    name: str = "",
-    license: str = "",
+    lm: LanguageModel, path: str | Path, *, dtype: str | None = None, name: str = "", license: str = ""
 ) -> Path:
     """Write a model for llama.cpp, whole or not at all; an existing GGUF file is replaced. Returns the path.
 
-    dtype: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1, of every matrix. Vectors and norms are float32; the embedding
-    and the head of a quantized file are q8_0, and what no row of 32 fits is f16. name: general.name, else the file's.
+    dtype: one of catalog.GGUF's, of every matrix; None: float16. Vectors and norms are float32; the embedding and the
+    head of a quantized file are q8_0, and what no row of 32 fits is float16. name: general.name, else the file's.
     license: general.license, an SPDX identifier in lower case.
 
     Raises:
         UserError: no architecture of GGUF expresses the network, or its tokenizer has no name there.
     """
-    if dtype not in FILE_TYPES:
-        raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(FILE_TYPES)}.")
-    path = Path(path).expanduser()
-    model = config_to(config)
+    require_plain(lm)
+    dtype = dtype or "float16"
+    if dtype not in _FILES:
+        raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(_FILES)}.")
+    path, config = local_path(path, "The destination"), lm.config
+    model, kind = config_to(config), _FILES[dtype][0]
     _warn_of_windows(config, model.metadata["general.architecture"])
     plans = [
-        TensorPlan(entry.name, shape, _kind(entry.name, shape, dtype))
-        for entry, shape in zip(model.entries, _shapes(config, model.entries), strict=True)
+        PlannedTensor(entry.name, shape, _kind(entry.name, shape, kind))
+        for entry, shape in zip(model.entries, joined_shapes(config, model.entries), strict=True)
     ]
-    constants = [TensorPlan(key, value.shape, BLOCK_TYPES["F32"]) for key, value in model.constants.items()]
+    constants = [PlannedTensor(key, value.shape, BLOCK_TYPES["F32"]) for key, value in model.constants.items()]
     metadata: dict[str, Any] = {
         **model.metadata,
         "general.type": "model",
         "general.name": name or path.stem,
         "general.size_label": _size_label(count_parameters(config).total),
-        "general.file_type": FILE_TYPES[dtype],
+        "general.file_type": _FILES[dtype][1],
         "general.quantization_version": _QUANTIZATION_VERSION,
-        **tokenizer_to(tokenizer, config.vocab_size),
+        **(NO_TOKENIZER if lm.tokenizer is None else tokenizer_to(lm.tokenizer, config.vocab_size)),
     }
+    metadata |= stop_ids_to(lm.stop_ids, lm.tokenizer, metadata)
     if license:
         metadata["general.license"] = license
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         yield from model.constants.items()
-        yield from write_tensors(params, model.entries)
+        yield from write_tensors(lm.params, model.entries)
 
     write_gguf(path, metadata, constants + plans, tensors())
     return path
@@ -139,23 +166,14 @@ def _without_constants(file: GgufFile) -> GgufFile:
     def is_weight(name: str) -> bool:
         return name not in gguf_rope.TENSORS and not name.endswith(".attn_rot_embd")
 
-    tensors: dict[str, TensorInfo] = {name: info for name, info in file.tensors.items() if is_weight(name)}
+    tensors = {name: info for name, info in file.tensors.items() if is_weight(name)}
     return GgufFile(file.path, file.metadata, tensors, file.map)
 
 
-def _shapes(config: ModelConfig, found: list[Entry]) -> Iterator[tuple[int, ...]]:
-    """The shape of each tensor that will be written."""
-    leaves = abstract_leaves(config)
-    for entry in found:
-        one_layer = [leaves[leaf.path].shape[leaf.repeat is not None :] for leaf in entry.leaves]
-        yield entry.join([np.zeros(shape, np.uint8) for shape in one_layer]).shape
-
-
-def _kind(name: str, shape: tuple[int, ...], dtype: str) -> BlockType:
-    """The type that a tensor is written as."""
+def _kind(name: str, shape: tuple[int, ...], kind: BlockType) -> BlockType:
+    """The type that a tensor is written as in a file of this kind."""
     if len(shape) == 1 or name.endswith("norm.weight"):
         return BLOCK_TYPES["F32"]
-    kind = BLOCK_TYPES[dtype.upper()]
     if kind.size == 1:
         return kind
     if shape[-1] % kind.size:

@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
 from slmjax.tokenization.backends import SPACE, HuggingFaceBackend, SentencePieceBackend
 from slmjax.tokenization.tokenizer import Tokenizer
+from slmjax.untrusted import MAX_NAMES
 
 _PADDING = re.compile(r"\[PAD\d+\]")
 _PREFIX = "tokenizer.ggml"
@@ -26,6 +27,8 @@ _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id
 # What ends a turn, where a file has it as a special token: by key, and by the names that llama.cpp looks for too.
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _END_NAMES = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
+_STOP_IDS = "slmjax.stop_ids"  # all of a model's, in our own files
+NO_TOKENIZER = {f"{_PREFIX}.model": "none"}
 _MODELS = {"llama": sp.BPE, "t5": sp.UNIGRAM}  # SentencePiece's algorithms under llama.cpp's names
 
 
@@ -62,7 +65,7 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         UserError: the tokenizer has more tokens than the model, or does what GGUF has no name for.
     """
     if tokenizer.vocab_size > vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, more than the model's {vocab_size}.")
+        raise UserError(f"The tokenizer has {tokenizer.vocab_size} tokens, more than the model's {vocab_size}.")
     with tempfile.TemporaryDirectory() as name:
         tokenizer.save(name)
         model, description = Path(name) / "tokenizer.model", Path(name) / "tokenizer.json"
@@ -93,12 +96,45 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     return out | ({"tokenizer.chat_template": template} if isinstance(template, str) else {})
 
 
-def stop_ids_from(metadata: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> tuple[int, ...]:
-    """The ids at which generation from a file's model ends: its ends of text, of turn and of message."""
+def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
+    """Whether a file has a tokenizer: llama.cpp writes the model "no_vocab" or "none" into those that have none."""
+    return f"{_PREFIX}.tokens" in metadata or metadata.get(f"{_PREFIX}.model") not in (None, "none", "no_vocab")
+
+
+def stop_ids_from(
+    metadata: Mapping[str, Any], tokenizer: Tokenizer | None, vocab_size: int, where: str
+) -> tuple[int, ...]:
+    """The ids at which generation from a file's model ends: those that we wrote, else its ends of text, turn, message.
+
+    llama.cpp has a key for each of the three, and looks for the names of well-known tokens besides.
+    """
+    if (ours := metadata.get(_STOP_IDS)) is not None:
+        kind = getattr(ours, "dtype", np.dtype("f4")).kind
+        if kind not in "iu" or len(ours) > MAX_NAMES or not all(0 <= id < vocab_size for id in ours):
+            raise UserError(f"{where}: the key {_STOP_IDS} must list token ids.")
+        return tuple(int(id) for id in ours)
     keys = Keys(metadata, _PREFIX, where)
-    special = tokenizer.special_tokens()
+    special = {} if tokenizer is None else tokenizer.special_tokens()
     named = [keys.integer(key, None) for key in _ENDS] + [special.get(name) for name in _END_NAMES]
-    return tuple(dict.fromkeys(id for id in named if id is not None and id < tokenizer.vocab_size))
+    size = vocab_size if tokenizer is None else tokenizer.vocab_size
+    return tuple(dict.fromkeys(id for id in named if id is not None and id < size))
+
+
+def stop_ids_to(stop_ids: Sequence[int], tokenizer: Tokenizer | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a model's stop ids: our own for all of them, and llama.cpp's for as many as it has keys.
+
+    metadata: of the file so far, whose eos is kept.
+    """
+    if not stop_ids:
+        return {}
+    special = {} if tokenizer is None else tokenizer.special_tokens()
+    known = {metadata.get(f"{_PREFIX}.{_ENDS[0]}"), *(special.get(name) for name in _END_NAMES)}
+    free = [key for key in _ENDS if f"{_PREFIX}.{key}" not in metadata]
+    rest = [id for id in stop_ids if id not in known]
+    return {
+        _STOP_IDS: np.array(stop_ids, np.int32),
+        **{f"{_PREFIX}.{key}": int(id) for key, id in zip(free, rest, strict=False)},
+    }
 
 
 def _settings(metadata: Mapping[str, Any], keys: Keys, tokens: list[str]) -> dict[str, Any]:

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import errno
-import os
+import math
 import struct
-import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.files import place_file
 from slmjax.formats.gguf.blocks import BlockType, nbytes, quantize
 from slmjax.formats.gguf.file import ALIGNMENT, ARRAY, MAGIC, SCALARS, STRING
+from slmjax.formats.tensors import PlannedTensor
 
 _TYPES = {dtype: number for number, dtype in SCALARS.items()}
 
 
-@dataclass(frozen=True)
-class TensorPlan:
-    """A tensor that will be written: `shape` has the row last, as numpy writes it."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: BlockType
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return nbytes(self.kind, int(np.prod(self.shape)))
-
-
 def write_gguf(
-    path: Path, metadata: Mapping[str, Any], plans: list[TensorPlan], tensors: Iterable[tuple[str, np.ndarray]]
+    path: Path,
+    metadata: Mapping[str, Any],
+    plans: list[PlannedTensor[BlockType]],
+    tensors: Iterable[tuple[str, np.ndarray]],
 ) -> None:
     """Write a file; `tensors` gives the planned ones in the planned order, one in memory at a time.
 
@@ -45,24 +33,15 @@ def write_gguf(
         UserError: something else lies at `path`, the disk is full, or a value is too large for its type.
     """
     if path.exists() and not (path.is_file() and _is_gguf(path)):
-        raise UserError(f"{path} is there and is no GGUF file: choose another name.")
-    partial = path.parent / f".{path.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "xb") as file:
-            _write(file, metadata, plans, tensors)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full while writing {path}: free some space and try again.") from error
-        raise UserError(f"{path} may not be written ({error.strerror}): choose another place.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} is there and is not a GGUF file: choose another name.")
+    with place_file(path) as partial, open(partial, "xb") as file:
+        _write(file, metadata, plans, tensors)
+        file.flush()
 
 
-def _write(file: BinaryIO, metadata: Mapping[str, Any], plans: list[TensorPlan], tensors: Iterable) -> None:
+def _write(
+    file: BinaryIO, metadata: Mapping[str, Any], plans: list[PlannedTensor[BlockType]], tensors: Iterable
+) -> None:
     file.write(MAGIC + struct.pack("<IQQ", 3, len(plans), len(metadata)))
     for key, value in metadata.items():
         file.write(_string(key) + _value(value))
@@ -70,7 +49,7 @@ def _write(file: BinaryIO, metadata: Mapping[str, Any], plans: list[TensorPlan],
     for plan in plans:
         dims = plan.shape[::-1]
         file.write(_string(plan.name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, plan.kind.number, offset))
-        offset += -(-plan.size // ALIGNMENT) * ALIGNMENT
+        offset += -(-nbytes(plan.kind, math.prod(plan.shape)) // ALIGNMENT) * ALIGNMENT
     _pad(file)
     for plan, (name, tensor) in zip(plans, tensors, strict=True):
         assert (name, tensor.shape) == (plan.name, plan.shape), (name, tensor.shape, plan)
@@ -88,7 +67,9 @@ def _refuse_overflow(name: str, tensor: np.ndarray, data: np.ndarray, kind: Bloc
     if kind.name == "BF16" or all(np.isfinite(s).all() for s in scales):
         return
     if np.isfinite(tensor.astype(np.float32)).all():
-        raise UserError(f"the weights of {name} are too large for {kind.name.lower()}: choose dtype bf16 or f32.")
+        raise UserError(
+            f"The weights of {name} are too large for {kind.name.lower()}: choose dtype bfloat16 or float32."
+        )
 
 
 def _pad(file: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""A Hugging Face directory as a language model; see `huggingface_export.py` for the way back."""
+"""A Hugging Face directory as a language model; see `export.py` for the way back."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.formats.catalog import FLOATS
+from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.families import family_of
 from slmjax.formats.huggingface.family import HuggingFaceFamily
+from slmjax.formats.recognition import CONFIG, kind_of
 from slmjax.formats.safetensors_files import SafetensorsDirectory
-from slmjax.formats.untrusted import inside, read_json
-from slmjax.formats.weight_map import abstract_leaves, check_tensors, read_params
+from slmjax.formats.weight_map import check_tensors, read_params, shardings_of
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
-from slmjax.sharding.rules import spec_for
+from slmjax.models.parameters import Params
 from slmjax.tokenization.tokenizer import Tokenizer
+from slmjax.untrusted import inside, read_json
 
-CONFIG = "config.json"
 GENERATION = "generation_config.json"
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,10 @@ class HuggingFaceDirectory:
     tensors: NamedTensors
 
 
-def is_huggingface(directory: Path) -> bool:
-    """Whether a directory's config.json is transformers'."""
-    if not (directory / CONFIG).is_file():
-        return False
-    values = read_json(inside(directory, CONFIG))
-    return "format" not in values and bool({"model_type", "architectures"} & values.keys())
+def is_huggingface(path: Path) -> bool:
+    """Whether a path is a directory of transformers, or one of ours that transformers reads too."""
+    kind = kind_of(path)
+    return kind == "huggingface" or (kind == "slmjax" and (path / CONFIG).is_file())
 
 
 def open_huggingface(directory: str | Path) -> HuggingFaceDirectory:
@@ -86,39 +85,63 @@ def open_huggingface(directory: str | Path) -> HuggingFaceDirectory:
 
 
 def load_huggingface(
-    directory: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None
+    path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None
 ) -> LanguageModel:
     """A model of transformers: its config, parameters, tokenizer, and the ids at which its generation stops.
 
     mesh: to put each array's parts on; None is the first device. dtype: of the arrays, the file's when None. Read
     tensor by tensor, and on a mesh only what this process holds.
     """
-    place = open_huggingface(directory)
-    tokenizer = huggingface_tokenizer.read(place.path)
-    return LanguageModel(place.config, read_weights(place, mesh, dtype), tokenizer, stop_ids(place, tokenizer))
+    place = open_huggingface(path)
+    tokenizer = huggingface_tokenizer.read(place.path) if huggingface_tokenizer.is_there(place.path) else None
+    return LanguageModel(
+        config=place.config,
+        params=read_weights(place, mesh, dtype),
+        tokenizer=tokenizer,
+        stop_ids=stop_ids(place, tokenizer),
+        path=str(path),
+    )
 
 
-def read_weights(place: HuggingFaceDirectory, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> Any:
-    """The parameters of an opened directory; see `read_params`."""
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
-    shardings = None
-    if mesh is not None:
-        leaves = abstract_leaves(place.config).items()
-        shardings = {p: jax.sharding.NamedSharding(mesh, spec_for(p, leaf.shape, mesh)) for p, leaf in leaves}
-    entries = place.family.entries(place.config)
+def describe_huggingface(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The network of a directory of transformers, and what else is there; no array is read."""
+    place = open_huggingface(path)
+    file = place.tensors.file
+    facts: dict[str, Any] = {"kind": f"Hugging Face directory ({place.family.model_type})"}
+    facts |= {"dtype": ", ".join(file.dtypes()), "files": len(file.paths), "file_bytes": file.num_bytes()}
+    try:
+        tokenizer = huggingface_tokenizer.read(place.path)
+        facts |= describe_tokenizer(tokenizer) | {"stop_ids": list(stop_ids(place, tokenizer))}
+    except UserError:
+        facts |= describe_tokenizer(None)
+    return place.config, facts
+
+
+def read_weights(
+    place: HuggingFaceDirectory,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
+    *,
+    config: ModelConfig | None = None,
+) -> Params:
+    """The parameters of an opened directory; see `read_params`. config: another of the same function."""
+    if dtype is not None and dtype not in FLOATS:
+        raise UserError(f"dtype is {dtype!r}; choose {', '.join(FLOATS)}.")
+    config = config or place.config
+    entries = place.family.entries(config)
     target = None if dtype is None else jnp.dtype(dtype)
-    return read_params(place.config, entries, place.tensors, dtype=target, shardings=shardings)
+    return read_params(config, entries, place.tensors, dtype=target, shardings=shardings_of(config, mesh))
 
 
-def stop_ids(place: HuggingFaceDirectory, tokenizer: Tokenizer) -> tuple[int, ...]:
+def stop_ids(place: HuggingFaceDirectory, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """The ids that end a text: generation_config.json's, else config.json's, and the tokenizer's own."""
     generation = place.path / GENERATION
     values = read_json(inside(place.path, GENERATION)) if generation.exists() else {}
     named = values["eos_token_id"] if values.get("eos_token_id") is not None else place.values.get("eos_token_id")
     ids = named if isinstance(named, list) else [named]
     known = [id for id in ids if type(id) is int and 0 <= id < place.config.vocab_size]
-    return tuple(dict.fromkeys([*known, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]))
+    eos = None if tokenizer is None else tokenizer.eos_id
+    return tuple(dict.fromkeys([*known, *([] if eos is None else [eos])]))
 
 
 def _named(file: SafetensorsDirectory, family: HuggingFaceFamily) -> NamedTensors:
@@ -133,7 +156,7 @@ def _named(file: SafetensorsDirectory, family: HuggingFaceFamily) -> NamedTensor
                 name = re.sub(pattern, replacement, name)
                 break
         if name in names:
-            raise UserError(f"the tensors {names[name]} and {theirs} are the same one of {family.model_type}.")
+            raise UserError(f"The tensors {names[name]} and {theirs} are the same one of {family.model_type}.")
         names[name] = theirs
     return NamedTensors(file, names)
 
@@ -151,7 +174,7 @@ def _resolve_head(
         return config, tensors
     if _equal(tensors.read(embedding), tensors.read(head)):
         return config, NamedTensors(tensors.file, {k: v for k, v in tensors.names.items() if k != head})
-    warnings.warn(f"{head} is not the embedding, though the config ties them: they are kept apart", stacklevel=4)
+    warnings.warn(f"{head} is not the embedding, though the config ties them: they are kept apart.", stacklevel=4)
     return untied, tensors
 
 

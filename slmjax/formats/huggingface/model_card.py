@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from slmjax.formats.facts import describe_network
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
@@ -54,19 +55,9 @@ lm = slmjax.load("{name}")
 
 
 def _architecture(config: ModelConfig, family: HuggingFaceFamily, dtype: str) -> dict[str, object]:
-    def shown(value: int | tuple[int, ...]) -> str:
-        return f"{min(value)} to {max(value)}" if isinstance(value, tuple) else str(value)
+    def shown(value: object) -> object:
+        return f"{min(value)} to {max(value)}" if isinstance(value, tuple) else value
 
-    return {
-        "architecture": family.architecture,
-        "parameters": f"{count_parameters(config).total:,}",
-        "layers": config.num_layers,
-        "width": config.embed_dim,
-        "query heads": shown(config.num_heads),
-        "key/value heads": shown(config.num_kv_heads),
-        "head dimension": config.head_dim,
-        "feed-forward width": shown(config.ffn_dim),
-        "vocabulary": config.vocab_size,
-        "context": config.context_length,
-        "weights": dtype,
-    }
+    facts = {name.replace("_", " "): shown(value) for name, value in describe_network(config).items()}
+    parameters = f"{count_parameters(config).total:,}"
+    return {"architecture": family.architecture, "parameters": parameters, **facts, "weights": dtype}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from slmjax.formats.untrusted import inside, read_json, read_text
+import tokenizers
+
+from slmjax.errors import UserError, one_line
+from slmjax.tokenization.backends import HuggingFaceBackend
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from slmjax.untrusted import MAX_TEMPLATE_BYTES, Values, inside, read_json, read_text
 
 SETTINGS = "tokenizer_config.json"
 VOCABULARY = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
-WRITTEN = (VOCABULARY, "tokenizer.model", SETTINGS, TEMPLATE)
 _SUFFIXES = (".json", ".model", ".txt", ".jinja")
-_MAX_TEMPLATE = 1 << 20  # bytes
 # Of the settings of another directory or version: the class that cannot be found elsewhere, code, places on a disk.
 _DROPPED = {"tokenizer_class", "auto_map", "backend", "is_local", "name_or_path", "tokenizer_file", "processor_class"}
 _DROPPED |= {"special_tokens_map_file", "chat_template"}
@@ -27,10 +30,15 @@ def read(directory: Path) -> Tokenizer:
             inside(directory, path.name)
     tokenizer = load_tokenizer(directory)
     if (directory / TEMPLATE).exists():
-        tokenizer.settings["chat_template"] = read_text(inside(directory, TEMPLATE), most=_MAX_TEMPLATE)
+        tokenizer.settings["chat_template"] = read_text(inside(directory, TEMPLATE), most=MAX_TEMPLATE_BYTES)
     if not isinstance(tokenizer.settings.get("add_bos_token"), bool):
         tokenizer.settings["add_bos_token"] = _adds_bos(directory, tokenizer)
     return tokenizer
+
+
+def is_there(directory: Path) -> bool:
+    """Whether a directory has a tokenizer's file at all: a model may come without."""
+    return any(any(directory.glob(pattern)) for pattern in ("*tokenizer.json", "*.model", "*vocab.json", "*merges.txt"))
 
 
 def write(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
@@ -54,6 +62,42 @@ def write(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
     (directory / SETTINGS).write_text(text + "\n", encoding="utf-8")
     if fast and settings.get("add_bos_token") is True and tokenizer.bos_id is not None:
         _begin_with_bos(directory / VOCABULARY, settings["bos_token"], tokenizer.bos_id)
+
+
+def changes(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
+    """What `undo_changes` needs to read this very tokenizer back from the files that were written of it.
+
+    "settings": those that the files say otherwise; "without": names of those that only they have; "post_processor": the
+    tokenizer's own, where the file's puts the bos token first.
+    """
+    again, changed = read(directory), {}
+    missing = object()
+    settings = {key: v for key, v in tokenizer.settings.items() if again.settings.get(key, missing) != v}
+    without = [key for key in again.settings if key not in tokenizer.settings]
+    if again.fingerprint != tokenizer.fingerprint:
+        with tempfile.TemporaryDirectory() as original:
+            tokenizer.save(original)
+            changed["post_processor"] = read_json(Path(original) / VOCABULARY).get("post_processor")
+    return {**changed, "settings": settings, "without": without}
+
+
+def undo_changes(directory: Path, changed: Values) -> Tokenizer:
+    """The tokenizer of which a directory was written; see `changes`."""
+    tokenizer = read(directory)
+    settings = {**tokenizer.settings, **changed.table("settings")}
+    for key in changed.names("without", []):
+        settings.pop(key, None)
+    if "post_processor" in changed.mapping and (directory / VOCABULARY).is_file():
+        description = read_json(inside(directory, VOCABULARY)) | {"post_processor": changed.get("post_processor")}
+        try:
+            backend = HuggingFaceBackend(tokenizers.Tokenizer.from_str(json.dumps(description)))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(
+                f"{changed.where} gives its tokenizer a wrong post_processor: {one_line(error)}."
+            ) from error
+        tokenizer = Tokenizer(backend, tokenizer.settings)
+    tokenizer.settings = settings
+    return tokenizer
 
 
 def _template(value: Any) -> str | None:

@@ -12,43 +12,12 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.formats.adapters.adapter import Adapter, require_plain_inputs, require_plain_positions
 from slmjax.formats.adapters.names import Weight
+from slmjax.formats.adapters.pieces import Misfit, Pieces
 from slmjax.formats.peft.config import MAX_RANK, MAX_TOKENS, P_TUNING, PREFIX, PeftFile
-from slmjax.formats.weight_map import Leaf
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import layers_by_block, unflatten
 from slmjax.models.transformer import Transformer
 from slmjax.peft.methods.prompts import keys_and_values
-from slmjax.peft.targets import nested
-
-
-class Misfit(Exception):  # noqa: N818 - not an error yet: the reader adds whose files they are
-    """A size of the adapter that is not the base's, as a clause."""
-
-
-class Pieces:
-    """Arrays of single layers, put on the stacks that our layers are."""
-
-    def __init__(self):
-        self.arrays: dict[str, dict[int | None, np.ndarray]] = {}
-
-    def add(self, module: Leaf, name: str, array: np.ndarray) -> None:
-        """One layer's array `name` of a module of ours."""
-        self.arrays.setdefault(f"{module.path}/{name}", {})[module.repeat] = array
-
-    def stacked(self, config: ModelConfig) -> dict[str, Any]:
-        """The collection, float32. Smaller ranks are filled up with zeros; of LoRA a layer that is not adapted has
-        scale 0, of IA3 factors of 1."""
-        flat = {}
-        for path, layers in self.arrays.items():
-            if None in layers:
-                flat[path] = jnp.asarray(layers[None], jnp.float32)
-                continue
-            repeats = config.segments[int(path.split("/")[0].removeprefix("segment_"))].repeats
-            shape = tuple(max(sizes) for sizes in zip(*(array.shape for array in layers.values()), strict=True))
-            stack = np.full((repeats, *shape), 1.0 if "/ia3_" in path else 0.0, np.float32)
-            for repeat, array in layers.items():
-                stack[(repeat, *(slice(size) for size in array.shape))] = array
-            flat[path] = jnp.asarray(stack)
-        return nested(flat)
 
 
 def add_lora(pieces: Pieces, file: PeftFile, weight: Weight, arrays: dict[str, np.ndarray]) -> float:
@@ -115,15 +84,11 @@ def prefix_of(file: PeftFile, rows: np.ndarray, config: ModelConfig) -> Adapter:
 
 def prefix_collection(config: ModelConfig, by_layer: np.ndarray) -> dict[str, Any]:
     """[L, 2, n, G, K] in the order of the layers -> the collection's stacks."""
-    flat, start = {}, 0
-    for s, segment in enumerate(config.segments):
-        size = len(segment.period)
-        for b in range(size):
-            stack = by_layer[start + b : start + size * segment.repeats : size]
-            for i, name in enumerate(("prefix_key", "prefix_value")):
-                flat[f"segment_{s}/block_{b}/attention/{name}"] = jnp.asarray(stack[:, i], jnp.float32)
-        start += size * segment.repeats
-    return nested(flat)
+    flat = {}
+    for block, layers in layers_by_block(config).items():
+        for i, name in enumerate(("prefix_key", "prefix_value")):
+            flat[f"{block}/attention/{name}"] = jnp.asarray(by_layer[list(layers), i], jnp.float32)
+    return unflatten(flat)
 
 
 def prompt_of(file: PeftFile, rows: np.ndarray, config: ModelConfig, base: Any, model_type: str) -> Adapter:
@@ -136,7 +101,7 @@ def prompt_of(file: PeftFile, rows: np.ndarray, config: ModelConfig, base: Any, 
     require_plain_positions(config, what)
     require_plain_inputs(config, model_type, what)
     _num_tokens(file, rows)
-    E = config.embedding_projection_dim or config.embed_dim
+    E = config.table_dim
     if rows.shape[1] != E:
         raise Misfit(f"a virtual token has {rows.shape[1]} numbers there, {E} here")
     prompt = jnp.asarray(rows, jnp.float32)

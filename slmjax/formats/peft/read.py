@@ -7,7 +7,6 @@ tied model's table without its head following (and the other way round), so such
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,17 +17,16 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.formats.adapters.adapter import Adapter
 from slmjax.formats.adapters.names import Names, layer_of, names_of
-from slmjax.formats.huggingface.family import HuggingFaceFamily
-from slmjax.formats.peft.collect import Misfit, Pieces, add_ia3, add_lora, prefix_of, prompt_of
+from slmjax.formats.adapters.pieces import Misfit, Pieces
+from slmjax.formats.peft.collect import add_ia3, add_lora, prefix_of, prompt_of
 from slmjax.formats.peft.config import IA3, LORA, PREFIX, PeftFile, is_bounded, matches, peft_file
+from slmjax.formats.recognition import ADAPTER_CONFIG
 from slmjax.formats.safetensors_files import SafetensorsDirectory
-from slmjax.formats.untrusted import inside, read_json
-from slmjax.formats.weight_map import Leaf
-from slmjax.models.config import ModelConfig
+from slmjax.formats.weight_map import Leaf, warn_of_nan
+from slmjax.models.parameters import Params, flatten
 from slmjax.peft.interception import Options
-from slmjax.peft.targets import flatten
+from slmjax.untrusted import inside, read_json
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 PREFIX_OF_NAMES = "base_model.model."
@@ -77,25 +75,46 @@ class PeftDirectory:
         facts: dict[str, Any] = {"rank": ranks} if ranks else {}
         return facts | {"modules": list(kinds), "trained_wholly": list(self.whole)}
 
-    def read(self, name: str) -> np.ndarray:
+    @property
+    def revision(self) -> str | None:
+        """That of the base on the hub, where the config names one."""
+        revision = self.file.values.get("revision")
+        return None if revision is None else str(revision)[:60]
+
+    def tensor(self, name: str) -> np.ndarray:
         """A tensor in float32; a warning where it holds NaN or infinity."""
         array = np.asarray(self.tensors.read(name), np.float32)
-        if not np.isfinite(array).all():
-            warnings.warn(f"{self.path}: {name} holds NaN or infinity", stacklevel=2)
+        warn_of_nan(array, f"{self.path}: {name}")
         return array
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape."""
-        return self.tensors.places[name].shape
+        return self.tensors.tensors[name].shape
 
     def named(self) -> list[str]:
         """Every module of the base that a tensor is for."""
         return list(dict.fromkeys([*self.modules, *(name.rpartition(".")[0] for name in self.whole)]))
 
+    def read(self, names: Names, params: Params, where: str) -> Adapter:
+        """The adapter as something to add to the base `where`, whose names and parameters these are.
+
+        UserError naming tensors that are missing, not expected or of another size than the base's.
+        """
+        config = names.config
+        try:
+            if self.file.kind == PREFIX:
+                return prefix_of(self.file, self.tensor(EMBEDDINGS), config)
+            if self.file.kind not in (LORA, IA3):
+                rows = self.tensor(EMBEDDINGS)
+                return prompt_of(self.file, rows, config, params, names.family.model_type)
+            return _read_weights(self, names, flatten(params), where)
+        except Misfit as misfit:
+            raise UserError(f"{self.path} is an adapter of another base than {where}: {misfit}.") from misfit
+
 
 def open_peft(directory: Path) -> PeftDirectory:
     """Config and header of an adapter's directory, in agreement with each other. Nothing is run, no pickle opened."""
-    config = inside(directory, CONFIG)
+    config = inside(directory, ADAPTER_CONFIG)
     file = peft_file(read_json(config), config)
     if not (directory / WEIGHTS).exists() and (directory / PICKLE).exists():
         raise UserError(
@@ -140,29 +159,11 @@ def _sort(opened: PeftDirectory, name: str) -> None:
     opened.whole[rest] = name
 
 
-def read_peft(opened: PeftDirectory, family: HuggingFaceFamily, config: ModelConfig, base: Any, where: str) -> Adapter:
-    """The adapter as something to add to the base `where` with these parameters, whose tensors the family names.
-
-    UserError naming tensors that are missing, not expected or of another size than the base's.
-    """
-    try:
-        if opened.file.kind == PREFIX:
-            return prefix_of(opened.file, opened.read(EMBEDDINGS), config)
-        if opened.file.kind not in (LORA, IA3):
-            return prompt_of(opened.file, opened.read(EMBEDDINGS), config, base, family.model_type)
-        return _read_weights(opened, family, config, flatten(base), where)
-    except Misfit as misfit:
-        raise UserError(f"{opened.path} is an adapter of another base than {where}: {misfit}.") from misfit
-
-
-def _read_weights(
-    opened: PeftDirectory, family: HuggingFaceFamily, config: ModelConfig, base: Mapping[str, Any], where: str
-) -> Adapter:
-    file = opened.file
-    names = names_of(config, family)
+def _read_weights(opened: PeftDirectory, names: Names, base: Mapping[str, Any], where: str) -> Adapter:
+    file, config = opened.file, names.config
     unties = config.tie_embeddings and _touches_ends(opened, names)
     if unties:
-        names = names_of(replace(config, tie_embeddings=False), family)
+        names = names_of(replace(config, tie_embeddings=False), names.family)
     if missing := names.missing(opened.named()):
         what = f"{missing[0]}{_and_more(missing)}"
         raise UserError(f"{opened.path} adapts {what}, which {where} does not have: it has {names.kinds()}.")
@@ -175,7 +176,7 @@ def _read_weights(
         weight = names.weights.get(names.module(module))
         if weight is None:
             raise UserError(f"{opened.path}: {module} is no weight that {file.kind} adapts; there are {names.kinds()}.")
-        arrays = {kind: opened.read(name) for kind, name in tensors.items()}
+        arrays = {kind: opened.tensor(name) for kind, name in tensors.items()}
         if file.kind == IA3:
             add_ia3(pieces, weight, arrays["ia3"])
             continue
@@ -246,7 +247,7 @@ def _whole(opened: PeftDirectory, names: Names, base: Mapping[str, Any]) -> dict
             raise Misfit(f"{name} is {list(opened.shape(theirs))} there, {list(wanted)} here")
         # peft repeats the base's own table beside what is added to it.
         repeated = ".base_layer." in theirs
-        for leaf, part in zip(entry.leaves, entry.split(opened.read(theirs)), strict=True):
+        for leaf, part in zip(entry.leaves, entry.split(opened.tensor(theirs)), strict=True):
             if repeated and _is_already(base, leaf, part):
                 continue
             if leaf.repeat is None:

@@ -12,31 +12,26 @@ from typing import Any
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.files import local_path, place_directory
 from slmjax.formats.adapters.adapter import Adapter, parameters_under, require_plain_inputs, require_plain_positions
+from slmjax.formats.adapters.files import Tensors, require_place, write_adapter
 from slmjax.formats.adapters.names import Names, names_of, within_layer
 from slmjax.formats.peft.config import IA3, LORA, P_TUNING, PREFIX, PROMPT
 from slmjax.formats.peft.factors import Found, ia3_factors, lora_factors, modules_of
-from slmjax.formats.peft.read import CONFIG, EMBEDDINGS, PREFIX_OF_NAMES, WEIGHTS
-from slmjax.formats.safetensors_files import Planned, write_safetensors
-from slmjax.formats.untrusted import read_json
+from slmjax.formats.peft.read import EMBEDDINGS, PREFIX_OF_NAMES, WEIGHTS
 from slmjax.formats.weight_map import write_tensors
 from slmjax.models.config import ModelConfig
-from slmjax.peft.targets import flatten
+from slmjax.models.parameters import flatten, layers_by_block
 
-CARD = "README.md"
 _KINDS = {"lora": LORA, "ia3": IA3, "prefix": PREFIX, "prompt": PROMPT, "p_tuning": P_TUNING}
-Tensors = dict[str, np.ndarray]
 
 
-def save_peft(adapter: Adapter, names: Names, base: Any, directory: str | Path, *, base_name: str) -> Path:
+def save_peft(adapter: Adapter, names: Names, base: Any, path: str | Path, *, base_name: str) -> Path:
     """Write adapter_config.json and adapter_model.safetensors (float32), whole or not at all; returns the directory.
 
     names, base: of the network that was fine-tuned, and its parameters, not quantized. base_name: how peft finds it, a
     name on the hub or a path. UserError for what peft cannot say; what it replaces must be an adapter alone.
     """
-    directory = local_path(directory, "The destination").resolve()
-    require_replaceable(directory, {CONFIG, WEIGHTS, CARD})
+    directory = require_place(path)
     kind = _KINDS.get(adapter.method)
     if kind is None:
         raise UserError(f"peft has no format for peft.method={adapter.method}: choose --format adapterhub.")
@@ -55,33 +50,7 @@ def save_peft(adapter: Adapter, names: Names, base: Any, directory: str | Path, 
         "task_type": "CAUSAL_LM",
         **values,
     }
-    with place_directory(directory, lambda: False) as partial:
-        write_files(partial, CONFIG, values, WEIGHTS, tensors)
-        (partial / CARD).write_text(_card(directory.name, base_name, kind, tensors), encoding="utf-8")
-    return directory
-
-
-def write_files(directory: Path, config: str, values: Mapping[str, Any], weights: str, tensors: Tensors) -> None:
-    """The config as sorted JSON and the tensors in one file."""
-    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
-    (directory / config).write_text(text + "\n", encoding="utf-8")
-    arrays = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
-    plan = [Planned(name, array.shape, array.dtype) for name, array in arrays.items()]
-    write_safetensors(directory, plan, arrays.items(), max_shard_bytes=1 << 62, name=weights)
-
-
-def require_replaceable(directory: Path, ours: set[str]) -> None:
-    """UserError where something lies that is not an adapter and nothing but that."""
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise UserError(f"{directory} is a file: give a new directory for the adapter.")
-    names = {path.name for path in directory.iterdir()}
-    foreign = sorted(names - ours)
-    if foreign or (names and (CONFIG not in names or not read_json(directory / CONFIG))):
-        raise UserError(
-            f"{directory} holds {(foreign or sorted(names))[0]}, so it is no adapter alone: choose another."
-        )
+    return write_adapter(directory, values, WEIGHTS, tensors, card=_card(directory.name, base_name, kind, tensors))
 
 
 def _of_weights(adapter: Adapter, names: Names, base: Any, kind: str) -> tuple[dict[str, Any], Tensors]:
@@ -242,13 +211,13 @@ def _of_tokens(adapter: Adapter, names: Names, kind: str) -> tuple[dict[str, Any
 
 def _by_layer(config: ModelConfig, added: Mapping[str, Any]) -> np.ndarray:
     """The prefix of every layer in the order of the layers, [L, 2, n, G, K]."""
-    layers = []
-    for s, segment in enumerate(config.segments):
-        for repeat in range(segment.repeats):
-            for b in range(len(segment.period)):
-                at = f"segment_{s}/block_{b}/attention/prefix"
-                layers.append([np.asarray(added[f"{at}_{kind}"][repeat]) for kind in ("key", "value")])
-    return np.asarray(layers, np.float32)
+    blocks = layers_by_block(config)
+    order = [layer for layers in blocks.values() for layer in layers]
+    flat = {
+        kind: np.concatenate([np.asarray(added[f"{block}/attention/prefix_{kind}"]) for block in blocks])
+        for kind in ("key", "value")
+    }
+    return np.stack([flat["key"], flat["value"]], axis=1)[np.argsort(order)].astype(np.float32)
 
 
 def _one(heads: int | tuple[int, ...]) -> int:

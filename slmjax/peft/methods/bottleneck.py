@@ -8,7 +8,6 @@ The up-projection starts at zero, so that a fresh adapter changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,35 +15,7 @@ import jax.numpy as jnp
 
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
-from slmjax.models.feedforward import ACTIVATIONS
-
-# kind -> sub-layers, reduction, activation, scale: those of AdapterHub's configurations of these names
-KINDS: dict[str, tuple[tuple[str, ...], int, str, float]] = {
-    "houlsby": (("attention", "feedforward"), 16, "silu", 1.0),
-    "pfeiffer": (("feedforward",), 16, "relu", 1.0),
-    "parallel": (("feedforward",), 2, "relu", 4.0),
-}
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """Which kind, and its sizes where they are not the kind's own."""
-
-    kind: str = "pfeiffer"  # houlsby, pfeiffer, parallel
-    reduction: int = 0  # the bottleneck is embed_dim / reduction; 0: the kind's own (16, 16, 2)
-    activation: str = ""  # "": the kind's own (silu, relu, relu)
-    scale: float = 0.0  # 0: the kind's own (1, 1, 4)
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(f"peft.adapter.kind is {self.kind!r}; choose one of {', '.join(KINDS)}.")
-        _, reduction, activation, scale = KINDS[self.kind]
-        for name, value in (("reduction", reduction), ("activation", activation), ("scale", scale)):
-            object.__setattr__(self, name, getattr(self, name) or value)
-        if self.activation not in ACTIVATIONS:
-            raise UserError(f"peft.adapter.activation is {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}.")
-        if self.reduction < 1:
-            raise UserError(f"peft.adapter.reduction={self.reduction} must be at least 1.")
+from slmjax.peft.config import ADAPTER_KINDS, AdapterConfig
 
 
 def init(config: AdapterConfig, model: ModelConfig, key: jax.Array) -> dict[str, Any]:
@@ -58,7 +29,7 @@ def init(config: AdapterConfig, model: ModelConfig, key: jax.Array) -> dict[str,
     for s, segment in enumerate(model.segments):
         for b in range(len(segment.period)):
             block = tree.setdefault(f"segment_{s}", {}).setdefault(f"block_{b}", {})
-            for sublayer in KINDS[config.kind][0]:
+            for sublayer in ADAPTER_KINDS[config.kind][0]:
                 key, subkey = jax.random.split(key)
                 down = jax.random.uniform(subkey, (segment.repeats, D, m), minval=-1.0, maxval=1.0) * D**-0.5
                 block[sublayer] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,20 +9,8 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
+from slmjax.peft.config import FreezeConfig
 from slmjax.peft.targets import Array, Chosen, arrays_of, choose, flatten, nested
-
-
-@dataclass(frozen=True)
-class FreezeConfig:
-    """What is trained of the base; all else is frozen. The three add up. Patterns are those of `targets.choose`."""
-
-    train: tuple[str, ...] = ()  # names of arrays: "lm_head/kernel", "layers/[0-3]/attention/.*"
-    first_layers: int = 0  # train the first so many layers
-    last_layers: int = 0  # train the last so many layers
-
-    def __post_init__(self):
-        if self.first_layers < 0 or self.last_layers < 0:
-            raise UserError("peft.freeze.first_layers and peft.freeze.last_layers must be 0 (none) or above.")
 
 
 def chosen_by(config: FreezeConfig, model: ModelConfig, base: Any, new_layers: tuple[int, ...] = ()) -> Chosen:

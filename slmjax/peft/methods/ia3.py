@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
+from slmjax.peft.config import IA3Config
 from slmjax.peft.targets import choose, matches, nested, weights_of
-
-
-@dataclass(frozen=True)
-class IA3Config:
-    """Which products are scaled: their outputs, or, for those also in `feedforward`, their inputs."""
-
-    targets: tuple[str, ...] = ("k_proj", "v_proj", "down_proj")
-    feedforward: tuple[str, ...] = ("down_proj",)
 
 
 def init(config: IA3Config, model: ModelConfig, base: Any) -> dict[str, Any]:

@@ -16,40 +16,10 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
-from slmjax.peft.targets import ALL_LINEAR, Array, choose, flatten, last_match, nested, weights_of
+from slmjax.peft.config import LoraConfig
+from slmjax.peft.targets import Array, choose, flatten, last_match, nested, weights_of
 
 PISSA_ITERATIONS = 4
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Which weights get a low-rank term, and how it starts. Patterns are those of `targets.choose`."""
-
-    r: int = 16
-    alpha: float = 32.0  # the term is scaled by alpha / r
-    dropout: float = 0.0  # of what enters A
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    exclude: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()  # only these layers; (): all
-    rank_pattern: tuple[tuple[str, int], ...] = ()  # (pattern, rank) pairs, the last match counts
-    alpha_pattern: tuple[tuple[str, float], ...] = ()
-    rslora: bool = False  # scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)
-    dora: bool = False  # learn each output's magnitude apart (Liu et al. 2024, arXiv:2402.09353)
-    init: str = "kaiming"  # kaiming, gaussian, or pissa: the base's principal part (Meng et al. 2024, arXiv:2404.02948)
-    plus_ratio: float = 1.0  # learning rate of B over that of A (LoRA+: Hayou et al. 2024, arXiv:2402.12354, uses 16)
-
-    def __post_init__(self):
-        for name in ("rank_pattern", "alpha_pattern"):  # lists come from JSON
-            object.__setattr__(self, name, tuple(tuple(pair) for pair in getattr(self, name)))
-        for rank in (self.r, *(rank for _, rank in self.rank_pattern)):
-            if rank < 1:
-                raise UserError(f"peft.lora has a rank of {rank}: it must be at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"peft.lora.dropout={self.dropout} must be at least 0 and below 1.")
-        if self.init not in ("kaiming", "gaussian", "pissa"):
-            raise UserError(f"peft.lora.init is {self.init!r}; choose one of kaiming, gaussian, pissa.")
-        if not self.plus_ratio > 0:
-            raise UserError(f"peft.lora.plus_ratio={self.plus_ratio} must be above 0.")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,61 +21,11 @@ from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.kv_cache import empty_cache
 from slmjax.models.transformer import Transformer
+from slmjax.peft.config import PrefixConfig, PromptConfig, PTuningConfig
 from slmjax.peft.interception import applied
 from slmjax.peft.methods.lstm import init_lstm, lstm
 from slmjax.peft.prefix_cache import prefix_of_cache
 from slmjax.peft.targets import flatten, nested
-
-INITS = ("vocabulary", "text", "random", "zero")
-
-
-@dataclass(frozen=True)
-class PrefixConfig:
-    """n keys and values in each layer; they start as those of real tokens, from which training is fastest."""
-
-    num_tokens: int = 20
-    init: str = "vocabulary"  # of random tokens' keys and values, "text": of init_text's; "random": normal; "zero"
-    init_text: str = ""
-    projection: bool = False  # learn them through an MLP (which starts at random); False is P-tuning v2
-    hidden_size: int = 0  # of the MLP; 0: embed_dim
-
-    def __post_init__(self):
-        _check("prefix", self.num_tokens, self.init, self.init_text)
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """n input vectors; they start as real tokens' (arXiv:2104.08691, section 3.2: random ones do much worse)."""
-
-    num_tokens: int = 20
-    init: str = "vocabulary"  # vectors of random tokens, "text": of init_text's; "random": normal; "zero"
-    init_text: str = ""
-
-    def __post_init__(self):
-        _check("prompt", self.num_tokens, self.init, self.init_text)
-
-
-@dataclass(frozen=True)
-class PTuningConfig:
-    """n input vectors that an encoder makes of n learned ones."""
-
-    num_tokens: int = 20
-    encoder: str = "mlp"  # mlp: three layers with ReLU; lstm: two bidirectional layers and two of an MLP
-    hidden_size: int = 0  # 0: embed_dim
-
-    def __post_init__(self):
-        _check("p_tuning", self.num_tokens, "random", "")
-        if self.encoder not in ("mlp", "lstm"):
-            raise UserError(f"peft.p_tuning.encoder is {self.encoder!r}; choose mlp or lstm.")
-
-
-def _check(section: str, num_tokens: int, init: str, text: str) -> None:
-    if num_tokens < 1:
-        raise UserError(f"peft.{section}.num_tokens={num_tokens} must be at least 1.")
-    if init not in INITS:
-        raise UserError(f"peft.{section}.init is {init!r}; choose one of {', '.join(INITS)}.")
-    if (init == "text") != bool(text):
-        raise UserError(f"peft.{section}: init='text' and init_text go together; set both or none.")
 
 
 def tile_ids(ids: Sequence[int], n: int) -> np.ndarray:

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+
+from slmjax.training.loop import CHECKPOINTS
+from slmjax.training.recipe import End, Evaluation, Position, Watching
 
 
-@dataclass
-class EarlyStopping:
-    """Counts evaluations without a new best; patience 0 never stops. Its state goes into each checkpoint."""
+class EarlyStopping(Watching):
+    """Counts evaluations without a new best. Its position goes into each checkpoint; its report is the best step."""
 
-    patience: int
-    delta: float  # a loss is a new best when it is lower by more than this
-    best: float | None = None
-    best_step: int | None = None
-    waited: int = 0  # evaluations since the best
+    name = "early_stopping"
+    essential = True  # evaluations decide when the run ends, so a signal must not make it miss one
+
+    def __init__(self, patience: int, delta: float, workdir: Path):
+        """`patience`: evaluations without a best; `delta`: a loss is a new best when it is lower by more than this."""
+        self._patience, self._delta, self._workdir = patience, delta, workdir
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.waited = 0  # evaluations since the best
 
     @property
-    def finished(self) -> bool:
-        """Whether it is time to stop."""
-        return 0 < self.patience <= self.waited
-
-    def see(self, step: int, loss: float) -> bool:
-        """Take note of an evaluation; True when it is the best so far."""
-        if self.best is None or loss < self.best - self.delta:
-            self.best, self.best_step, self.waited = loss, step, 0
-            return True
-        self.waited += 1
-        return False
-
-    def state(self) -> dict[str, Any]:
-        """What `restore` takes, as JSON can hold it; floats come back exactly."""
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
-
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Go on from `state()` of a checkpoint; None: from one of a run that did not stop early."""
-        if state:
-            self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
-
-    def __str__(self) -> str:
+    def verdict(self) -> str:  # type: ignore[override]
+        """Why the run ends, once it has waited long enough."""
+        if self.waited < self._patience:
+            return ""
         return (
             f"Stopped early: {self.waited} evaluations without a validation loss below {self.best:.4f} of step "
             f"{self.best_step}."
         )
+
+    @property
+    def keep(self) -> bool:  # type: ignore[override]
+        """Whether the last evaluation was the best so far."""
+        return self.waited == 0 and self.best is not None
+
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        """Take note of the validation loss."""
+        if evaluation.step > 0:
+            self.see(evaluation.step, evaluation.values["validation_loss"])
+        return {}
+
+    def see(self, step: int, loss: float) -> None:
+        """Take note of a loss."""
+        if self.best is None or loss < self.best - self._delta:
+            self.best, self.best_step, self.waited = loss, step, 0
+        else:
+            self.waited += 1
+
+    def finish(self, end: End) -> int | None:
+        """The best step, once the run has ended."""
+        if not end.complete or self.best_step is None:
+            return None
+        if self.verdict:
+            end.say(self.verdict)
+        end.say(f"Best: step {self.best_step}, in {self._workdir / CHECKPOINTS / str(self.best_step)}.")
+        return self.best_step
+
+    def position(self) -> Position:
+        """What `seek` takes; floats come back exactly."""
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+
+    def seek(self, position: Position) -> None:
+        """Go on from `position()`."""
+        self.best, self.best_step, self.waited = position["best"], position["best_step"], position["waited"]

@@ -1,64 +1,61 @@
-"""Losses of a network at one moment: on the validation split and on general text."""
+"""Losses of a network at one moment, on held-out rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from slmjax.data.packing import Row, empty_row, stack_rows
-from slmjax.recipes.corpus import Corpus
-from slmjax.training.program import Program, to_devices
+from slmjax.recipes.language_model import ModelProgram
+from slmjax.training.program import to_devices
+from slmjax.training.recipe import Evaluation, Watching
 from slmjax.training.state import TrainState
 
+Step = Callable[[Any, Any, Any], Any]
 
-def evaluate(
-    program: Program,
-    state: TrainState,
-    corpus: Corpus,
-    rows: list[int],
-    general: list[Row] | None = None,
-    *,
-    of_base: bool = False,
-) -> dict[str, float]:
-    """Loss (nats a token), bits per byte and accuracy on the validation split, of the averaged weights if there are.
 
-    general: rows of general text, for `general_loss`. of_base: of the network as it began, at the start of a run.
-    """
-    params, frozen, step = state.params if state.ema is None else state.ema, state.frozen, program.eval_step
-    if of_base and program.config.peft.method in SOFT_PROMPTS:
-        step = program.base_eval_step
-    result: dict[str, float] = {}
-    if corpus.validation:
-        sums = _sums(program, step, params, frozen, corpus.validation_batches(program.config, rows))
-        tokens = max(sums["tokens"], 1.0)
-        result = {
-            "validation_loss": sums["nll"] / tokens,
-            "validation_bits_per_byte": sums["nll"] / (np.log(2.0) * max(sums["bytes"], 1.0)),
-            "validation_accuracy": sums["correct"] / tokens,
-        }
-    if general:
-        sums = _sums(program, step, params, frozen, _batches(program, general, rows))
-        result["general_loss"] = sums["nll"] / max(sums["tokens"], 1.0)
-    return result
+class Losses(Watching):
+    """The objective's metrics on some rows, each under its name behind a prefix: `validation_loss` (nats per token)."""
+
+    def __init__(
+        self,
+        lm: ModelProgram,
+        batches: Callable[[], Iterable[Row]],
+        *,
+        prefix: str = "validation_",
+        metrics: tuple[str, ...] = ("loss", "bits_per_byte", "accuracy"),
+    ):
+        """`batches`: this process's rows of batches of the run's size, from the first each time it is called."""
+        self.name = prefix.rstrip("_")
+        self._lm, self._batches, self._prefix, self._metrics = lm, batches, prefix, metrics
+
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        """Of the averaged weights if there are; before the first step, of the network as it began."""
+        at_start = evaluation.step == 0 and self._lm.config.peft.method in SOFT_PROMPTS
+        step = self._lm.base_eval_step if at_start else self._lm.eval_step
+        values = mean_losses(self._lm, step, evaluation.state, self._batches())
+        return {self._prefix + name: values[name] for name in self._metrics}
 
 
 SOFT_PROMPTS = ("prefix", "prompt", "p_tuning")  # these change the network at once; all else begins as the base
 
 
-def _sums(program: Program, step: Any, params: Any, frozen: Any, batches: Iterable[Row]) -> dict[str, float]:
-    sums = dict.fromkeys(("nll", "correct", "tokens", "bytes"), 0.0)
+def mean_losses(lm: ModelProgram, step: Step, state: TrainState, batches: Iterable[Row]) -> dict[str, float]:
+    """The objective's metrics over all batches, each weighted as in the batch."""
+    params = state.params if state.ema is None else state.ema
+    weight, sums = 0.0, dict[str, Any]()
     for batch in batches:
-        for name, value in jax.device_get(step(params, frozen, to_devices(batch, program))).items():
-            sums[name] += float(value)
-    return sums
+        loss = jax.device_get(step(params, state.frozen, to_devices(batch, lm.batch)))
+        weight += float(loss.weight)
+        loss = jax.tree.map(float, loss.metrics)
+        sums = jax.tree.map(lambda a, b: a + b, sums, loss) if sums else loss
+    return {name: float(mean.over(weight)) for name, mean in sums.items()}
 
 
-def _batches(program: Program, general: list[Row], rows: list[int]) -> Iterator[Row]:
+def batches_of(rows: list[Row], sequence_length: int, batch_size: int, process_rows: list[int]) -> Iterator[Row]:
     """The rows in batches of the run's size, so that nothing is compiled for them; the last is filled up."""
-    B, T = program.batch["inputs"].shape
-    for first in range(0, len(general), B):
-        numbers = [first + row for row in rows]
-        yield stack_rows(general[i] if i < len(general) else empty_row(T) for i in numbers)
+    for first in range(0, len(rows), batch_size):
+        numbers = [first + row for row in process_rows]
+        yield stack_rows(rows[i] if i < len(rows) else empty_row(sequence_length) for i in numbers)

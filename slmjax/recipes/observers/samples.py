@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,29 +21,32 @@ from slmjax.models.kv_cache import empty_cache
 from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
 from slmjax.peft.interception import applied
 from slmjax.peft.prefix_cache import prefix_length, start_cache
+from slmjax.recipes.check import NEEDS_VALIDATION
+from slmjax.recipes.config import RunConfig
 from slmjax.recipes.corpus import Corpus
+from slmjax.recipes.language_model import ModelProgram
 from slmjax.tokenization.chat_tokens import encode_messages
-from slmjax.training.program import Program
+from slmjax.training.processes import is_primary
+from slmjax.training.recipe import Evaluation, Watching
 from slmjax.training.reporting.metrics import drop_lines_after
-from slmjax.training.state import TrainState
 
 FILE_NAME = "samples.jsonl"
 _SHOWN = 200  # characters of a prompt's end and of an answer in the log
 _TEXT_PROMPT = 24  # tokens of a text that are shown to be continued
 
 
-class Sampler:
+class Samples(Watching):
     """Answers the same prompts again and again; its program is compiled at the first evaluation and never again."""
 
-    def __init__(self, program: Program, corpus: Corpus, workdir: Path, *, resume_step: int = 0):
+    name = "samples"
+
+    def __init__(self, lm: ModelProgram, corpus: Corpus, workdir: Path):
+        """`corpus`: has the validation split that prompts are taken from, and the tokenizer."""
         self._tokenizer = corpus.tokenizer
         self._path = workdir / FILE_NAME
-        self._prompts = _prompts(program, corpus)
-        if not self._prompts:
-            return
-        if jax.process_index() == 0 and self._path.is_file():
-            drop_lines_after(self._path, resume_step)
-        stops = {i for i in self._tokenizer.special_tokens().values() if i < program.config.model.vocab_size}
+        self._appending = False
+        self._prompts = _prompts(lm.config, corpus)
+        stops = {i for i in self._tokenizer.special_tokens().values() if i < lm.config.model.vocab_size}
         if self._tokenizer.eos_id is not None:
             stops.add(self._tokenizer.eos_id)
         T = max(map(len, self._prompts))
@@ -52,40 +54,37 @@ class Sampler:
         for row, prompt in enumerate(self._prompts):
             inputs[:, row, T - len(prompt) :] = prompt, np.arange(len(prompt)), np.ones(len(prompt))
         self._inputs, self._stops = inputs, np.asarray(sorted(stops), np.int32)
-        everywhere = NamedSharding(program.mesh, P())
-        self._greedy = jax.jit(partial(_greedy, program), out_shardings=everywhere)
+        everywhere = NamedSharding(lm.program.mesh, P())
+        self._greedy = jax.jit(partial(_greedy, lm), out_shardings=everywhere)
 
-    def sample(self, step: int, state: TrainState, say: Callable[[str], None]) -> None:
-        """Answer, tell the answers, and append them to the file; every process of a run calls this."""
-        if not self._prompts:
-            return
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        """Answer, tell the answers, and append them to the file."""
+        state, step = evaluation.state, evaluation.step
         params = state.params if state.ema is None else state.ema
         tokens_BN = np.asarray(self._greedy(params, state.frozen, self._inputs, self._stops))
         lines = []
         for prompt, row in zip(self._prompts, tokens_BN, strict=True):
             asked, answer = (self._tokenizer.decode(ids) for ids in (prompt, row[row >= 0].tolist()))
             lines.append(json.dumps({"step": step, "prompt": asked, "answer": answer}, ensure_ascii=False) + "\n")
-            say(f"  | {' '.join(asked.split())[-_SHOWN:]}\n  > {' '.join(answer.split())[:_SHOWN]}")
-        if jax.process_index() == 0:
+            evaluation.say(f"  | {' '.join(asked.split())[-_SHOWN:]}\n  > {' '.join(answer.split())[:_SHOWN]}")
+        if is_primary():
             try:
+                if not self._appending:  # what a killed run left behind of this step and later ones
+                    drop_lines_after(self._path, step - 1)
+                    self._appending = True
                 with self._path.open("a", encoding="utf-8") as file:
                     file.writelines(lines)
             except OSError as error:
-                raise UserError(f"Cannot write {self._path} ({error.strerror or error}); free space there.") from error
+                raise UserError(f"Cannot write {self._path} ({error.strerror or error}): free space there.") from error
+        return {}
 
 
-def _prompts(program: Program, corpus: Corpus) -> list[list[int]]:
+def _prompts(config: RunConfig, corpus: Corpus) -> list[list[int]]:
     """Token ids: `training.samples` beginnings of validation examples or texts, then `training.sample_prompts`."""
-    t, config = program.config.training, program.config
-    if not (t.samples or t.sample_prompts):
-        return []
+    t = config.training
     if t.samples and not corpus.validation:
-        raise UserError(
-            "training.samples are of the validation split, and there is none: set data.validation_fraction."
-        )
+        raise UserError(f"training.samples={t.samples} {NEEDS_VALIDATION}")
     longest = config.model.context_length - t.sample_tokens
-    if longest < 1:
-        raise UserError(f"training.sample_tokens={t.sample_tokens} leaves no room in a context of its own.")
     prompts: list[list[int]] = []
     for number in range(t.samples):
         store = corpus.validation[number % len(corpus.validation)]
@@ -117,13 +116,13 @@ def _encoded(text: str, data: Any, corpus: Corpus) -> list[int]:
     return [*([bos] if data.add_bos and bos is not None else []), *corpus.tokenizer.encode(text)]
 
 
-def _greedy(program: Program, params: Any, frozen: Any, inputs: jax.Array, stops: jax.Array) -> jax.Array:
+def _greedy(lm: ModelProgram, params: Any, frozen: Any, inputs: jax.Array, stops: jax.Array) -> jax.Array:
     """int32 [B, N]: the likeliest tokens after prompts that are padded on the left; -1 from a stop token on.
 
     Plain array code, whatever the mesh: the parameters' shardings say how it is run.
     """
-    config, method, N = program.config.model, program.method, program.config.training.sample_tokens
-    run = program.model.execution
+    config, method, N = lm.config.model, lm.method, lm.config.training.sample_tokens
+    run = lm.model.execution
     model = Transformer(config, Execution(dtype=run.dtype, scan_unroll=run.scan_unroll))
     variables = method.variables(params, frozen)
     head = head_weights(config, variables["params"])

@@ -1,8 +1,11 @@
 """Checkpoints that never lose work: asynchronous, atomic, checked by checksums, restored onto any mesh.
 
-One step directory holds everything: `state` (arrays), `data` (the position in the data), `config` and `evaluation`
-(JSON), and `checksums.json`. Orbax writes it under a temporary name and renames it when all of it is on disk.
+One step directory holds everything: `state` (arrays), `data` (the position: JSON), `arrays` (what of the position is
+arrays, if anything is), `config` and `evaluation` (JSON), and `checksums.json`. Orbax writes it under a temporary name
+and renames it when all of it is on disk.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -17,45 +20,36 @@ from typing import Any
 import jax
 
 from slmjax.errors import UserError
+from slmjax.training.checkpoints.checksums import DamagedError, write_checksums
+from slmjax.training.checkpoints.config import CheckpointConfig
 from slmjax.training.checkpoints.files import (
-    DamagedError,
-    barrier,
-    is_full_disk,
-    orbax,
+    ARRAYS,
+    CONFIG,
+    DATA,
+    EVALUATION,
+    STATE,
+    read_arrays,
     read_json,
     read_state,
-    warn,
-    write_checksums,
 )
+from slmjax.training.checkpoints.orbax import is_full_disk, orbax
+from slmjax.training.checkpoints.positions import decode_position, encode_position, stored_sizes
+from slmjax.training.processes import barrier, is_primary, warn
 
 _COMPRESSED = 0.8  # of a state's bytes: weights and moments shrink by about a tenth on disk
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When checkpoints are saved and which are kept; the three kinds of keeping add up."""
-
-    every: int = 1000  # steps between checkpoints
-    keep_last: int = 3
-    keep_every: int = 0  # also keep the multiples of this many steps; 0: none
-    keep_best: int = 0  # also keep this many with the lowest best_metric; 0: none
-    best_metric: str = "validation_loss"
-    asynchronous: bool = True  # write while training goes on
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.keep_last < 1:
-            raise UserError("checkpoint.every and checkpoint.keep_last must be 1 or more.")
-        if self.keep_every < 0 or self.keep_best < 0:
-            raise UserError("checkpoint.keep_every and checkpoint.keep_best must be 0 (off) or more.")
-
-
-@dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint gives back. `step` counts finished updates."""
+    """What a checkpoint gives back. `step` counts finished updates.
+
+    position: as it was saved, its arrays as NumPy arrays. A checkpoint from before positions were nested gives
+    {"batches": {"next_index": n}, "observers": {"early_stopping": {...}}}, without early stopping where there was none.
+    """
 
     step: int
     state: Any
-    data_state: dict[str, Any]
+    position: dict[str, Any]
     run_config: dict[str, Any]
 
 
@@ -72,15 +66,12 @@ def steps_to_keep(scores: Mapping[int, float | None], config: CheckpointConfig) 
 class Checkpointer:
     """Saves and restores training states in DIRECTORY/<step>/; in a multi-process run every process makes every call.
 
-    The directory is on a disk that all processes share, or a bucket (gs://…), where the store itself keeps checksums.
+    The directory is on a disk that all processes share.
     Restoring changes nothing on disk. The first save after restore_latest has passed over damaged steps renames them.
     """
 
     def __init__(self, directory: str | Path, config: CheckpointConfig | None = None):
-        from etils import epath
-
-        self._local = "://" not in str(directory)
-        self._directory = epath.Path(os.path.abspath(directory) if self._local else directory)
+        self._directory = Path(os.path.abspath(directory))
         self._config = config or CheckpointConfig()
         self._manager: Any = None  # opened by the first save, for it cleans up: a reader may look at a running job
         self._scores: dict[int, float | None] = {}
@@ -93,35 +84,42 @@ class Checkpointer:
         step: int,
         state: Any,
         *,
-        data_state: dict[str, Any],
+        position: Mapping[str, Any],
         run_config: dict[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> bool:
-        """Begin to save; on return the arrays have been copied, and `state` may be donated or changed.
+        """Begin to save; on return everything has been copied, and `state` and `position` may be donated or changed.
+
+        position: where batches and observers are, a nested dict of JSON values and arrays, equal on every process.
+        metrics: of an evaluation at this step; `checkpoint.best_metric` is one of them.
 
         Returns False when that step is already there. Raises UserError when the disk is full, perhaps only here for the
         save before this one; what was saved before stays as it is.
         """
         ocp = orbax()
+        data, arrays = encode_position(position)
         while self._passed_over:
             self._set_aside(self._passed_over.pop())
-        with self._full_disk_is_the_users():
+        with self._full_disk_as_user_error():
             manager = self._open_manager()
             manager.wait_until_finished()
             if step in manager.all_steps():
                 return False
             self._saving = step
-            self._state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+            leaves = jax.tree.leaves((state, arrays))
+            self._state_bytes = sum(leaf.nbytes for leaf in leaves if hasattr(leaf, "nbytes"))
             self._require_room()
             evaluation = {name: float(value) for name, value in (metrics or {}).items()}
             self._scores[step] = evaluation.get(self._config.best_metric)
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(data_state),
-                config=ocp.args.JsonSave(run_config),
-                evaluation=ocp.args.JsonSave(evaluation),
-            )
-            manager.save(step, args=args, force=True)
+            items = {
+                STATE: ocp.args.StandardSave(state),
+                DATA: ocp.args.JsonSave(data),
+                CONFIG: ocp.args.JsonSave(run_config),
+                EVALUATION: ocp.args.JsonSave(evaluation),
+            }
+            if arrays:
+                items[ARRAYS] = ocp.args.StandardSave(arrays)
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
             if not self._config.asynchronous:
                 manager.wait_until_finished()
         return True
@@ -159,7 +157,7 @@ class Checkpointer:
         """
         self.wait()
         self._require(step)
-        with self._damage_is_the_users(step):
+        with self._damage_as_user_error(step):
             return self._read(step, abstract_state)
 
     def restore_params(self, abstract_params: Any, *, step: int | None = None, name: str = "params") -> Any:
@@ -180,14 +178,6 @@ class Checkpointer:
                 warn(f"checkpoint step {candidate} in {self._directory} is damaged ({error}).")
         raise UserError(f"No checkpoint in {self._directory} can be read (steps {_listed(steps)}).")
 
-    def read_config(self, step: int | None = None) -> dict[str, Any]:
-        """The run_config saved with a step (the newest unless one is named), without reading any array."""
-        step = self.latest_step() if step is None else step
-        self._require(step)
-        assert step is not None
-        with self._damage_is_the_users(step):
-            return read_json(self._directory / str(step), "config")
-
     def all_steps(self) -> list[int]:
         """The steps whose checkpoints are complete on disk, ascending."""
         if not self._directory.exists():
@@ -201,7 +191,7 @@ class Checkpointer:
     def wait(self) -> None:
         """Block until what was saved is on disk. Raises UserError when the disk is full."""
         if self._manager is not None:
-            with self._full_disk_is_the_users():
+            with self._full_disk_as_user_error():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -228,14 +218,16 @@ class Checkpointer:
 
     def _score(self, step: int) -> float | None:
         try:
-            return read_json(self._directory / str(step), "evaluation").get(self._config.best_metric)
+            return read_json(self._directory / str(step), EVALUATION).get(self._config.best_metric)
         except DamagedError:
             return None
 
     def _read(self, step: int, abstract_state: Any) -> Restored:
         path = self._directory / str(step)
         state = read_state(path, abstract_state, partial=False)
-        return Restored(step, state, read_json(path, "data"), read_json(path, "config"))
+        data = read_json(path, DATA)
+        position = decode_position(data, read_arrays(path, stored_sizes(data)))
+        return Restored(step, state, position, read_json(path, CONFIG))
 
     def _require(self, step: int | None) -> None:
         steps = self.all_steps()
@@ -246,16 +238,16 @@ class Checkpointer:
 
     def _require_room(self) -> None:
         """Refuse what cannot fit before anything is written; one process alone, so that several do not part ways."""
-        if self._local and jax.process_count() == 1:
+        if jax.process_count() == 1:
             free = shutil.disk_usage(self._directory).free
             if free < _COMPRESSED * self._state_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
+        if is_primary():
             target = self._directory / f"damaged-{step}"
             if target.exists():
-                target.rmtree()
+                shutil.rmtree(target)
             (self._directory / str(step)).rename(target)
             warn(f"the damaged checkpoint step {step} is kept as {target}.")
         barrier(f"slmjax_set_aside_{step}")
@@ -265,12 +257,12 @@ class Checkpointer:
     def _write_checksums(self) -> None:
         """Runs in Orbax's thread on process 0: the files are whole, the directory still has its temporary name."""
         scratch_name = f"{self._saving}{orbax().utils.TMP_DIR_SUFFIX}"
-        for path in self._directory.iterdir() if self._local else ():
+        for path in self._directory.iterdir():
             if path.name == str(self._saving) or path.name.startswith(scratch_name):
-                write_checksums(Path(path))
+                write_checksums(path)
 
     @contextlib.contextmanager
-    def _damage_is_the_users(self, step: int) -> Iterator[None]:
+    def _damage_as_user_error(self, step: int) -> Iterator[None]:
         try:
             yield
         except DamagedError as error:
@@ -280,7 +272,7 @@ class Checkpointer:
             ) from error
 
     @contextlib.contextmanager
-    def _full_disk_is_the_users(self) -> Iterator[None]:
+    def _full_disk_as_user_error(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -289,10 +281,10 @@ class Checkpointer:
                 manager.close()
             if not is_full_disk(error):
                 raise
-            free = shutil.disk_usage(self._directory).free if self._local else 0
+            free = shutil.disk_usage(self._directory).free
             for scratch in self._directory.glob(f"{self._saving}{orbax().utils.TMP_DIR_SUFFIX}*"):
-                if jax.process_index() == 0:
-                    scratch.rmtree()
+                if is_primary():
+                    shutil.rmtree(scratch)
             raise UserError(
                 f"The disk holding {self._directory} is full: checkpoint step {self._saving} needs up to "
                 f"{self._state_bytes / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room, keep fewer checkpoints "

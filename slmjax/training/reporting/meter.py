@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 
-from slmjax.models.counting import count_parameters, flops_per_token
-from slmjax.training.program import Program
+from jax.sharding import Mesh
+
+from slmjax.training.recipe import Budget
 from slmjax.training.reporting.metrics import device_memory_bytes, model_flops_utilization, peak_flops
 
 
 class Meter:
     """Rates between two reports, for the host's clock: tokens/s, MFU, the share of time spent waiting for data."""
 
-    def __init__(self, program: Program):
-        config = program.config
-        self._tokens_per_step = config.tokens_per_step
-        self._flops = flops_per_token(config.model, config.data.sequence_length)
-        self._peak = peak_flops(program.mesh.devices.flat[0].device_kind)
-        self._devices = program.mesh.size
-        self._num_params = count_parameters(config.model).total
+    def __init__(self, budget: Budget, mesh: Mesh):
+        self._budget = budget
+        self._peak = peak_flops(mesh.devices.flat[0].device_kind)
+        self._devices = mesh.size
         self.restart(None)
 
     def restart(self, step: int | None) -> None:
@@ -36,13 +34,14 @@ class Meter:
             self.restart(step)
             return {}
         seconds = now - self._start
-        rate = (step - self._first) * self._tokens_per_step / seconds
+        rate = (step - self._first) * self._budget.tokens_per_step / seconds
         rates = {"tokens_per_second": rate, "data_wait": min(1.0, self._waited / seconds)}
         if self._peak is not None:
-            rates["mfu"] = model_flops_utilization(rate, self._flops, self._peak, self._devices)
+            rates["mfu"] = model_flops_utilization(rate, self._budget.flops_per_token, self._peak, self._devices)
         return rates
 
     def totals(self, step: int) -> dict[str, float]:
         """What has been used up so far."""
-        tokens = step * self._tokens_per_step
-        return {"tokens": tokens, "tokens_per_param": tokens / self._num_params, "memory_bytes": device_memory_bytes()}
+        tokens = step * self._budget.tokens_per_step
+        per_param = tokens / self._budget.num_params
+        return {"tokens": tokens, "tokens_per_param": per_param, "memory_bytes": device_memory_bytes()}

@@ -22,11 +22,11 @@ class MetricsWriter:
     """Appends metrics to WORKDIR/metrics.jsonl, and to TensorBoard events in WORKDIR/tensorboard.
 
     Each line is one JSON object: {"step": n, "split": "train", "loss": 3.2, ...}; what is not finite becomes null.
-    Every line is flushed, so that a killed run keeps what it wrote. Lines of steps after `resume_step`, which a killed
-    run left behind and which will be written again, are dropped first. Only process 0 writes.
+    Every line is flushed, so that a killed run keeps what it wrote. Lines of steps after `keep_up_to` (all where it is
+    None), which a killed run left behind and which will be written again, are dropped first. Only process 0 writes.
     """
 
-    def __init__(self, workdir: str | Path, *, resume_step: int = 0, tensorboard: bool = True):
+    def __init__(self, workdir: str | Path, *, keep_up_to: int | None = None, tensorboard: bool = True):
         self._file: TextIO | None = None
         self._events: queue.SimpleQueue[tuple[int, str, dict[str, float]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -35,14 +35,14 @@ class MetricsWriter:
         self._path = Path(workdir) / FILE_NAME
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            drop_lines_after(self._path, resume_step)
+            drop_lines_after(self._path, keep_up_to)
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self._path, error) from error
         if tensorboard:
             # The thread starts with the first write: importing tensorboardX takes a second or two, which the first step
             # of the run should not wait for, and neither should any later one.
-            arguments = (self._path.parent / "tensorboard", resume_step, self._events)
+            arguments = (self._path.parent / "tensorboard", -1 if keep_up_to is None else keep_up_to, self._events)
             self._thread = threading.Thread(target=_write_tensorboard, args=arguments, daemon=True)
 
     def write(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
@@ -86,11 +86,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Take the lines of steps after `step` out of a file of JSON lines; harmless where there is none."""
+def drop_lines_after(path: Path, step: int | None) -> None:
+    """Take the lines of steps after `step` (None: all) out of a file of JSON lines; harmless where there is none."""
     if not path.exists():
         return
-    kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+    kept = [json.dumps(line) + "\n" for line in read_metrics(path) if step is not None and line["step"] <= step]
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text("".join(kept), encoding="utf-8")
     os.replace(scratch, path)

@@ -1,0 +1,98 @@
+"""Everything about a run that can be refused before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from slmjax.data.sft_config import SftConfig
+from slmjax.errors import UserError
+from slmjax.models.parameters import abstract_params
+from slmjax.models.transformer import Transformer
+from slmjax.peft.anchoring import base_weights
+from slmjax.recipes.config import RunConfig
+from slmjax.recipes.language_model import execution_for, training_method
+from slmjax.sharding.activations import check_mesh_fits
+from slmjax.sharding.mesh import make_mesh
+from slmjax.training.schedules import make_schedule
+
+
+def check(config: RunConfig, devices: Sequence[jax.Device] | None = None, base: Any = None) -> None:
+    """Refuse a run that cannot work; nothing is read, compiled, allocated or written.
+
+    Args:
+        config: the run.
+        devices: that it is to run on; all by default.
+        base: the parameters to fine-tune, or their shapes; None: those of the config's network.
+
+    Raises:
+        UserError: what does not fit, and what to change.
+    """
+    _check_base(config, base)
+    _check_batch(config, devices)
+    _check_data(config)
+    if not config.training.epochs:  # else the steps are known once the data are
+        make_schedule(config.schedule, config.total_steps)
+    model = Transformer(config.model, execution_for(config, make_mesh(config.mesh, devices)))
+    method = training_method(config, model, encode=lambda text: [0])
+    shapes = abstract_params(config.model) if base is None else jax.eval_shape(lambda tree: tree, base)
+    trained = jax.eval_shape(method.split, shapes, jax.random.key(0))[0]
+    if config.forgetting.l2_sp and config.peft.method != "lora" and not base_weights(method, trained):
+        raise UserError(
+            f"forgetting.l2_sp={config.forgetting.l2_sp} has no effect, since peft.method={config.peft.method} trains "
+            "none of the base's weights: use forgetting.kl."
+        )
+
+
+def _check_base(config: RunConfig, base: Any) -> None:
+    if base is not None or config.peft.base:
+        return
+    if config.peft.method != "full":
+        raise UserError(f"peft.method={config.peft.method} needs a model to start from: set peft.base to its path.")
+    if strengths := config.forgetting.strengths:
+        keys = ", ".join(f"forgetting.{name}={value:g}" for name, value in strengths.items())
+        raise UserError(f"{keys} regularizes towards the base model, and there is none: set peft.base to its path.")
+    if isinstance(config.data, SftConfig):
+        raise UserError("Conversations are read in the tokens of a model: set peft.base to the one to fine-tune.")
+
+
+def _check_batch(config: RunConfig, devices: Sequence[jax.Device] | None) -> None:
+    T, B = config.data.sequence_length, config.training.batch_size
+    if config.model.context_length < T:
+        raise UserError(
+            f"data.sequence_length={T} is longer than the model's context, "
+            f"model.context_length={config.model.context_length}: shorten it."
+        )
+    mesh = make_mesh(config.mesh, devices)
+    check_mesh_fits(config.model, mesh, T)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.training.accumulation
+    if B % shards:
+        raise UserError(
+            f"training.batch_size={B} is not a multiple of {shards} = mesh.data x mesh.fsdp x training.accumulation: "
+            "every device must get the same number of rows in every micro-batch."
+        )
+    if config.forgetting.replay and B * (1 - config.forgetting.replay) < 1:
+        raise UserError(
+            f"forgetting.replay={config.forgetting.replay} leaves less than one row of training.batch_size={B} to "
+            "learn from: raise training.batch_size or lower forgetting.replay."
+        )
+
+
+def _check_data(config: RunConfig) -> None:
+    """What is watched needs data that are held out; a prepared corpus (no sources) says so only when it is opened."""
+    t, data = config.training, config.data
+    held_out = data.validation_fraction > 0 or not data.sources or bool(getattr(data, "validation", None))
+    if t.early_stopping and not held_out:
+        raise UserError(f"training.early_stopping={t.early_stopping} {NEEDS_VALIDATION}")
+    if t.samples and not held_out:
+        raise UserError(f"training.samples={t.samples} {NEEDS_VALIDATION}")
+    if (t.samples or t.sample_prompts) and config.model.context_length <= t.sample_tokens:
+        raise UserError(
+            f"training.sample_tokens={t.sample_tokens} is not below "
+            f"model.context_length={config.model.context_length}: lower it."
+        )
+
+
+NEEDS_VALIDATION = "needs a validation split: set data.validation_fraction above 0."

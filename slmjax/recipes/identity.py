@@ -1,0 +1,66 @@
+"""Which run is this? A stored config against the one that would continue it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slmjax.recipes.config import RunConfig, run_config
+from slmjax.training.config import BUDGETS
+from slmjax.training.recipe import Record
+
+# Keys that may change when a run is continued: they alter speed, memory, reports or what is kept, not the mathematics.
+# What ends in a dot is a section.
+FREE = (
+    "mesh.",
+    "checkpoint.",
+    "data.num_threads",
+    "data.prefetch",
+    "data.cache_dir",
+    "training.accumulation",
+    "training.attention",
+    "training.remat",
+    "training.scan_unroll",
+    "training.log_every",
+    "training.eval_every",
+    "training.eval_batches",
+    "training.profile_at",
+    "training.max_skipped",
+    "training.early_stopping",
+    "training.early_stopping_delta",
+    "training.samples",
+    "training.sample_prompts",
+    "training.sample_tokens",
+    "forgetting.tokens",
+)
+# With these the rate does not depend on the total, so such a run may simply go on.
+ENDLESS = ("constant", "inverse_sqrt")
+
+
+def record(config: RunConfig) -> Record:
+    """The identity of a run for the engine."""
+    return Record(config.to_dict(), lambda stored: differing_keys(run_config(stored), config))
+
+
+def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """`key (old -> new)` for every key that makes it another run."""
+    a, b = _flatten(old.to_dict()), _flatten(new.to_dict())
+    free = set(FREE)
+    if old.schedule.name == new.schedule.name and new.schedule.name in ENDLESS:
+        free |= {f"training.{name}" for name in BUDGETS}
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and not _is_free(key, free))
+    return [f"{key} ({a.get(key)!r} -> {b.get(key)!r})" for key in keys]
+
+
+def _is_free(key: str, free: set[str]) -> bool:
+    return key in free or any(key.startswith(name) for name in free if name.endswith("."))
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists become tuples, so that JSON and dataclasses compare equal."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+    return flat

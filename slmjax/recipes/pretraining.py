@@ -1,0 +1,145 @@
+"""Pretraining and over-training: next-token prediction on text, from random parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmjax.errors import UserError
+from slmjax.files import place_directory
+from slmjax.models.counting import count_parameters
+from slmjax.recipes.branching import restore_branch
+from slmjax.recipes.check import NEEDS_VALIDATION, check
+from slmjax.recipes.config import RunConfig
+from slmjax.recipes.corpus import Corpus, check_vocabulary, open_corpus
+from slmjax.recipes.finetuned import describe_run
+from slmjax.recipes.identity import record
+from slmjax.recipes.language_model import ModelProgram, budget_of, build
+from slmjax.recipes.observers.curves import LossCurve
+from slmjax.recipes.observers.early_stopping import EarlyStopping
+from slmjax.recipes.observers.losses import Losses
+from slmjax.recipes.observers.samples import Samples
+from slmjax.training.checkpoints.config import CheckpointConfig
+from slmjax.training.processes import is_primary
+from slmjax.training.program import TRAIN
+from slmjax.training.recipe import Observer, Position, Recipe
+from slmjax.training.reporting.metrics import chinchilla_report
+from slmjax.training.run_directory import refuse_another
+from slmjax.training.state import TrainState
+
+
+def pretraining(config: RunConfig, workdir: Path) -> Recipe:
+    """The recipe of a config without a base. Prepares the corpus under `workdir` where it is not prepared yet."""
+    check(config)
+    refuse_another(workdir, record(config))
+    corpus = open_corpus(config.data, workdir / "data", progress=is_primary())
+    config = settle(config, corpus)
+    lm = build(config, token_bytes=corpus.tokenizer.token_bytes())
+    return text_recipe(
+        lm,
+        corpus,
+        workdir,
+        batches=TextBatches(corpus.batches(config, lm.rows)),
+        observers=text_observers(lm, corpus, workdir),
+        start=lm.program.initialize,
+        description=f"{_size(config):,} parameters on {run_length(lm, corpus)}\n{_scaling(config)}",
+    )
+
+
+class TextBatches:
+    """The batches of a resumable iterator over text, which do not depend on the state."""
+
+    def __init__(self, iterator: Any):
+        """`iterator`: with `get_state` and `set_state`, over batches of this process's rows."""
+        self._iterator = iterator
+
+    def next(self, state: TrainState) -> tuple[str, Mapping[str, np.ndarray]]:
+        """The next batch."""
+        del state
+        return TRAIN, next(self._iterator)
+
+    def position(self) -> Position:
+        """The number of the next batch, as the iterator writes it."""
+        return dict(self._iterator.get_state())
+
+    def seek(self, position: Position) -> None:
+        """Jump there at once."""
+        self._iterator.set_state(dict(position))
+
+
+def settle(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """The config with what only the data decide: the steps of a budget in epochs. UserError where they do not fit."""
+    check_vocabulary(corpus, config.model.vocab_size)
+    if config.training.early_stopping and not corpus.validation:
+        raise UserError(f"training.early_stopping={config.training.early_stopping} {NEEDS_VALIDATION}")
+    if not config.training.epochs:
+        return config
+    return dataclasses.replace(config, rows_per_epoch=corpus.rows_per_epoch(config.data))
+
+
+def text_observers(lm: ModelProgram, corpus: Corpus, workdir: Path, more: list[Observer] | None = None) -> list[Any]:
+    """What is watched in every training on text; `more` stand between the losses and what looks at them."""
+    t = lm.config.training
+    observers: list[Any] = []
+    if corpus.validation:
+        observers.append(Losses(lm, lambda: corpus.validation_batches(lm.config, lm.rows)))
+    observers += more or []
+    if t.early_stopping:
+        observers.append(EarlyStopping(t.early_stopping, t.early_stopping_delta, workdir))
+    if t.samples or t.sample_prompts:
+        observers.append(Samples(lm, corpus, workdir))
+    return [*observers, LossCurve(workdir)]
+
+
+def text_recipe(lm: ModelProgram, corpus: Corpus, workdir: Path, **parts: Any) -> Recipe:
+    """A recipe over text from its parts, with what is the same for all of them."""
+    config = lm.config
+    stop_ids = parts.pop("stop_ids", ())
+
+    def write_files(workdir: Path) -> None:
+        if is_primary():
+            with place_directory(workdir / "tokenizer") as partial:
+                corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
+            describe_run(config, stop_ids).write(workdir)
+
+    branch = (lambda: restore_branch(config, lm.program)) if config.training.branch_from else None
+    defaults: dict[str, Any] = {"budget": budget_of(config), "branch": branch, "write_files": write_files}
+    return Recipe(
+        program=lm.program,
+        training=config.training,
+        checkpoint=_keeping(config),
+        record=record(config),
+        **(defaults | parts),
+    )
+
+
+def run_length(lm: ModelProgram, corpus: Corpus) -> str:
+    """Where a run takes place, how long it is, and how often its data repeat."""
+    config, mesh = lm.config, lm.program.mesh
+    axes = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
+    passes = corpus.passes(config.data, config.total_steps * config.training.batch_size)
+    often = ", ".join(f"{name} {count:.2f}" if len(passes) > 1 else f"{count:.2f}" for name, count in passes.items())
+    return (
+        f"{axes} ({mesh.devices.flat[0].device_kind}); {config.total_steps:,} steps of {config.tokens_per_step:,} "
+        f"tokens; passes over the data: {often}."
+    )
+
+
+def _size(config: RunConfig) -> int:
+    return count_parameters(config.model).total
+
+
+def _scaling(config: RunConfig) -> str:
+    return str(chinchilla_report(_size(config), config.total_steps * config.tokens_per_step))
+
+
+def _keeping(config: RunConfig) -> CheckpointConfig:
+    """With early stopping the best checkpoint is kept."""
+    keep = config.checkpoint
+    if not config.training.early_stopping:
+        return keep
+    return dataclasses.replace(keep, keep_best=max(1, keep.keep_best), best_metric="validation_loss")

@@ -1,0 +1,25 @@
+"""The config section `checkpoint`: when checkpoints are saved, and which are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slmjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are saved and which are kept; the three kinds of keeping add up."""
+
+    every: int = 1000  # steps between checkpoints
+    keep_last: int = 3
+    keep_every: int = 0  # also keep the multiples of this many steps; 0: none
+    keep_best: int = 0  # also keep this many with the lowest best_metric; 0: none
+    best_metric: str = "validation_loss"
+    asynchronous: bool = True  # write while training goes on
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep_last < 1:
+            raise UserError("checkpoint.every and checkpoint.keep_last must be 1 or more.")
+        if self.keep_every < 0 or self.keep_best < 0:
+            raise UserError("checkpoint.keep_every and checkpoint.keep_best must be 0 (off) or more.")
