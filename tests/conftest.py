@@ -39,10 +39,44 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit al
         flags = f"{flags} {QUICK}"
     os.environ["XLA_FLAGS"] = flags
 
+from collections import Counter
 from pathlib import Path
 
 import jax
 import pytest
+
+# Files that take longest, which start first so that all processes end together; docs/testing.md says how to keep it.
+LONGEST_FIRST = (
+    "emulated_mesh/test_tpu_compiler.py",
+    "multiprocess",
+    "training",
+    "cli",
+    "peft",
+    "models",
+    "parity",
+    "emulated_mesh",
+    "formats",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((n for n, start in enumerate(LONGEST_FIRST) if path.startswith(start)), len(LONGEST_FIRST))
+
+    items.sort(key=place)  # stable: the order within a file stays
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The seconds of all tests, setup and teardown included, by directory: what docs/testing.md keeps an account of."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds["/".join(report.nodeid.split("::")[0].split("/")[:2])] += report.duration
+    if sum(seconds.values()) > 60:
+        shares = ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.most_common())
+        terminalreporter.write_line(f"{sum(seconds.values()):.0f} s in tests, of all processes: {shares}")
 
 
 @pytest.fixture(autouse=True, scope="module")
