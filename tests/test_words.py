@@ -82,6 +82,18 @@ def report(rule: str, found: dict[str, list[str]]) -> None:
     assert not places, f"{len(places)} places:\n" + "\n".join(places)
 
 
+@cache
+def constants() -> dict[str, str]:
+    """The strings that modules give names in capitals, which sentences may end with."""
+    assigned = [node for path in FILES for node in tree(path).body if isinstance(node, ast.Assign)]
+    return {
+        target.id: node.value.value
+        for node in assigned
+        for target in node.targets
+        if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    }
+
+
 def texts(node: ast.expr) -> list[str]:
     """The strings that an expression may become, `{}` for what is computed, `{did_you_mean}` for a suggestion."""
     match node:
@@ -89,6 +101,8 @@ def texts(node: ast.expr) -> list[str]:
             return [text]
         case ast.JoinedStr(values=parts):
             return joined([texts(part) for part in parts])
+        case ast.FormattedValue(value=ast.Name(id=name)) if name in constants():
+            return [constants()[name]]
         case ast.FormattedValue(value=value):
             return texts(value) if isinstance(value, ast.IfExp | ast.Call | ast.BinOp) else ["{}"]
         case ast.BinOp(left=left, op=ast.Add(), right=right):

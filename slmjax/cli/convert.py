@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from slmjax.formats.catalog import BLOCKS, FLOATS, SLMJAX, WRITTEN
+
 HELP = "write a model's weights in another format or dtype"
-# Those of slmjax.formats.models.FORMATS that can be written; a test compares them, for the help must not import jax.
-FORMATS = ("slmjax", "huggingface", "gguf", "peft", "adapterhub")
-DTYPES = ("float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 EXAMPLE = "slmjax convert runs/quickstart my-model --format huggingface --dtype bfloat16"
 
 
@@ -17,11 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", help="new directory (for gguf a file), or a model of the same format to replace")
     parser.add_argument(
         "--format",
-        choices=FORMATS,
-        default="slmjax",
+        choices=[format.name for format in WRITTEN],
+        default=SLMJAX.name,
         metavar="FORMAT",
-        help="format to write: slmjax, huggingface or gguf for a model, peft or adapterhub for a fine-tune without its "
-        "base (default: %(default)s)",
+        help=f"format to write: {'; '.join(f'{f.name}, {f.help}' for f in WRITTEN)} (default: %(default)s)",
     )
     parser.add_argument(
         "--base",
@@ -29,12 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="base model of an adapter (default: the one that it names); for a run written as peft or adapterhub, the "
         "name to write as its base",
     )
+    models = [format for format in WRITTEN if format.dtypes]
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=[*FLOATS, *BLOCKS],
         metavar="DTYPE",
-        help="dtype of the weights: float32, bfloat16 or float16; gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
-        "(default: the source's, float16 for gguf)",
+        help=f"dtype of the weights: {', '.join(FLOATS)}; for gguf also {', '.join(BLOCKS)} (default: "
+        f"{', '.join(f'{f.default_dtype} for {f.name}' for f in models)})",
     )
 
 

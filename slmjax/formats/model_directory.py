@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from slmjax.errors import UserError, first_few
 from slmjax.files import local_path, place_directory
 from slmjax.formats.facts import describe_tokenizer
-from slmjax.formats.gguf.equivalence import differences
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.directory import open_huggingface, read_weights
 from slmjax.formats.huggingface.export import MAX_SHARD_BYTES, family_or_none, write_model, write_weights
@@ -32,8 +31,6 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import Params
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from slmjax.untrusted import Values, read_json, shown
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def is_saved_model(path: Path) -> bool:
@@ -137,7 +134,7 @@ def _tokenizer(path: Path, description: Description) -> Tokenizer | None:
 
 def _require_same_network(ours: ModelConfig, theirs: ModelConfig, path: Path) -> None:
     """UserError where config.json has been changed since slmjax.json was written."""
-    different = differences(ours, theirs)
+    different = list(ours.differences(theirs))
     if different:
         raise UserError(
             f"{path} has two descriptions that differ in {first_few(different)}: remove its slmjax.json to load "

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 
 from slmjax.errors import UserError
-from slmjax.formats import facts, model_directory, runs
+from slmjax.formats import catalog, facts, model_directory, runs
 from slmjax.formats.adapters import door
 from slmjax.formats.adapters.adapter import attached
+from slmjax.formats.catalog import FormatName
 from slmjax.formats.gguf import model as gguf
 from slmjax.formats.huggingface import directory as huggingface
 from slmjax.formats.huggingface.export import save_huggingface
@@ -24,8 +25,6 @@ from slmjax.formats.recognition import kind_of, require_kind
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.families.registry import model_config
-
-PARAMETER_DTYPES = ("float32", "bfloat16", "float16")  # of a model in memory
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,11 @@ class Format:
     save_adapter: (fine-tune, path) -> Path, of a format that holds what a fine-tune adds and not its base.
     """
 
-    name: str
-    help: str
+    about: FormatName
     recognizes: Callable[[Path], bool]
     describe: Callable[[Path], tuple[ModelConfig | None, dict[str, Any]]]
     load: Callable[..., LanguageModel]
     save: Callable[..., Path] | None = None
-    dtypes: tuple[str, ...] = ()  # that it can be saved in
-    default_dtype: str = ""  # as the help says it
     save_adapter: Callable[..., Path] | None = None
 
 
@@ -73,48 +69,31 @@ def _load_adapter(path: Path, *, mesh: Any, dtype: str | None, merge: bool, base
 
 
 FORMATS = (
-    Format("run", "a run's workdir or one of its checkpoints", runs.is_run, runs.describe_run, _load_run),
+    Format(catalog.RUN, runs.is_run, runs.describe_run, _load_run),
     Format(
-        "slmjax",
-        "transformers' layout wherever it has one for the network, and slmjax.json, which gives the very same model",
+        catalog.SLMJAX,
         model_directory.is_saved_model,
         model_directory.describe,
         _plain(model_directory.load),
         model_directory.save,
-        model_directory.DTYPES,
-        "the model's own",
     ),
     Format(
-        "huggingface",
-        "a directory of transformers",
+        catalog.HUGGINGFACE,
         lambda path: kind_of(path) == "huggingface",
         huggingface.describe_huggingface,
         _plain(huggingface.load_huggingface),
         save_huggingface,
-        huggingface.DTYPES,
-        "the model's own",
     ),
+    Format(catalog.GGUF, gguf.is_gguf, gguf.describe_gguf, _plain(gguf.load_gguf), gguf.save_gguf),
     Format(
-        "gguf",
-        "a file of llama.cpp",
-        gguf.is_gguf,
-        gguf.describe_gguf,
-        _plain(gguf.load_gguf),
-        gguf.save_gguf,
-        gguf.DTYPES,
-        "float16",
-    ),
-    Format(
-        "peft",
-        "a fine-tune without its base: LoRA and kin, IA3, prefixes and prompts, as Hugging Face peft has them",
+        catalog.PEFT,
         lambda path: kind_of(path) == "peft",
         door.describe_adapter,
         _load_adapter,
         save_adapter=door.save_as_peft,
     ),
     Format(
-        "adapterhub",
-        "a fine-tune without its base: bottleneck adapters, as AdapterHub has them",
+        catalog.ADAPTERHUB,
         lambda path: kind_of(path) == "adapterhub",
         door.describe_adapter,
         _load_adapter,
@@ -142,8 +121,8 @@ def load(
     beside them in `peft`. UserError when the path is none of these. A model without a tokenizer loads: `lm.tokenizer`
     is then None.
     """
-    if dtype is not None and dtype not in PARAMETER_DTYPES:
-        raise UserError(f"dtype is {dtype!r}; choose {', '.join(PARAMETER_DTYPES)}.")
+    if dtype is not None and dtype not in catalog.FLOATS:
+        raise UserError(f"dtype is {dtype!r}; choose {', '.join(catalog.FLOATS)}.")
     place, format = _find(path)
     return format.load(place, mesh=mesh, dtype=dtype, merge=merge, base=None if base is None else str(base))
 
@@ -156,7 +135,7 @@ def save(lm: LanguageModel, path: str | Path, *, format: str = "slmjax", dtype: 
     must be a model of that format and nothing but that. "slmjax" is transformers' layout too, wherever a family of
     transformers can express the network, with slmjax.json beside it, from which the very same model is loaded.
     """
-    write = _named(format, [f.name for f in FORMATS if f.save]).save
+    write = _named(format, [f.name for f in catalog.WRITTEN if not f.is_adapter]).save
     assert write is not None
     return write(lm, path, dtype=dtype)
 
@@ -175,14 +154,14 @@ def convert(
     adds, without the base. dtype: as in `save`; adapters are written in float32. base: of an adapter, where its base
     is; of a run that is written as an adapter, the name or path that is written as its base's (its own when None).
     """
-    wanted = _named(format, [f.name for f in FORMATS if f.save or f.save_adapter])
+    wanted = _named(format, [f.name for f in catalog.WRITTEN])
     if wanted.save_adapter is None:
         return save(load(source, base=base), destination, format=format, dtype=dtype)
     if dtype not in (None, "float32"):
         raise UserError(f"dtype={dtype} cannot be chosen here: adapters are written in float32, as peft itself does.")
     place, found = _find(source)
-    read = door.read_run if found.name == "run" else door.read_adapter
-    if found.name != "run" and found.save_adapter is None:
+    read = door.read_run if found.about is catalog.RUN else door.read_adapter
+    if found.about is not catalog.RUN and found.save_adapter is None:
         raise UserError(f"{place} is a model and not a fine-tuned run: there is no adapter to write.")
     where = None if base is None else str(base)
     return wanted.save_adapter(read(place, lambda base: load(base, dtype="float32"), where), destination)
@@ -217,4 +196,4 @@ def _find(path: str | Path) -> tuple[Path, Format]:
 def _named(name: str, known: list[str]) -> Format:
     if name not in known:
         raise UserError(f"format is {name!r}; choose {', '.join(known)}.")
-    return next(format for format in FORMATS if format.name == name)
+    return next(format for format in FORMATS if format.about.name == name)

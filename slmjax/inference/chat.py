@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.inference.decoding import NONE, Rows, decode, empty_rows, extend, new_cache
-from slmjax.inference.generate import BUCKET, bucket, padded_stops, seen_tokens, stop_ids_of, streamed
+from slmjax.inference.decoding import NONE, DecodeState, decode, extend, initial_state, new_cache
+from slmjax.inference.generate import (
+    BUCKET,
+    TextStream,
+    TokenStream,
+    bucket,
+    decode_streaming,
+    padded_stops,
+    seen_tokens,
+    stop_ids_of,
+)
 from slmjax.inference.language_model import LanguageModel
-from slmjax.inference.longrope import across, longest_short, switches
-from slmjax.inference.sampling import GREEDY, Sampling
+from slmjax.inference.longrope import decode_across_switches, longest_short, switches
+from slmjax.inference.sampling import Sampling, sampling_from
 from slmjax.inference.text import Continuation
 from slmjax.models.kv_cache import KVCache
 from slmjax.peft.prefix_cache import prefix_length
@@ -26,6 +35,7 @@ class Conversation:
     """Messages so far, and the keys and values of their tokens.
 
     context: tokens that the conversation may come to, at most the model's; its cache is allocated at the first answer.
+    How tokens are drawn is said by `sampling`, or by its settings one by one; greedy by default.
     """
 
     def __init__(
@@ -33,7 +43,12 @@ class Conversation:
         lm: LanguageModel,
         *,
         system: str | None = None,
-        sampling: Sampling = GREEDY,
+        sampling: Sampling | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
         max_new_tokens: int = 512,
         context: int = 4096,
         seed: int = 0,
@@ -44,7 +59,9 @@ class Conversation:
         self._lm, self._tokenizer = lm, lm.require_tokenizer()
         self._template = ChatTemplate.of(self._tokenizer)
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
-        self._sampling, self._max_new_tokens, self._stop = sampling, max_new_tokens, stop
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        self._sampling = sampling_from(sampling, **settings, repetition_penalty=repetition_penalty)
+        self._max_new_tokens, self._stop = max_new_tokens, stop
         self._context, self._key = min(context, lm.context_length), jax.random.key(seed)
         self._cache: KVCache | None = None
         self._held: list[int] = []  # the tokens whose keys and values the cache holds, from its first position
@@ -55,7 +72,7 @@ class Conversation:
         """Forget all but the system's message."""
         self.messages = list(self._beginning)
 
-    def answer(self, text: str, stream: Callable[[str], object] | None = None) -> str:
+    def answer(self, text: str, stream: TextStream | None = None) -> str:
         """The model's answer to the user's next message; both join the history.
 
         stream: called with each new piece of the answer, in whole characters; where it returns True the answer ends.
@@ -83,31 +100,32 @@ class Conversation:
         self.messages = [*asked, {"role": "assistant", "content": answer.whole(tokens)}]
         return self.messages[-1]["content"]
 
-    def _generate(self, ids: list[int], max_new_tokens: int, show: Callable[[int, int], bool]) -> list[int]:
-        network, variables = self._lm.decoding(1)
+    def _generate(self, ids: list[int], max_new_tokens: int, show: TokenStream) -> list[int]:
+        decoder, variables = self._lm.decoding(1)
         stops = padded_stops(stop_ids_of(self._lm))
-        rows, self._cache = self._prefilled(ids, stops), None  # the cache's buffers are given to what runs next
+        state, self._cache = self._prefilled(ids, stops), None  # the cache's buffers are given to what runs next
 
-        def until(rows: Rows, count: int) -> Rows:
-            return decode(network, variables, rows, count, stops, self._sampling)
+        def decode_until(state: DecodeState, count: int) -> DecodeState:
+            return decode(decoder, variables, state, count, stops, self._sampling)
 
-        def again(rows: Rows, count: int) -> Rows:
-            return self._run(rows, [*ids, *np.asarray(rows.tokens_BN)[0, :count].tolist()], 0, stops)
+        def restart(state: DecodeState, count: int) -> DecodeState:
+            return self._run(state, [*ids, *np.asarray(state.tokens_BN)[0, :count].tolist()], 0, stops)
 
         counts = switches(self._lm.config, [len(ids)], max_new_tokens)
-        rows = streamed(rows, max_new_tokens, across(counts, until, again), show)
-        drawn = np.asarray(rows.tokens_BN)[0]
+        draw = decode_across_switches(counts, decode_until, restart)
+        state = decode_streaming(state, max_new_tokens, draw, show)
+        drawn = np.asarray(state.tokens_BN)[0]
         drawn_ids = drawn[drawn != NONE].tolist()
-        self._cache = rows.cache
-        self._held = (ids + drawn_ids)[: len(ids) + int(rows.count) - 1]  # the last token drawn was not run
+        self._cache = state.cache
+        self._held = (ids + drawn_ids)[: len(ids) + int(state.count) - 1]  # the last token drawn was not run
         return drawn_ids
 
-    def _prefilled(self, ids: list[int], stops: np.ndarray) -> Rows:
+    def _prefilled(self, ids: list[int], stops: np.ndarray) -> DecodeState:
         """One row of these tokens, of which those that the cache holds are not run."""
         if self._cache is None:
-            network, variables = self._lm.decoding(1)
+            decoder, variables = self._lm.decoding(1)
             length = -(-self._context // BUCKET) * BUCKET + CHUNKS[-1]  # room for the padding of the last piece
-            self._cache = new_cache(network, variables, 1, length)
+            self._cache = new_cache(decoder, variables, 1, length)
             self._held = []
         at = next((i for i, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), len(self._held))
         at = min(at, len(ids) - 1)  # the last is always run: the next token is drawn from it
@@ -122,21 +140,21 @@ class Conversation:
         seen_BV = seen_tokens([ids], self._lm.config.vocab_size, self._sampling)
         cache: KVCache | None = self._cache
         for piece in chunks:
-            # What is drawn after all but the last piece is of no interest: each begins with rows that drew nothing.
-            rows = empty_rows(key, [len(ids)], capacity, seen_BV).replace(cache=cache)  # type: ignore[attr-defined]
-            rows, at = self._run(rows, piece, at, stops), at + len(piece)
-            cache = rows.cache
-        return rows
+            # What is drawn after all but the last piece is of no interest: each begins with nothing drawn.
+            state = initial_state(key, [len(ids)], capacity, seen_BV).replace(cache=cache)  # type: ignore[attr-defined]
+            state, at = self._run(state, piece, at, stops), at + len(piece)
+            cache = state.cache
+        return state
 
-    def _run(self, rows: Rows, piece: Sequence[int], at: int, stops: np.ndarray) -> Rows:
-        """The rows' cache with these tokens from the text's position `at`; the next is drawn."""
-        network, variables = self._lm.decoding(1)
+    def _run(self, state: DecodeState, piece: Sequence[int], at: int, stops: np.ndarray) -> DecodeState:
+        """The state's cache with these tokens from the text's position `at`; the next is drawn."""
+        decoder, variables = self._lm.decoding(1)
         size = next((size for size in CHUNKS if len(piece) <= size), bucket(len(piece)))
         tokens_1T = np.zeros((1, size), np.int32)
         tokens_1T[0, : len(piece)] = piece
         start = np.int32(at + prefix_length(self._lm.peft))
-        rows = rows.replace(cache=rows.cache.replace(index=start))  # type: ignore[attr-defined, union-attr]
-        return extend(network, variables, rows, tokens_1T, len(piece), stops, self._sampling)
+        state = state.replace(cache=state.cache.replace(index=start))  # type: ignore[attr-defined, union-attr]
+        return extend(decoder, variables, state, tokens_1T, len(piece), stops, self._sampling)
 
 
 def pieces(ids: Sequence[int]) -> list[Sequence[int]]:

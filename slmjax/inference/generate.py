@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.inference.decoding import NONE, Rows, decode, empty_rows, prefill
+from slmjax.inference.decoding import NONE, Decoder, DecodeState, decode, initial_state, prefill
 from slmjax.inference.language_model import LanguageModel
-from slmjax.inference.longrope import across, switches
-from slmjax.inference.sampling import GREEDY, Sampling
+from slmjax.inference.longrope import DecodeUntil, decode_across_switches, switches
+from slmjax.inference.sampling import GREEDY, Sampling, sampling_from
 from slmjax.inference.text import Continuation, encode_prompt
+
+# What is streamed is told as soon as it is there; where the answer is True, its row ends with it.
+TokenStream = Callable[[int, int], object]  # (row, token)
+TextStream = Callable[[str], object]  # a piece, in whole characters
 
 BUCKET = 64  # lengths are rounded up to multiples of this, so that few programs are compiled
 SMALL = (16, 32)  # and, below it, to these
@@ -32,7 +37,7 @@ def padded_stops(stop_ids: Sequence[int]) -> np.ndarray:
     return stops
 
 
-def padded_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, positions and segments (0: padding) of prompts that end together, int32 [B, T] each."""
     T = bucket(max(map(len, prompts)))
     inputs = np.zeros((3, len(prompts), T), np.int32)
@@ -60,7 +65,7 @@ def generate_ids(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
-    stream: Callable[[int, int], object] | None = None,
+    stream: TokenStream | None = None,
 ) -> list[list[int]]:
     """Continuations of the prompts' token ids, without the prompts; a stop id ends a row and is not in it.
 
@@ -68,44 +73,77 @@ def generate_ids(
     depend on the rows beside it. stream: called with (row, token) as soon as each token is there; where it returns True
     the row ends with that token. Without it the host takes no part between the tokens.
     """
-    longest = _check(lm, prompts, max_new_tokens)
-    B = len(prompts)
-    if B == 0:
+    _check(prompts, max_new_tokens, lm.config.vocab_size, lm.context_length)
+    if not prompts:
         return []
-    T, capacity = bucket(longest), -(-max_new_tokens // BUCKET) * BUCKET
+    decoder, variables = lm.decoding(len(prompts))
+    return decode_prompts(
+        decoder,
+        variables,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        seed=seed,
+        stop_ids=stop_ids,
+        stream=stream,
+    )
+
+
+def decode_prompts(
+    decoder: Decoder,
+    arrays: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    stop_ids: Sequence[int] = (),
+    stream: TokenStream | None = None,
+) -> list[list[int]]:
+    """`generate_ids` of any decoder and its arrays, those of a training state on a mesh among them.
+
+    arrays: as `decoder.collections` takes them. With the same `decoder` (the object, or an equal one), number of
+    prompts and stop ids nothing is compiled twice. Every process of a run calls this and gets all rows. The prompts
+    must have tokens, and with `max_new_tokens` fit into the network's context (less its prefix).
+    """
+    config = decoder.model.config
+    capacity = -(-max_new_tokens // BUCKET) * BUCKET
     stops = padded_stops(stop_ids)
-    network, variables = lm.decoding(B)
-    seen_BV = seen_tokens(prompts, lm.config.vocab_size, sampling)
-    rows = empty_rows(jax.random.key(seed), [len(prompt) for prompt in prompts], capacity, seen_BV)
-    rows = prefill(network, variables, rows, T + capacity, padded_left(prompts), stops, sampling)
+    state = initial_state(
+        jax.random.key(seed), list(map(len, prompts)), capacity, seen_tokens(prompts, config.vocab_size, sampling)
+    )
 
-    def until(rows: Rows, count: int) -> Rows:
-        return decode(network, variables, rows, count, stops, sampling)
-
-    def again(rows: Rows, count: int) -> Rows:
-        drawn_BN = np.maximum(np.asarray(rows.tokens_BN), 0)[:, :count].tolist()
-        inputs = padded_left([[*prompt, *drawn] for prompt, drawn in zip(prompts, drawn_BN, strict=True)])
+    def run_prompts(state: DecodeState, texts: Sequence[Sequence[int]]) -> DecodeState:
+        inputs = pad_left(texts)
         length = inputs[0].shape[1] + capacity
-        return prefill(network, variables, rows.replace(cache=None), length, inputs, stops, sampling)  # type: ignore[attr-defined]
+        return prefill(decoder, arrays, state.replace(cache=None), length, inputs, stops, sampling)  # type: ignore[attr-defined]
 
-    draw = across(switches(lm.config, map(len, prompts), max_new_tokens), until, again)
-    rows = draw(rows, max_new_tokens) if stream is None else streamed(rows, max_new_tokens, draw, stream)
-    return [row[row != NONE].tolist() for row in np.asarray(rows.tokens_BN)]
+    def decode_until(state: DecodeState, count: int) -> DecodeState:
+        return decode(decoder, arrays, state, count, stops, sampling)
+
+    def restart(state: DecodeState, count: int) -> DecodeState:
+        drawn_BN = np.maximum(np.asarray(state.tokens_BN), 0)[:, :count].tolist()
+        return run_prompts(state, [[*prompt, *drawn] for prompt, drawn in zip(prompts, drawn_BN, strict=True)])
+
+    draw = decode_across_switches(switches(config, map(len, prompts), max_new_tokens), decode_until, restart)
+    state = run_prompts(state, prompts)
+    state = draw(state, max_new_tokens) if stream is None else decode_streaming(state, max_new_tokens, draw, stream)
+    return [row[row != NONE].tolist() for row in np.asarray(state.tokens_BN)]
 
 
-def streamed(
-    rows: Rows, max_new_tokens: int, until: Callable[[Rows, int], Rows], stream: Callable[[int, int], object]
-) -> Rows:
-    """Rows after prefill, decoded token by token; see `generate_ids` for what `stream` is told and may answer."""
+def decode_streaming(
+    state: DecodeState, max_new_tokens: int, decode_until: DecodeUntil, stream: TokenStream
+) -> DecodeState:
+    """A state after prefill, decoded token by token; see `generate_ids` for what `stream` is told and may answer."""
     for n in range(1, max_new_tokens + 1):
         # A copy: the buffer is given to the next step.
-        drawn = np.array(rows.tokens_BN[:, n - 1])
+        drawn = np.array(state.tokens_BN[:, n - 1])
         ended_B = np.array([token != NONE and stream(row, token) is True for row, token in enumerate(drawn.tolist())])
-        rows = rows.replace(done_B=rows.done_B | ended_B)  # type: ignore[attr-defined]
+        state = state.replace(done_B=state.done_B | ended_B)  # type: ignore[attr-defined]
         if n == max_new_tokens or bool(np.all(ended_B | (drawn == NONE))):
             break
-        rows = until(rows, n + 1)
-    return rows
+        state = decode_until(state, n + 1)
+    return state
 
 
 def generate(
@@ -113,42 +151,45 @@ def generate(
     prompts: Sequence[str] | Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
+    sampling: Sampling | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
     stop_at_eos: bool = True,
-    stream: Callable[[str], None] | None = None,
+    stream: TextStream | None = None,
 ) -> list[str]:
     """Continuations of the prompts as text, without the prompts.
 
     A row ends before the first of the `stop` strings, and at the model's stop ids (else the tokenizer's end-of-text
     token) unless `stop_at_eos` is False. Prompts are texts, or lists of token ids that are used as they are (see
     `encode_prompt` for what a text begins with). stream: called with each new piece of the first prompt's continuation,
-    in whole characters; the pieces joined are the text that is returned. The settings of sampling are `Sampling`'s.
+    in whole characters; the pieces joined are the text that is returned, and where it returns True that row ends. How
+    tokens are drawn is said by `sampling`, or by its settings one by one; greedy by default.
     """
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of texts: write generate(lm, [prompt]).")
     if isinstance(stop, str) or "" in stop:
         raise UserError("stop must be a list of texts, none of them empty.")
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    drawn_by = sampling_from(sampling, **settings, repetition_penalty=repetition_penalty)
     tokenizer = lm.require_tokenizer()
     ids = [encode_prompt(tokenizer, p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
     texts = [Continuation(tokenizer, prompt, stop) for prompt in ids]
 
     def show(row: int, token: int) -> bool:
         piece = texts[row].add(token)
-        if row == 0 and stream is not None and piece:
-            stream(piece)
-        return texts[row].stopped
+        told_to_end = row == 0 and stream is not None and bool(piece) and stream(piece) is True
+        return told_to_end or texts[row].stopped
 
     outputs = generate_ids(
         lm,
         ids,
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+        sampling=drawn_by,
         seed=seed,
         stop_ids=stop_ids_of(lm) if stop_at_eos else (),
         stream=show if stream is not None or stop else None,
@@ -164,21 +205,19 @@ def stop_ids_of(lm: LanguageModel) -> tuple[int, ...]:
     return lm.stop_ids or (() if eos is None else (eos,))
 
 
-def _check(lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    """The longest prompt's length; UserError for what cannot be generated from."""
-    V = lm.config.vocab_size
+def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, context: int) -> None:
+    """UserError for what cannot be generated from."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1.")
     for prompt in prompts:
         if not len(prompt):
             raise UserError("An empty prompt needs a tokenizer with a beginning- or end-of-text token to start from.")
-        wrong = next((token for token in prompt if not 0 <= token < V), None)
+        wrong = next((token for token in prompt if not 0 <= token < vocab_size), None)
         if wrong is not None:
-            raise UserError(f"A prompt holds token id {wrong}, which is not in the model's vocabulary of {V}.")
-    longest, context = max(map(len, prompts), default=0), lm.context_length
+            raise UserError(f"A prompt holds token id {wrong}, which is not in the model's vocabulary of {vocab_size}.")
+    longest = max(map(len, prompts), default=0)
     if longest + max_new_tokens > context:
         raise UserError(
             f"The longest prompt has {longest} tokens and {max_new_tokens} more are wanted, but the model's context is "
             f"{context}: shorten the prompt or lower max_new_tokens."
         )
-    return longest

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from slmjax.inference.decoding import Rows
+from slmjax.inference.decoding import DecodeState
 from slmjax.models.config import ModelConfig
+
+DecodeUntil = Callable[[DecodeState, int], DecodeState]  # from a state to one with so many tokens in each row
 
 
 def longest_short(config: ModelConfig) -> int | None:
@@ -29,22 +31,20 @@ def switches(config: ModelConfig, lengths: Iterable[int], max_new_tokens: int) -
     return sorted({most - n + 1 for n in lengths if 1 <= most - n + 1 < max_new_tokens})
 
 
-def across(
-    counts: Sequence[int], until: Callable[[Rows, int], Rows], again: Callable[[Rows, int], Rows]
-) -> Callable[[Rows, int], Rows]:
-    """`until(rows, count)` which stops at each of `counts` to have `again` run the rows from their beginning.
+def decode_across_switches(switch_counts: Sequence[int], decode: DecodeUntil, restart: DecodeUntil) -> DecodeUntil:
+    """`decode(state, count)` that stops at each of `switch_counts` to have `restart` run the rows from their beginning.
 
-    again(rows, count): rows whose `count` drawn tokens are in a new cache, and with one token more.
+    restart(state, count): the state with the rows' `count` drawn tokens in a new cache, and one token more.
     """
-    ahead = list(counts)
+    ahead = list(switch_counts)
 
-    def until_across(rows: Rows, count: int) -> Rows:
+    def decode_until(state: DecodeState, count: int) -> DecodeState:
         while ahead and ahead[0] < count:
             at = ahead.pop(0)
-            rows = until(rows, at)
-            if np.all(rows.done_B):
-                return rows
-            rows = again(rows, at)
-        return until(rows, count)
+            state = decode(state, at)
+            if np.all(state.done_B):
+                return state
+            state = restart(state, at)
+        return decode(state, count)
 
-    return until_across
+    return decode_until

@@ -37,6 +37,16 @@ class Sampling:
 GREEDY = Sampling()
 
 
+def sampling_from(sampling: Sampling | None, **settings: float | None) -> Sampling:
+    """`sampling`, or one of these settings (None: the default's); UserError where both are given."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if sampling is None:
+        return Sampling(**given)  # type: ignore[arg-type]
+    if given:
+        raise UserError(f"sampling and {next(iter(given))} are both given: put it into the Sampling.")
+    return sampling
+
+
 def filtered_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
     """The logits that are drawn from, float32 [B, V]: divided by the temperature, -inf where a token is left out.
 

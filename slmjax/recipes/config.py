@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slmjax.data.config import DataConfig
-from slmjax.data.sft_config import SftConfig
+from slmjax.data.sft_config import SftConfig, data_config_class
 from slmjax.errors import UserError, did_you_mean
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
@@ -85,14 +85,14 @@ def default_config(model: ModelConfig, *, data: type[DataConfig] | type[SftConfi
     data: what is read, text (DataConfig) or conversations to fine-tune on (SftConfig).
     """
 
-    def section(name: str, cls: Any) -> ConfigDict:
+    def section_of(name: str, cls: Any) -> ConfigDict:
         if name == "model":
             values = dataclasses.asdict(model)
         else:
             values = {f.name: _default(f) for f in dataclasses.fields(cls)}
         return ConfigDict({k: _plain(v) for k, v in values.items()}, convert_dict=True)
 
-    config = ConfigDict({name: section(name, cls) for name, cls in (SECTIONS | {"data": data}).items()})
+    config = ConfigDict({name: section_of(name, cls) for name, cls in (SECTIONS | {"data": data}).items()})
     config.training.tokens_per_param = CHINCHILLA_TOKENS_PER_PARAM
     for old, new in OLD_KEYS.items():  # a config file may still set the old one, which is the same value
         (group, _, key), (parent, _, today) = old.rpartition("."), new.rpartition(".")
@@ -144,8 +144,8 @@ def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
         section = values.get(name) or {}
         if not isinstance(section, Mapping):
             raise UserError(f"The config's section {name!r} is {section!r}: it must be a table of keys and values.")
-        if name == "data" and "chat_template" in section:  # a stored config says its kind by its keys alone
-            cls = SftConfig
+        if name == "data":
+            cls = data_config_class(section)
         built[name] = _section(name, cls, section)
     return RunConfig(**built)
 

@@ -61,7 +61,7 @@ def write_text(path, sentences):
 
 @pytest.mark.slow
 def test_a_run_keeps_its_last_good_checkpoint(small_disk, tmp_path):
-    from slmjax.inference.language_model import load
+    from slmjax.formats.models import load
 
     text = write_text(tmp_path / "text.txt", 400)
     (tmp_path / "config.py").write_text(CONFIG.format(text=str(text), cache=str(tmp_path / "cache")))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import slmjax
-from slmjax.cli import convert
 from slmjax.cli import main as module
 from slmjax.cli.main import COMMANDS, main
 from slmjax.errors import UserError
+from slmjax.formats import catalog
 from slmjax.formats import models as formats
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
@@ -70,10 +70,10 @@ def test_every_command_helps_with_an_example(command, capsys):
     assert f"Example: slmjax {''.join(command)}" in capsys.readouterr().out
 
 
-def test_the_formats_and_dtypes_of_convert_are_those_that_can_be_written():
-    written = [f for f in formats.FORMATS if f.save or f.save_adapter]
-    assert set(convert.FORMATS) == {f.name for f in written}
-    assert set(convert.DTYPES) == {dtype for f in written for dtype in f.dtypes} | {"float32"}
+def test_the_catalog_of_formats_is_those_that_can_be_written():
+    written = [format.about for format in formats.FORMATS if format.save or format.save_adapter]
+    assert written == list(catalog.WRITTEN)
+    assert {format.name for format in written if format.dtypes} == {"slmjax", "huggingface", "gguf"}
 
 
 def test_the_version(capsys):

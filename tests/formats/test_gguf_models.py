@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.formats.catalog import GGUF
 from slmjax.formats.gguf import model as gguf
-from slmjax.formats.gguf.architectures import config_to, read_back, written_as
+from slmjax.formats.gguf.architectures import ROUNDING, config_to, read_back, written_as
 from slmjax.formats.gguf.archs import ARCHS, BY_NAME
 from slmjax.formats.gguf.blocks import BLOCK_TYPES
-from slmjax.formats.gguf.equivalence import differences
 from slmjax.formats.gguf.file import open_gguf
-from slmjax.formats.gguf.model import DTYPES, load_gguf, save_gguf
+from slmjax.formats.gguf.model import load_gguf, save_gguf
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.families.registry import FAMILIES, model_config
@@ -171,14 +171,14 @@ def test_config_and_weights_survive_to_the_bit(name, tmp_path):
     assert open_gguf(path).metadata["general.architecture"] == MINIATURES[name][0]
     again = load_gguf(path)
     config2, params2, tokenizer = again.config, again.params, again.tokenizer
-    assert differences(config, config2) == []
+    assert config.differences(config2, ignore=ROUNDING, rel_tol=1e-6) == {}
     assert config2 == config
     equal_trees(params2, params)
     assert tokenizer.encode("the cat") == small_tokenizer().encode("the cat")
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gemma2", "falcon-40b"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", GGUF.dtypes)
 def test_every_dtype_loads_close_to_what_was_saved(name, dtype, tmp_path):
     config, params = miniature(name)
     path = save_gguf(
@@ -230,7 +230,7 @@ def test_every_family_is_expressed_or_the_switch_is_named(family):
             with pytest.raises(UserError, match=switch):
                 config_to(config)
         else:
-            assert differences(config, read_back(config, config_to(config))) == []
+            assert config.differences(read_back(config, config_to(config)), ignore=ROUNDING, rel_tol=1e-6) == {}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_llama3_scaling_is_recovered_from_its_divisors(original, factor, head_di
     config = dataclasses.replace(
         model_config("llama-3.2-1b"), head_dim=head_dim, rope_scaling=RopeScaling("llama3", factor, original)
     )
-    assert differences(config, read_back(config, config_to(config))) == []
+    assert config.differences(read_back(config, config_to(config)), ignore=ROUNDING, rel_tol=1e-6) == {}
 
 
 def test_general_keys_say_what_the_file_is(tmp_path):

@@ -156,7 +156,7 @@ def test_files_that_are_not_what_they_say(adapter, base, tmp_path):
     refused(adapter, "leads out of its directory")
     (adapter / WEIGHTS).unlink()
     (adapter / WEIGHTS).write_bytes(b"\xff" * 64)
-    refused(adapter, "no whole safetensors file")
+    refused(adapter, "not a complete safetensors file")
     (adapter / CONFIG).write_text("{")
     refused(adapter, "not readable as JSON")
 

@@ -9,9 +9,13 @@ import pytest
 
 from slmjax.errors import UserError
 from slmjax.inference import decoding
-from slmjax.inference.generate import generate, generate_ids
+from slmjax.inference.generate import decode_prompts, generate, generate_ids
 from slmjax.inference.sampling import GREEDY, Sampling
 from slmjax.models.transformer import Transformer
+from slmjax.peft.config import PeftConfig
+from slmjax.peft.method import make_method
+from slmjax.sharding.mesh import MeshConfig, make_mesh
+from slmjax.sharding.rules import tree_shardings
 
 OPTIONS = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 DRAW = Sampling(**OPTIONS)
@@ -162,7 +166,7 @@ def test_the_end_of_text_token_stops_unless_told_not_to(lm):
     head = np.array(lm.params["embedder"]["embedding"])
     head[eos] = head[7] * 1.5  # now likely, now not
     params = {**lm.params, "embedder": {"embedding": head}}
-    changed = type(lm)(lm.config, params, lm.tokenizer)
+    changed = dataclasses.replace(lm, params=params)
     rows = [[7]] * 4
     kept = generate_ids(changed, rows, max_new_tokens=40, sampling=DRAW)
     assert any(eos in row[:-1] for row in kept)
@@ -199,3 +203,44 @@ def test_what_cannot_be_continued_is_refused(lm, prompts, options, said):
 
 def test_no_prompts_no_texts(lm):
     assert generate(lm, []) == []
+
+
+def test_training_parameters_on_a_mesh_generate_what_the_model_does(lm):
+    """From a state as it lies: sharded over eight devices, LoRA beside the base, cut as the method cuts it."""
+    model = Transformer(lm.config)
+    method = make_method(PeftConfig(method="lora", lora={"r": 2}, train=("final_norm/scale",)), model)
+    trained, frozen = method.split(lm.params, jax.random.key(1))
+    trained = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), trained)
+    tuned = dataclasses.replace(lm, **method.variables(trained, frozen), options=method.options)
+    wanted = generate_ids(tuned, PROMPTS, max_new_tokens=12)
+    assert wanted != generate_ids(lm, PROMPTS, max_new_tokens=12)
+
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    arrays = jax.device_put((trained, frozen), tree_shardings((trained, frozen), mesh))
+    traced = []
+
+    def collections(arrays):
+        traced.append(1)
+        return method.variables(*arrays)
+
+    network = decoding.Network(model, method.options, collections, mesh)
+    for stops in ((), (), (wanted[0][3],)):
+        found = decode_prompts(network, arrays, PROMPTS, max_new_tokens=12, stop_ids=stops)
+        cut = [row[: row.index(stops[0])] if stops and stops[0] in row else row for row in wanted]
+        assert found == cut
+    assert len(traced) == 2  # one prefill and one decode for all evaluations
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arrays))
+
+
+def test_a_sampling_and_its_settings_are_one(lm):
+    prompts = PROMPTS[:1] * 4
+    assert generate(lm, prompts, sampling=DRAW) == generate(lm, prompts, **OPTIONS)
+    with pytest.raises(UserError, match="sampling and top_k are both given"):
+        generate(lm, prompts, sampling=DRAW, top_k=3)
+
+
+def test_a_text_that_is_told_to_end_ends(lm):
+    pieces = []
+    end = lambda piece: pieces.append(piece) or len(pieces) == 2  # noqa: E731
+    text = generate(lm, ["the old"], max_new_tokens=12, stream=end)[0]
+    assert text == "".join(pieces) and generate(lm, ["the old"], max_new_tokens=12)[0].startswith(text)

@@ -71,7 +71,7 @@ def test_decoding_through_the_cache_is_the_whole_sequence(tuned, jit):
     np.testing.assert_allclose(logits[1, 2:], expected[1][0], atol=3e-5)
 
 
-def test_a_prompt_of_real_tokens_is_those_tokens_in_front(tune):
+def test_a_prompt_of_real_tokens_is_those_tokens_in_front(tune, jit):
     """A prompt that starts from a text is the text, before any training; so is a prefix of its keys and values."""
     text, tokens = [5, 17, 9, 40], np.random.default_rng(2).integers(0, 61, (2, 6)).astype(np.int32)
     network = NETWORKS["learned positions"]
@@ -80,9 +80,9 @@ def test_a_prompt_of_real_tokens_is_those_tokens_in_front(tune):
         tuned = tune(model=network, method=name, **{name: {"num_virtual_tokens": 4}})
         config = PeftConfig(method=name, **{name: {"num_virtual_tokens": 4, "init": "text", "init_text": "four words"}})
         method = make_method(config, tuned.model, encode=lambda _: text)
-        trained, frozen = method.split(tuned.base, jax.random.key(0))
-        logits = forward(Network(tuned.model), method.variables(trained, frozen), tokens)
-        expected = tuned.model.apply({"params": tuned.base}, whole)
+        trained, frozen = jit(method.split)(tuned.base, jax.random.key(0))
+        logits = jit(lambda v, model=tuned.model: forward(Network(model), v, tokens))(method.variables(trained, frozen))
+        expected = jit(tuned.model.apply)({"params": tuned.base}, whole)
         np.testing.assert_allclose(logits, expected[:, 4:], atol=2e-5)
 
 
@@ -108,4 +108,4 @@ def test_the_lstm_is_torchs():
             tensor.copy_(torch.tensor(np.array(array.get(kind, np.zeros(16)))))
     x = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
     expected = theirs(torch.tensor(x)[None])[0][0].detach().numpy()
-    np.testing.assert_allclose(lstm(params, jnp.asarray(x)), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lstm)(params, x), expected, atol=1e-6)

@@ -16,6 +16,7 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.files import local_path
+from slmjax.formats import catalog
 from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.gguf import rope as gguf_rope
 from slmjax.formats.gguf.architectures import config_from, config_to, entries_of
@@ -40,15 +41,15 @@ from slmjax.models.counting import count_parameters
 # dtype -> the type of a file's blocks, and llama.cpp's number for the whole file (general.file_type)
 _FILES: dict[str, tuple[BlockType, int]] = {
     "float32": (BLOCK_TYPES["F32"], 0),
-    "float16": (BLOCK_TYPES["F16"], 1),
     "bfloat16": (BLOCK_TYPES["BF16"], 32),
+    "float16": (BLOCK_TYPES["F16"], 1),
     "q8_0": (BLOCK_TYPES["Q8_0"], 7),
     "q5_1": (BLOCK_TYPES["Q5_1"], 9),
     "q5_0": (BLOCK_TYPES["Q5_0"], 8),
     "q4_1": (BLOCK_TYPES["Q4_1"], 3),
     "q4_0": (BLOCK_TYPES["Q4_0"], 2),
 }
-DTYPES = tuple(_FILES)
+assert tuple(_FILES) == catalog.GGUF.dtypes
 _QUANTIZATION_VERSION = 2
 
 
@@ -109,9 +110,9 @@ def save_gguf(
 ) -> Path:
     """Write a model for llama.cpp, whole or not at all; an existing GGUF file is replaced. Returns the path.
 
-    dtype: one of `DTYPES`, of every matrix; None: float16. Vectors and norms are float32; the embedding and the head of
-    a quantized file are q8_0, and what no row of 32 fits is float16. name: general.name, else the file's. license:
-    general.license, an SPDX identifier in lower case.
+    dtype: one of catalog.GGUF's, of every matrix; None: float16. Vectors and norms are float32; the embedding and the
+    head of a quantized file are q8_0, and what no row of 32 fits is float16. name: general.name, else the file's.
+    license: general.license, an SPDX identifier in lower case.
 
     Raises:
         UserError: no architecture of GGUF expresses the network, or its tokenizer has no name there.
@@ -119,7 +120,7 @@ def save_gguf(
     require_plain(lm)
     dtype = dtype or "float16"
     if dtype not in _FILES:
-        raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
+        raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(_FILES)}.")
     path, config = local_path(path, "The destination"), lm.config
     model, kind = config_to(config), _FILES[dtype][0]
     _warn_of_windows(config, model.metadata["general.architecture"])

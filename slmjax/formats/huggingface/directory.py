@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.formats.catalog import FLOATS
 from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.families import family_of
@@ -29,7 +30,6 @@ from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.untrusted import inside, read_json
 
 GENERATION = "generation_config.json"
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def read_weights(
     config: ModelConfig | None = None,
 ) -> Params:
     """The parameters of an opened directory; see `read_params`. config: another of the same function."""
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
+    if dtype is not None and dtype not in FLOATS:
+        raise UserError(f"dtype is {dtype!r}; choose {', '.join(FLOATS)}.")
     config = config or place.config
     entries = place.family.entries(config)
     target = None if dtype is None else jnp.dtype(dtype)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from slmjax.errors import UserError
 from slmjax.files import local_path, place_directory
+from slmjax.formats.catalog import FLOATS
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
-from slmjax.formats.huggingface.directory import DTYPES, GENERATION
+from slmjax.formats.huggingface.directory import GENERATION
 from slmjax.formats.huggingface.families import FAMILIES, family_of
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.model_card import model_card
@@ -90,17 +91,17 @@ def write_weights(
 
     dtype: of all of them; None: each keeps its own, and one that joins arrays of several takes the widest.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}; choose {', '.join(DTYPES)}.")
+    if dtype is not None and dtype not in FLOATS:
+        raise UserError(f"dtype is {dtype!r}; choose {', '.join(FLOATS)}.")
     dtypes = [jnp.dtype(dtype)] * len(entries) if dtype is not None else joined_dtypes(lm.params, entries)
     shapes = joined_shapes(lm.config, entries)
     plan = [PlannedTensor(e.name, shape, kind) for e, shape, kind in zip(entries, shapes, dtypes, strict=True)]
     sizes: Counter[str] = Counter()
     for tensor in plan:
         sizes[tensor.kind.name] += math.prod(tensor.shape)
-    unknown = sorted(sizes.keys() - set(DTYPES))
+    unknown = sorted(sizes.keys() - set(FLOATS))
     if unknown:
-        raise UserError(f"The model has parameters of dtype {unknown[0]}: give dtype, one of {', '.join(DTYPES)}.")
+        raise UserError(f"The model has parameters of dtype {unknown[0]}: give dtype, one of {', '.join(FLOATS)}.")
     arrays = ((name, a.astype(t.kind)) for (name, a), t in zip(write_tensors(lm.params, entries), plan, strict=True))
     write_safetensors(directory, plan, arrays, max_shard_bytes=max_shard_bytes)
     return sizes.most_common(1)[0][0]
@@ -137,28 +138,7 @@ def _lacks(family: HuggingFaceFamily, config: ModelConfig) -> list[str]:
         read = family.config_from(json.loads(json.dumps(family.config_to(config))))
     except UserError as error:
         return [str(error).rstrip("."), *dataclasses.asdict(config)]  # the farthest of all
-    ours, theirs = _meaning(config), _meaning(read)
-    return [f"model.{name}={ours[name]}" for name in ours if ours[name] != theirs[name]]
-
-
-def _meaning(config: ModelConfig) -> dict[str, Any]:
-    """A config's fields but those of initialization, each layer spelled out, and defaults by their values."""
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    for name in ("init_std", "init_scale_residual", "num_heads", "num_kv_heads", "ffn_dim"):
-        del fields[name]
-    rope = config.position == "rope"
-    used = {spec.rope for spec in config.layers} if rope else set()
-    return {
-        **fields,
-        "attention_scale": config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale,
-        "layer_pattern": tuple(dataclasses.replace(spec, rope=None) for spec in config.layers),
-        "window": None,  # in layer_pattern
-        "rope_pattern": tuple(None if spec.rope is None else config.ropes[spec.rope] for spec in config.layers),
-        "rope_theta": config.rope_theta if 0 in used else None,
-        "rope_theta_local": None,  # in rope_pattern
-        "rope_scaling": config.rope_scaling if 0 in used else None,
-        "rope_fraction": config.rotary_dim if used else None,
-    }
+    return [f"model.{name}={ours}" for name, (ours, _) in config.differences(read).items()]
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

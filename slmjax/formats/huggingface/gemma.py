@@ -9,7 +9,7 @@ from slmjax.formats.huggingface import config_values as hf
 from slmjax.formats.huggingface.config_values import Values
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.llama_names import IGNORED, llama_entries
-from slmjax.formats.huggingface.rms_norm import attention_scale, biases, common_values, effective_scale, fields
+from slmjax.formats.huggingface.rms_norm import attention_scale, biases, common_values, fields
 from slmjax.models.config import ModelConfig
 
 GEMMA: Values = {
@@ -112,7 +112,7 @@ def _gemma2_to(config: ModelConfig) -> Values:
         **_gemma_to(config),
         "layer_types": hf.layer_types(config),
         "sliding_window": config.window,
-        "query_pre_attn_scalar": round(effective_scale(config) ** -2),
+        "query_pre_attn_scalar": round(config.softmax_scale**-2),
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.logit_softcap,
     }

@@ -119,7 +119,7 @@ def _opt_to(config: ModelConfig) -> Values:
         "activation_function": activation_name(config),
         "do_layer_norm_before": before,
         "_remove_final_layer_norm": before and not config.final_norm,
-        "word_embed_proj_dim": config.embedding_projection_dim or config.embed_dim,
+        "word_embed_proj_dim": config.table_dim,
         "enable_bias": config.qkv_bias,
         "layer_norm_elementwise_affine": config.norm_scale,
     }

@@ -94,11 +94,6 @@ def attention_scale(config: dict[str, Any], scale: float) -> float | None:
     return None if scale == max(head_dim, 1) ** -0.5 else scale
 
 
-def effective_scale(config: ModelConfig) -> float:
-    """What attention's products are multiplied by."""
-    return config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
-
-
 def common_values(config: ModelConfig) -> Values:
     """The inverse of `fields`."""
     norm = {"rms_norm_eps": config.norm_eps, "hidden_act": hf.activation_name(config)}
@@ -226,7 +221,7 @@ def _granite_to(config: ModelConfig) -> Values:
         "embedding_multiplier": config.embedding_multiplier,
         "residual_multiplier": config.residual_multiplier,
         "logits_scaling": config.logit_divisor,
-        "attention_multiplier": effective_scale(config),
+        "attention_multiplier": config.softmax_scale,
     }
 
 

@@ -101,7 +101,7 @@ def prompt_of(file: PeftFile, rows: np.ndarray, config: ModelConfig, base: Any, 
     require_plain_positions(config, what)
     require_plain_inputs(config, model_type, what)
     _num_tokens(file, rows)
-    E = config.embedding_projection_dim or config.embed_dim
+    E = config.table_dim
     if rows.shape[1] != E:
         raise Misfit(f"a virtual token has {rows.shape[1]} numbers there, {E} here")
     prompt = jnp.asarray(rows, jnp.float32)
