@@ -124,7 +124,7 @@ def test_answers_are_generated_run_and_counted(data, talker, monkeypatch):
     TextToSQL().evaluate(talker, data, Settings(limit=1, num_fewshot=1, progress=False))
     shot = "question: where is ohio\nsql: select name from s where name = 'ohio'\n\n"
     assert asked == [f"{shot}question: where is iowa\nsql:"]
-    with pytest.raises(UserError, match="more than the 1 questions"):
+    with pytest.raises(UserError, match="has 1 questions, fewer than num_fewshot=2"):
         TextToSQL().evaluate(talker, data, Settings(num_fewshot=2, progress=False))
 
 
