@@ -24,10 +24,10 @@ from slmjax.training.program import TRAIN, to_devices
 from slmjax.training.reporting.metrics import model_flops_utilization, peak_flops
 
 __all__ = [
+    "TRAIN",
     "LanguageModel",
     "ModelConfig",
     "ModelProgram",
-    "TRAIN",
     "UserError",
     "alibi_slopes",
     "attention_for",

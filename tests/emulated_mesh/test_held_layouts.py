@@ -20,6 +20,7 @@ from slmjax.peft.method import make_method
 from slmjax.sharding.activations import make_constrain, sharded_attention
 from slmjax.sharding.mesh import MeshConfig, batch_spec, make_mesh
 from slmjax.sharding.rules import tree_shardings
+from tests.tiny import sum_and_loss
 
 B, T, V = 4, 16, 96
 CONFIG = ModelConfig(vocab_size=V, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, ffn_dim=64, head_dim=8)
@@ -67,8 +68,8 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name):
         trained, frozen = place(moved(trained, 2)), place(frozen)
         objective = regularized(model, method, l2_sp=0.3, ewc=0.3, kl=0.5, mesh=mesh, logits_bytes=4 * V * 12)
         step = jax.jit(
-            jax.value_and_grad(lambda *args: ((loss := objective(*args)).sum, loss), has_aux=True),
-            compiler_options={"xla_backend_optimization_level": 0}
+            jax.value_and_grad(sum_and_loss(objective), has_aux=True),
+            compiler_options={"xla_backend_optimization_level": 0},
         )
         results.append(jax.device_get(step(trained, frozen, batch, key)))
     ((value, loss), grads), ((sharded_value, sharded), sharded_grads) = results

@@ -20,6 +20,7 @@ from slmjax.objectives.next_token import next_token
 from slmjax.sharding.activations import make_constrain, sharded_attention
 from slmjax.sharding.mesh import MeshConfig, batch_spec, make_mesh
 from slmjax.sharding.rules import tree_shardings
+from tests.tiny import sum_and_loss
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -95,8 +96,8 @@ def compile_value_and_grad(config, batch, mesh=None):
         batch = jax.device_put(batch, NamedSharding(mesh, spec))
     objective = next_token(Transformer(config, execution), z_loss=1e-2, mesh=mesh, logits_bytes=1)
     step = quick_jit(
-        jax.value_and_grad(lambda *args: ((loss := objective(*args)).sum, loss), has_aux=True),
-        out_shardings=None if mesh is None else (None, shardings)
+        jax.value_and_grad(sum_and_loss(objective), has_aux=True),
+        out_shardings=None if mesh is None else (None, shardings),
     )
     arguments = params, {}, batch, None
     return step.lower(*arguments).compile(), arguments

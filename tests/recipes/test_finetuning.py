@@ -46,8 +46,7 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
 
     program = build(config(4)).program
     states = [
-        Checkpointer(tmp_path / name / CHECKPOINTS).restore(4, program.stored).state
-        for name in ("whole", "parts")
+        Checkpointer(tmp_path / name / CHECKPOINTS).restore(4, program.stored).state for name in ("whole", "parts")
     ]
     assert_bitwise_equal(*(jax.device_get(state) for state in states))
     state = states[0]

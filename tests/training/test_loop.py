@@ -267,7 +267,9 @@ def test_a_checkpoint_comes_back_bit_for_bit_on_another_mesh(uninterrupted, tiny
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_another_mesh_to_the_same_parameters(uninterrupted, tiny_config, tmp_path, monkeypatch, saved):
+def test_a_run_goes_on_over_another_mesh_to_the_same_parameters(
+    uninterrupted, tiny_config, tmp_path, monkeypatch, saved
+):
     config, workdir = uninterrupted
     with monkeypatch.context() as patched:
         stop_at(patched, 4)
