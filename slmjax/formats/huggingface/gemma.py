@@ -75,20 +75,20 @@ def _sandwich(values: Values, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma_from(values: Values) -> ModelConfig:
-    values = {**GEMMA, **values}
+    values = hf.with_defaults(values, GEMMA)
     # The first releases say "gelu" in hidden_act and mean its tanh form; hidden_activation came with the correction.
     return ModelConfig(**_gemma_fields(values, values.get("hidden_activation") or "gelu_pytorch_tanh"))
 
 
 def _gemma2_from(values: Values) -> ModelConfig:
-    values = {**GEMMA2, **values}
+    values = hf.with_defaults(values, GEMMA2)
     common = _sandwich(values, _gemma_fields(values, values["hidden_activation"]))
     types = [("sliding_attention", "full_attention")[i % 2] for i in range(common["num_layers"])]
     return ModelConfig(**common, **hf.window_fields(values, types))
 
 
 def _gemma3_from(values: Values) -> ModelConfig:
-    values = {**GEMMA3, **values}
+    values = hf.with_defaults(values, GEMMA3)
     plain = {key: value for key, value in values.items() if not key.startswith("rope_")}
     common = _sandwich(values, _gemma_fields(plain, values["hidden_activation"]))
     rope = hf.rope_from(values, theta=1e6, layer_type="full_attention")
