@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture(scope="module")
 def odd(lm):
-    """A network that no family of transformers can express, without a tokenizer."""
+    """A network that No family of transformers can express, without a tokenizer."""
     config = dataclasses.replace(lm.config, clip_qkv=3.0, norm_placement="post", qk_norm="none", num_heads=(4, 2, 4))
     params = jax.jit(Transformer(config).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
     return LanguageModel(config=config, params=params, stop_ids=(5,))
@@ -117,7 +117,7 @@ def test_a_network_that_no_family_has_lies_under_our_names(odd, saved_odd, tmp_p
     assert sorted(path.name for path in saved_odd.iterdir()) == [WEIGHTS, "slmjax.json"]
     assert set(load_file(saved_odd / WEIGHTS)) == set(flatten(odd.params))
     assert_the_very_same(slmjax.load(saved_odd), odd)
-    with pytest.raises(UserError, match="no family of transformers"):
+    with pytest.raises(UserError, match="No family of transformers"):
         slmjax.save(odd, tmp_path / "x", format="huggingface")
 
 

@@ -33,7 +33,7 @@ ACTIVATIONS = {
 
 def typed(values: Values) -> untrusted.Values:
     """The values of a config.json, read with bounds."""
-    return untrusted.Values(values, "config.json")
+    return untrusted.Values(values, "The config.json")
 
 
 def integer(values: Values, key: str, *, most: int = MAX_SIZE) -> int:
@@ -70,7 +70,7 @@ def activation(values: Values, key: str) -> str:
     """Our name of an activation."""
     name = values.get(key)
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise UserError(f"config.json: {key} is {shown(name)}; choose one of {', '.join(ACTIVATIONS)}.")
+        raise UserError(f"The config.json: {key} is {shown(name)}; choose one of {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
@@ -174,7 +174,7 @@ def _scaling(table: Values, values: Values) -> RopeScaling | None:
     if kind == "yarn":
         require(table, truncate=True)
         if table.get("mscale") and table.get("mscale_all_dim") and table["mscale"] != table["mscale_all_dim"]:
-            raise UserError("config.json: the rope's mscale and mscale_all_dim differ, which cannot be run here.")
+            raise UserError("The config.json: the rope's mscale and mscale_all_dim differ, which cannot be run here.")
         fast, slow = optional_number(table, "beta_fast") or 32.0, optional_number(table, "beta_slow") or 1.0
         if table.get("mscale") and table.get("mscale_all_dim"):
             attention_factor = 1.0 if attention_factor is None else attention_factor
@@ -195,7 +195,7 @@ def _scaling(table: Values, values: Values) -> RopeScaling | None:
             short_factor=typed(table).numbers("short_factor"),
             long_factor=typed(table).numbers("long_factor"),
         )
-    raise UserError(f"config.json: the rope's type {shown(kind)} is not known here.")
+    raise UserError(f"The config.json: the rope's type {shown(kind)} is not known here.")
 
 
 def rope_to(config: ModelConfig, *, partial: bool = False) -> Values:
@@ -281,9 +281,9 @@ def window_fields(values: Values, types: Sequence[str]) -> dict[str, Any]:
     types = types if values.get("layer_types") is None else typed(values).names("layer_types")
     unknown = set(types) - {"sliding_attention", "full_attention"}
     if unknown:
-        raise UserError(f"config.json: layer_types names {shown(unknown.pop())}, which is not known here.")
+        raise UserError(f"The config.json: layer_types names {shown(unknown.pop())}, which is not known here.")
     if len(types) != integer(values, "num_hidden_layers", most=MAX_LAYERS):
-        raise UserError(f"config.json: layer_types lists {len(types)} layers, not num_hidden_layers.")
+        raise UserError(f"The config.json: layer_types lists {len(types)} layers, not num_hidden_layers.")
     if window is None or "sliding_attention" not in types:
         return {}
     return {"window": window, "layer_pattern": tuple("local" if t == "sliding_attention" else "global" for t in types)}

@@ -178,7 +178,7 @@ def _smollm3_from(values: Values) -> ModelConfig:
     if rotates is None:
         rotates = [int((i + 1) % every != 0) for i in range(layers)]
     if not isinstance(rotates, list) or len(rotates) < layers or not all(r in (0, 1) for r in rotates):
-        raise UserError("config.json: no_rope_layers must list a 0 or a 1 for each layer.")
+        raise UserError("The config.json: no_rope_layers must list a 0 or a 1 for each layer.")
     rotates = rotates[:layers]
     window = {}
     if hf.flag(values, "use_sliding_window"):

@@ -143,4 +143,4 @@ def _compiled(pattern: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(f"{where} has {pattern[:80]!r}, which is no regular expression ({error}).") from error
+        raise UserError(f"{where} has {pattern[:80]!r}, which is not a regular expression ({error}).") from error
