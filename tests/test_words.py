@@ -29,8 +29,6 @@ DEBTS: dict[str, tuple[str, ...]] = {
     "sentences": (
         "data/",
         "evaluation/",
-        "formats/",
-        "inference/",
         "models/",
         "peft/",
         "tokenization/",
