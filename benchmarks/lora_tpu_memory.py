@@ -17,7 +17,8 @@ from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer
 from slmjax.recipes.config import default_config, run_config, set_budget
 from slmjax.recipes.language_model import build
-from slmjax.sharding.topologies import CHIPS, topology_devices
+from slmjax.sharding.hardware import CHIPS
+from slmjax.sharding.topologies import topology_devices
 
 # Llama-3.1-8B is Llama-3.2's shape with other sizes and a head of its own.
 SIZE_8B = {"num_layers": 32, "embed_dim": 4096, "num_heads": 32, "ffn_dim": 14336, "tie_embeddings": False}

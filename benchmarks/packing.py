@@ -78,7 +78,7 @@ def main():
             validation_fraction=0.0,
         )
         examples = load_examples(config, lm.tokenizer)
-    store = examples.train[0][0]
+    store = next(iter(examples.train.stores.values()))
     rows = PackedRows(store, args.sequence_length, "best_fit")
     positions = rows.num_transitions / (len(rows) * args.sequence_length)
     lengths = store.lengths - 1

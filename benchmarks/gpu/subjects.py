@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.inference.generate import generate_ids
 from slmjax.inference.language_model import LanguageModel
-from slmjax.models.attention.kernels import attention_for, xla_attention
+from slmjax.models.attention import kernels
+from slmjax.models.attention.contract import AttentionFn, Mask, Scores
+from slmjax.models.attention.xla import xla_attention as in_xla
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters, flops_per_token, kv_cache_bytes
 from slmjax.models.families import model_config
@@ -52,6 +55,24 @@ MODELS = {
     "llama-3.2-3b": model_config("llama-3.2-3b"),
 }
 _TINY = {"vocab_size": 256, "num_layers": 1, "embed_dim": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
+
+
+def by_keywords(attend: AttentionFn) -> Callable[..., jax.Array]:
+    """An attention with its mask and scores as keywords; a Python 0 as `q_offset` is a whole sequence."""
+
+    def run(q, k, v, *, q_segments_BT, kv_segments_BS, q_offset, scale, window, softcap, slopes_H):
+        offset = None if isinstance(q_offset, int) and q_offset == 0 else q_offset
+        return attend(q, k, v, Mask(q_segments_BT, kv_segments_BS, window, offset), Scores(scale, softcap, slopes_H))
+
+    return run
+
+
+def attention_for(platform: str) -> Callable[..., jax.Array]:
+    """The attention that slmjax takes on a platform."""
+    return by_keywords(kernels.attention_for(platform))
+
+
+xla_attention = by_keywords(in_xla)
 
 
 def model(name: str, *, dry_run: bool) -> ModelConfig:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from slmjax.data.conversations.examples import ExampleStore
 from slmjax.data.packing import PackedRows, empty_row, stack_rows
 from slmjax.errors import UserError
 from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
@@ -45,8 +46,9 @@ def evaluate_text(
     tokenizer = lm.require_tokenizer()
     bos = tokenizer.bos_id
     start = [bos] if bos is not None and starts_with_bos(tokenizer) else []
-    documents = _Documents([[*start, *ids] for ids in tokenizer.encode_batch(list(texts)) if ids])
-    largest = documents.max_token
+    encoded = [np.asarray([*start, *ids], np.int32) for ids in tokenizer.encode_batch(list(texts)) if ids]
+    documents = ExampleStore("The text", [(ids, np.ones(len(ids), bool)) for ids in encoded])
+    largest = max(int(ids.max()) for ids in encoded)
     if largest >= lm.config.vocab_size:
         raise UserError(f"The tokenizer gives token id {largest}, the model's vocabulary is {lm.config.vocab_size}.")
     longest = -(-int(documents.lengths.max()) // 64) * 64
@@ -82,24 +84,3 @@ def _nll(model: Transformer, options: Options, variables, batch) -> jax.Array:
     logits_bytes = logits_bytes_for(jax.default_backend(), model.config)
     targets, weights = batch["targets"], batch["loss_weights"]
     return linear_cross_entropy(model.config, 0.0, None, logits_bytes, hidden, kernel, bias, targets, weights).nll
-
-
-class _Documents:
-    """Token ids in memory."""
-
-    name = "the text"
-
-    def __init__(self, documents: Sequence[Sequence[int]]):
-        self.lengths = np.asarray([len(document) for document in documents], np.int64)
-        self._begins = np.cumsum(self.lengths) - self.lengths
-        self._tokens = np.fromiter((t for document in documents for t in document), np.int32, int(self.lengths.sum()))
-        self.max_token = int(self._tokens.max())
-
-    def pieces(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """int32 [sum(lengths)]: the pieces document[start : start + length], one after another."""
-        begins = self._begins[documents] + starts
-        return np.concatenate([self._tokens[b : b + n] for b, n in zip(begins, lengths, strict=True)])
-
-    def loss_weights(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """float32 [sum(lengths)]: every token counts."""
-        return np.ones(int(lengths.sum()), np.float32)

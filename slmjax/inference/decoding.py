@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from slmjax.inference.sampling import Sampling, sample
 from slmjax.models.kv_cache import KVCache, empty_cache
-from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
+from slmjax.models.transformer import Transformer, apply_head
 from slmjax.peft.interception import NOTHING_MORE, Options, applied
 from slmjax.peft.prefix_cache import prefix_length, start_cache
 
@@ -100,7 +100,7 @@ def new_cache(network: Network, variables: Any, batch_size: int, length: int) ->
     """A cache with room for `length` positions of text, behind the prefix where there is one."""
     run, added = network.model.execution, variables.get("peft", {})
     length += prefix_length(added)
-    cache = empty_cache(network.model.config, batch_size, length, run.dtype, layers_apart=run.layers_apart)
+    cache = empty_cache(network.model.config, batch_size, length, run.dtype, stacked=run.is_stacked)
     return start_cache(cache, added)
 
 
@@ -144,9 +144,7 @@ def _draw(network: Network, variables, state: DecodeState, inputs, stops, sampli
     hidden_BTE, cache = applied(
         model, variables, tokens_BT, positions_BT, segments_BT, state.cache, hidden=True, options=network.options
     )
-    apart = model.execution.layers_apart
-    head = head_weights(model.config, variables["params"], rows=apart)
-    logits_BV = logits_from_hidden(model.config, hidden_BTE[:, last], *head, rows=apart)
+    logits_BV = apply_head(model, variables["params"], hidden_BTE[:, last])
     keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys_B, state.count)
     token_B = sample(logits_BV, keys_B, sampling, state.seen_BV)
     seen_BV = state.seen_BV

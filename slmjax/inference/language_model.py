@@ -16,9 +16,10 @@ from slmjax.inference.decoding import Network
 from slmjax.models.attention.kernels import attention_for
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
-from slmjax.models.layers_apart import cast_weights, take_apart
+from slmjax.models.linear import cast_weights
 from slmjax.models.parameters import Params, flatten
 from slmjax.models.transformer import Transformer
+from slmjax.models.unstacked import unstack
 from slmjax.peft.adapters_by_row import for_rows, stack_adapters
 from slmjax.peft.interception import NOTHING_MORE, Options, applied
 from slmjax.peft.prefix_cache import prefix_length
@@ -73,26 +74,27 @@ class LanguageModel:
         asked for: one row and several are fastest in different ones.
         """
         # What is added finds the products by their names, so they must be there one by one.
-        merged = num_rows == 1 and not self.peft and jax.default_backend() == "cpu"
-        if self._arranged.get("merged") != merged:
+        on_cpu = jax.default_backend() == "cpu"
+        layout = "stacked" if not on_cpu else "fused" if num_rows == 1 and not self.peft else "unstacked"
+        if self._arranged.get("layout") != layout:
             self._arranged.clear()  # before the new copy is made: two at once are enough
-            self._arranged.update(merged=merged, decoding=self._arrange(merged))
+            self._arranged.update(layout=layout, decoding=self._arrange(layout))
         return self._arranged["decoding"]
 
     @cached_property
     def _arranged(self) -> dict[str, Any]:
         return {}
 
-    def _arrange(self, merged: bool) -> tuple[Network, dict[str, Any]]:
+    def _arrange(self, layout: str) -> tuple[Network, dict[str, Any]]:
         model, dtype = self.model, self.model.execution.dtype
-        if jax.default_backend() != "cpu":
+        if layout == "stacked":
             return Network(model, self.options), self._with_peft(cast_weights(self.params, dtype))
-        apart = dataclasses.replace(model.execution, layers_apart=True, merged=merged)
+        execution = dataclasses.replace(model.execution, layout=layout)
         # Quantized weights are made whole here: a CPU would do it again for every token.
-        variables = {"params": take_apart(self.config, dequantized(self.params), dtype, merged=merged)}
+        variables = {"params": unstack(self.config, dequantized(self.params), dtype, layout=layout)}
         if self.peft:
-            variables["peft"] = take_apart(self.config, self.peft, dtype)
-        return Network(Transformer(self.config, apart), self.options), variables
+            variables["peft"] = unstack(self.config, self.peft, dtype)
+        return Network(Transformer(self.config, execution), self.options), variables
 
     def apply(self, params: Any, tokens_BT: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of int32 tokens [B, T]; pure, and may be jitted."""

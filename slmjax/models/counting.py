@@ -30,7 +30,7 @@ class ParameterCount:
 
     @property
     def non_embedding(self) -> int:
-        """Without the token and position tables and the head: the N of the scaling laws."""
+        """Without tables and head: the N of Kaplan et al. 2020 (arXiv:2001.08361); Hoffmann et al. 2022 count all."""
         return self.attention + self.feedforward + self.norms
 
 

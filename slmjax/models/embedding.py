@@ -44,7 +44,7 @@ def _forward(run, num_rows, table_VE, ids_BT):
 
 
 def _backward(run, num_rows, ids_BT, dy_BTE):
-    return run.sum_rows(num_rows, ids_BT, dy_BTE), None
+    return run.embedding_gradient(num_rows, ids_BT, dy_BTE), None
 
 
 _lookup.defvjp(_forward, _backward)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
-from slmjax.models.attention.kernels import AttentionFn, xla_attention
+from slmjax.models.attention.contract import AttentionFn
+from slmjax.models.attention.xla import xla_attention
 
 # (activation, x [B, T, D], up, down, gate) -> y [B, T, D]. Each of the three is a pair (kernel, bias), None where
 # absent; the activation maps the products of the input, (up) or (gate, up), to what the down projection multiplies.
@@ -28,6 +29,9 @@ REMAT_POLICIES: dict[str, Any] = {
     "context": _policies.save_only_these_names("context"),  # attention is not run again, all else is
     "full": _policies.nothing_saveable,  # the layer's input alone
 }
+
+
+LAYOUTS = ("stacked", "unstacked", "fused")
 
 
 def sum_rows(num_rows: int, ids_BT: jax.Array, dy_BTE: jax.Array) -> jax.Array:
@@ -51,11 +55,21 @@ class Execution:
     remat: str = "none"
     scan_unroll: int = 1  # layers unrolled in each iteration of the scan; 0: all of them, which is a plain loop
     flatten_tokens: bool = False  # weight products on [B*T, D]: the CPU's weight gradient is ~1.6x faster so
-    layers_apart: bool = False  # parameters and caches as `layers_apart.py` arranges them: how a CPU decodes fast
-    merged: bool = False  # and with q, k, v in one product and gate, up in another: how it decodes one row
+    # Of parameters and caches: "stacked" by segment, as they are trained and saved; "unstacked" (`unstacked.py`), how a
+    # CPU decodes fast; "fused", with q, k, v in one product and gate, up in another too: how it decodes one row.
+    layout: str = "stacked"
     constrain: Callable[[jax.Array, str], jax.Array] = _identity  # activation sharding by name
-    sum_rows: Callable[[int, jax.Array, jax.Array], jax.Array] = sum_rows  # the embedding's gradient
+    embedding_gradient: Callable[[int, jax.Array, jax.Array], jax.Array] = sum_rows
 
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
-            raise UserError(f"training.remat is {self.remat!r}; choose one of {', '.join(REMAT_POLICIES)}.")
+            raise UserError(f"training.remat={self.remat!r} is not known: choose one of {', '.join(REMAT_POLICIES)}.")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout is {self.layout!r}, not one of {', '.join(LAYOUTS)}.")
+        if not self.is_stacked and (self.feedforward is not None or self.flatten_tokens or self.remat != "none"):
+            raise ValueError(f"layout {self.layout!r} is for decoding: feedforward, flatten_tokens and remat train.")
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the arrays of a segment's layers are stacked along a first axis."""
+        return self.layout == "stacked"

@@ -27,17 +27,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c, run = self.config, self.execution
-        linear = partial(
-            Linear,
-            use_bias=c.ffn_bias,
-            dtype=run.dtype,
-            init_std=c.init_std,
-            flatten_tokens=run.flatten_tokens,
-            rows=run.layers_apart,
-        )
+        linear = partial(Linear, execution=run, use_bias=c.ffn_bias, init_std=c.init_std)
         divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
-        if run.merged and c.gated:
-            both = linear(2 * self.ffn_dim, rows=False, flatten_tokens=True, name="gate_up_proj")(x_BTD)
+        if run.layout == "fused" and c.gated:
+            both = linear(2 * self.ffn_dim, is_fused=True, name="gate_up_proj")(x_BTD)
             hidden = gated_activation(c.activation, *jnp.split(both, 2, axis=-1))
             return linear(c.embed_dim, name="down_proj")(hidden)
         up = linear(self.ffn_dim, name="up_proj")

@@ -1,4 +1,4 @@
-"""Where a token stands: rotary embeddings with their stretched variants, and ALiBi's slopes.
+"""Position encodings: rotary embeddings with their stretched variants, and ALiBi's slopes.
 
 Rotary: Su et al. 2021 (arXiv:2104.09864), in the half-split layout of the published checkpoints: dimension i is paired
 with i + rotary_dim / 2. Stretching: linear (Chen et al. 2023), dynamic NTK, llama3 (Llama 3.1 report), YaRN (Peng et
@@ -18,10 +18,19 @@ from slmjax.models.config import RopeScaling
 RopeTable = tuple[jax.Array, jax.Array]  # cos, sin: float32 [B, T, rotary_dim / 2]
 
 
+def llama3_smoothing(wavelengths: np.ndarray, s: RopeScaling) -> np.ndarray:
+    """Llama 3.1's weight of each frequency as it was: 0 where it is divided by the factor (long waves), 1: it stays."""
+    waves = s.original_context_length / wavelengths
+    return np.clip((waves - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+
+
+def longrope_attention_factor(s: RopeScaling) -> float:
+    """LongRoPE's factor on cos and sin where the config gives none (as Phi-3 has it)."""
+    return math.sqrt(1 + math.log(s.factor) / math.log(s.original_context_length)) if s.factor > 1 else 1.0
+
+
 def _llama3(inv_freq: np.ndarray, s: RopeScaling) -> np.ndarray:
-    wavelength = 2 * math.pi / inv_freq
-    smooth = (s.original_context_length / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
-    smooth = np.clip(smooth, 0.0, 1.0)  # 0: long waves are divided by the factor, 1: short waves stay
+    smooth = llama3_smoothing(2 * math.pi / inv_freq, s)
     return (1 - smooth) * inv_freq / s.factor + smooth * inv_freq
 
 
@@ -42,7 +51,7 @@ def _attention_factor(s: RopeScaling) -> float:
     if s.kind == "yarn":
         return 0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0
     if s.kind == "longrope":
-        return math.sqrt(1 + math.log(s.factor) / math.log(s.original_context_length)) if s.factor > 1 else 1.0
+        return longrope_attention_factor(s)
     return 1.0
 
 

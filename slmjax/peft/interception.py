@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slmjax.models.activations import ACTIVATIONS
 from slmjax.models.attention.layer import Attention
-from slmjax.models.feedforward import ACTIVATIONS, FeedForward
+from slmjax.models.feedforward import FeedForward
 from slmjax.models.kv_cache import KVCache
 from slmjax.models.linear import Linear
 from slmjax.models.transformer import Transformer
@@ -58,10 +59,11 @@ def applied(
     """
     if options.neftune and rng is not None:
         model = _noisy(model, options.neftune, segments_BT, jax.random.fold_in(rng, 1))
-    inputs = (tokens_BT, positions_BT, segments_BT, cache)
+    inputs, method = (tokens_BT, positions_BT, segments_BT, cache), "hidden" if hidden else "logits"
     added = variables.get("peft", {})
     if not added and not is_quantized(variables["params"]):
-        return model.apply(variables, *inputs, hidden=hidden)
+        output, new_cache = cast(Any, model.apply(variables, *inputs, method=method))
+        return output if cache is None else (output, new_cache)
     if n := prefix_length(added):
         if positions_BT is not None:
             positions_BT = positions_BT + n
@@ -72,7 +74,8 @@ def applied(
     model = model.clone(execution=dataclasses.replace(model.execution, feedforward=None))
     rngs = {"dropout": rng} if rng is not None and options.dropout else {}
     with nn.intercept_methods(_interceptor(options)):
-        return model.apply(variables, *inputs, hidden=hidden, rngs=rngs)
+        output, new_cache = cast(Any, model.apply(variables, *inputs, rngs=rngs, method=method))
+    return output if cache is None else (output, new_cache)
 
 
 def _noisy(model: Transformer, alpha: float, segments_BT: jax.Array | None, rng: jax.Array) -> Transformer:
@@ -137,7 +140,7 @@ def _kernel(module: Linear, dtype: Any) -> jax.Array:
     """The weight of a product, whole whichever way it is held."""
     if module.has_variable("params", "kernel"):
         kernel: jax.Array = module.get_variable("params", "kernel").astype(dtype)
-        return kernel.T if module.rows else kernel
+        return kernel.T if module.is_transposed else kernel
     return dequantize_kernel(_held(module), dtype)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
-
 from slmjax.models.kv_cache import KVCache
 from slmjax.peft.targets import flatten
 
@@ -14,7 +12,7 @@ def prefix_of_cache(cache: KVCache) -> dict:
     """A cache of one row as a collection: `prefix_key` and `prefix_value` [repeats, n, G, K] in each attention."""
     return {
         f"segment_{s}": {
-            f"block_{b}": {"attention": {"prefix_key": repeats[0][0][:, 0], "prefix_value": repeats[0][1][:, 0]}}
+            f"block_{b}": {"attention": {"prefix_key": repeats[0].keys[:, 0], "prefix_value": repeats[0].values[:, 0]}}
             for b, repeats in enumerate(blocks)
         }
         for s, blocks in enumerate(cache.layers)
@@ -30,33 +28,23 @@ def prefix_length(collection: Any) -> int:
 def start_cache(cache: KVCache, collection: Any) -> KVCache:
     """An empty cache with the prefix in its first positions, as `applied` expects it; unchanged without a prefix.
 
-    Both are stacked, or both are of layers apart (see `KVCache`).
+    Both are stacked, or both are unstacked (see `KVCache`).
     """
     n = prefix_length(collection)
     if not n:
         return cache
 
-    def filled(array, prefix):  # [repeats, B, S, G, K] and [repeats, (B,) n, G, K]
-        prefix = prefix if prefix.ndim == 5 else prefix[:, None]
-        shape = (*array.shape[:2], n, *array.shape[3:])
-        return array.at[:, :, :n].set(jnp.broadcast_to(prefix.astype(array.dtype), shape))
-
-    def filled_apart(array, prefix):  # [B, G, S, K] and [(B,) n, G, K]
-        prefix = (prefix if prefix.ndim == 4 else prefix[None]).swapaxes(1, 2)
-        shape = (*array.shape[:2], n, array.shape[3])
-        return array.at[:, :, :n].set(jnp.broadcast_to(prefix.astype(array.dtype), shape))
-
-    def period(ours, blocks, filled):
-        def pair(b, cached):
+    def period(ours, blocks):
+        def with_prefix(b, cached):
             added = ours[f"block_{b}"]["attention"]
-            return filled(cached[0], added["prefix_key"]), filled(cached[1], added["prefix_value"])
+            return cached.with_prefix(added["prefix_key"], added["prefix_value"])
 
-        return tuple(tuple(pair(b, cached) for cached in repeats) for b, repeats in enumerate(blocks))
+        return tuple(tuple(with_prefix(b, cached) for cached in repeats) for b, repeats in enumerate(blocks))
 
     def segment(ours, held):
-        if isinstance(ours, tuple):  # layers apart
-            return tuple(period(*layer, filled_apart) for layer in zip(ours, held, strict=True))
-        return period(ours, held, filled)
+        if isinstance(ours, tuple):  # unstacked
+            return tuple(period(*layer) for layer in zip(ours, held, strict=True))
+        return period(ours, held)
 
     layers = tuple(segment(collection[f"segment_{s}"], held) for s, held in enumerate(cache.layers))
     return KVCache(layers, cache.segments_BS.at[:, :n].set(1), cache.index + n)

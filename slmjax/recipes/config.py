@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slmjax.data.config import DataConfig
-from slmjax.data.sft_config import SftConfig
+from slmjax.data.sft_config import SftConfig, data_config_class
 from slmjax.errors import UserError, did_you_mean
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
@@ -141,8 +141,8 @@ def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
         section = values.get(name) or {}
         if not isinstance(section, Mapping):
             raise UserError(f"The config's section {name!r} is {section!r}: it must be a table of keys and values.")
-        if name == "data" and "chat_template" in section:  # a stored config says its kind by its keys alone
-            cls = SftConfig
+        if name == "data":
+            cls = data_config_class(section)
         built[name] = _section(name, cls, section)
     return RunConfig(**built)
 

@@ -24,7 +24,7 @@ from slmjax.peft.anchoring import OF_BASE, anchored
 from slmjax.peft.method import Method, full, make_method
 from slmjax.recipes.config import RunConfig
 from slmjax.sharding.activations import make_constrain, sharded_attention, sharded_sum_rows
-from slmjax.sharding.lean_feedforward import lean_feedforward
+from slmjax.sharding.chunked_feedforward import chunked_feedforward
 from slmjax.sharding.mesh import batch_spec, make_mesh
 from slmjax.training.optimizers import make_optimizer, with_multipliers
 from slmjax.training.program import TRAIN, Program, make_program, process_rows
@@ -86,13 +86,13 @@ def execution_for(config: RunConfig, mesh: Mesh) -> Execution:
     return Execution(
         dtype=jnp.dtype(dtype),
         attention=sharded_attention(attention, mesh) if mesh.size > 1 else attention,
-        feedforward=lean_feedforward(mesh if mesh.size > 1 else None) if lean else None,
+        feedforward=chunked_feedforward(mesh if mesh.size > 1 else None) if lean else None,
         remat=remat,
         # Unrolled on a CPU, XLA merges what is rematerialized with the forward pass and nothing is saved.
         scan_unroll=(0 if on_cpu and remat == "none" else 1) if t.scan_unroll < 0 else t.scan_unroll,
         flatten_tokens=on_cpu and mesh.shape["sequence"] == 1,
         constrain=make_constrain(mesh) if mesh.size > 1 else Execution().constrain,
-        sum_rows=sharded_sum_rows(mesh) if mesh.size > 1 else Execution().sum_rows,
+        embedding_gradient=sharded_sum_rows(mesh) if mesh.size > 1 else Execution().embedding_gradient,
     )
 
 

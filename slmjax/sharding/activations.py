@@ -1,4 +1,4 @@
-"""Where activations lie: a handful of named constraints, and attention run shard by shard."""
+"""Sharding of activations: a handful of named constraints, and attention run shard by shard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from slmjax.errors import UserError
-from slmjax.models.attention.kernels import AttentionFn
+from slmjax.models.attention.contract import AttentionFn, Mask, OverSequence, Scores
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import sum_rows
 from slmjax.sharding.mesh import BATCH, WEIGHTS, divides
@@ -35,7 +35,7 @@ def make_constrain(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
 
 
 def sharded_sum_rows(mesh: Mesh) -> Callable[[int, jax.Array, jax.Array], jax.Array]:
-    """The `Execution.sum_rows` of a mesh: each device sums over its own tokens, then one reduce-scatter.
+    """The `Execution.embedding_gradient` of a mesh: each device sums over its own tokens, then one reduce-scatter.
 
     Left to itself the compiler sums the whole table on every device and cuts it afterwards.
     """
@@ -89,40 +89,24 @@ def sharded_attention(attention: AttentionFn, mesh: Mesh) -> AttentionFn:
     """
     tensor, shards = mesh.shape["tensor"], mesh.shape["sequence"]
 
-    def run(q_BTHK, k_BSGK, v_BSGK, *, q_segments_BT, kv_segments_BS, q_offset, slopes_H, **kwargs):
+    def run(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
         B, T, _, _ = q_BTHK.shape
         G = k_BSGK.shape[2]
         if G % tensor:  # fewer key/value heads than shards: each shard gets a copy of the one that it needs
             k_BSGK, v_BSGK = (jnp.repeat(x, tensor // G, axis=2) for x in (k_BSGK, v_BSGK))
         rows = BATCH if divides(mesh, BATCH, B) else None
-        split = shards > 1 and T % shards == 0 and isinstance(q_offset, int)
+        split = shards > 1 and T % shards == 0 and mask.is_whole and isinstance(attention, OverSequence)
         q_positions = "sequence" if split else None
         q_spec, kv_spec = P(rows, q_positions, "tensor", None), P(rows, None, "tensor", None)
-        seg_spec, kv_seg_spec = P(rows, q_positions), P(rows, None)
-        kernel, kernel_spec = None, None
-        if split and getattr(attention, "__name__", "") == "splash_attention":
-            from slmjax.models.attention.splash import fits_splash, run_splash, splash_kernel
-
-            if fits_splash(q_BTHK, k_BSGK, q_offset, slopes_H, shards):
-                heads = q_BTHK.shape[2] // tensor
-                kernel = splash_kernel(heads, T, kwargs["window"], kwargs["softcap"], shards=shards)
-                kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, P(None, "sequence")))
-
-        def local(q, k, v, q_segments, kv_segments, offset, slopes, kernel):
-            if kernel is not None:
-                return run_splash(kernel, q, k, v, q_segments, kv_segments, kwargs["scale"])
-            start = offset
-            if split:
-                start = q_offset + jax.lax.axis_index("sequence") * (T // shards)
-            elif isinstance(q_offset, int):
-                start = q_offset  # static, so that kernels see a whole causal sequence
-            return attention(
-                q, k, v, q_segments_BT=q_segments, kv_segments_BS=kv_segments, q_offset=start, slopes_H=slopes, **kwargs
-            )
-
-        specs = (q_spec, kv_spec, kv_spec, seg_spec, kv_seg_spec, P(), P("tensor"), kernel_spec)
-        mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=q_spec, check_vma=False)
-        offset = jnp.asarray(q_offset, jnp.int32)
-        return mapped(q_BTHK, k_BSGK, v_BSGK, q_segments_BT, kv_segments_BS, offset, slopes_H, kernel)
+        operands, operand_specs, call = None, None, lambda _, *arguments: attention(*arguments)
+        if split and isinstance(attention, OverSequence):
+            operands, operand_specs, call = attention.over_sequence(mesh, mask, scores, q_BTHK)
+        in_specs = (
+            (operand_specs, q_spec, kv_spec, kv_spec)
+            + (mask.replace(q_segments=P(rows, q_positions), kv_segments=P(rows, None), offset=P()),)  # type: ignore[attr-defined]
+            + (scores.replace(slopes=P("tensor")),)  # type: ignore[attr-defined]
+        )
+        mapped = jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=q_spec, check_vma=False)
+        return mapped(operands, q_BTHK, k_BSGK, v_BSGK, mask, scores)
 
     return run

@@ -39,15 +39,25 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
+def rule_for(path: str) -> P:
+    """The spec of one layer's array by its path alone; P() (replicated) where no rule matches."""
+    return next((spec for pattern, spec in RULES if re.search(pattern, path)), P())
+
+
+def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The spec without the axes that do not divide their dimension; missing dimensions are whole."""
+    parts = tuple(spec) + (None,) * (len(shape) - len(spec))
+    return P(*(axes if divides(mesh, axes, size) else None for axes, size in zip(parts, shape, strict=True)))
+
+
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The spec of one array. An axis that does not divide its dimension is left out there (replicated)."""
-    for pattern, spec in RULES:
-        if re.search(pattern, path):
-            parts = ((None,) if is_stacked(path) else ()) + tuple(spec)
-            if len(parts) != len(shape):  # an optimizer's statistic of another rank (factored moments)
-                return P()
-            return P(*(a if divides(mesh, a, n) else None for a, n in zip(parts, shape, strict=True)))
-    return P()
+    spec = rule_for(path)
+    if not spec:
+        return P()
+    parts = ((None,) if is_stacked(path) else ()) + tuple(spec)
+    # An optimizer's statistic of another rank (factored moments) is replicated.
+    return fit_spec(P(*parts), shape, mesh) if len(parts) == len(shape) else P()
 
 
 def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -42,7 +42,7 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
     begun = _begin(recipe, checkpointer)
     state, step, total = begun.state, begun.step, recipe.budget.total_steps
     with (
-        Journal(recipe, workdir, step, say) as journal,
+        Journal(recipe, workdir, step, begun.unobserved, say) as journal,
         StopRequest() as stop,
         explain_out_of_memory(program.footprint),  # a step's error comes when its metrics are read
         _closing(checkpointer),
@@ -81,7 +81,7 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
             _report(recipe, step, pending, journal, checkpointer)
             pending = None
             before, values = _positions(recipe), dict[str, float]()
-            observing = due and (not stopping or any(observer.essential for observer in observers))
+            observing = due and (not stopping or step == total or any(observer.essential for observer in observers))
             if observing:
                 values, failure = _observe(recipe, step, state, journal)
             if saving or failure is not None or _verdict(recipe) or any(observer.keep for observer in observers):

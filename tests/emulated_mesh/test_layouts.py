@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from slmjax.models.attention import splash as attention_tpu
-from slmjax.models.attention.kernels import xla_attention
-from slmjax.models.attention.splash import splash_attention, splash_kernel
+from slmjax.models.attention.contract import Mask, Scores
+from slmjax.models.attention.splash import SplashAttention
+from slmjax.models.attention.xla import xla_attention
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.positions import alibi_slopes
@@ -184,41 +184,35 @@ def test_attention_shard_by_shard_is_attention(layout, segments):
     rng = np.random.default_rng(2)
     q, k, v = (jnp.asarray(rng.standard_normal((4, 32, heads, 8)), jnp.float32) for heads in (4, 2, 2))
     ids = jnp.asarray(make_batch(UNTIED, 4, 32)["segments"]) if segments else None
-    arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "scale": 0.3, "softcap": 2.0, "window": 7}
-    arguments |= {"slopes_H": jnp.asarray(alibi_slopes(4))}
-    sharded = quick_jit(partial(sharded_attention(xla_attention, mesh), q_offset=0, **arguments))
-    np.testing.assert_allclose(sharded(q, k, v), xla_attention(q, k, v, q_offset=0, **arguments), atol=1e-5)
+    mask, scores = Mask(ids, ids, window=7), Scores(0.3, 2.0, jnp.asarray(alibi_slopes(4)))
+    sharded = quick_jit(sharded_attention(xla_attention, mesh))
+    np.testing.assert_allclose(sharded(q, k, v, mask, scores), xla_attention(q, k, v, mask, scores), atol=1e-5)
 
-    arguments |= {"q_segments_BT": None if ids is None else ids[:, 20:21]}  # a decoding step, at an offset
-    step = quick_jit(
-        lambda q, k, v, offset: sharded_attention(xla_attention, mesh)(q, k, v, q_offset=offset, **arguments)
-    )
-    expected = xla_attention(q[:, :1], k, v, q_offset=20, **arguments)
-    np.testing.assert_allclose(step(q[:, :1], k, v, 20), expected, atol=1e-5)
+    at_20 = None if ids is None else ids[:, 20:21]  # a decoding step, at an offset
+    mask = Mask(at_20, ids, window=7, offset=jnp.asarray(20))
+    expected = xla_attention(q[:, :1], k, v, mask, scores)
+    np.testing.assert_allclose(sharded(q[:, :1], k, v, mask, scores), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 150])
-def test_splash_over_the_sequence_axis_is_attention(window, monkeypatch):
+def test_splash_over_the_sequence_axis_is_attention(window):
     """The kernel's block mask is cut along the queries; in Pallas's interpreter."""
-    monkeypatch.setattr(attention_tpu, "splash_kernel", partial(splash_kernel, interpret=True))
-    monkeypatch.setattr(attention_tpu, "xla_attention", None)  # no way out
     mesh = make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2))
     rng = np.random.default_rng(3)
     q, k, v = (jnp.asarray(rng.standard_normal((2, 512, heads, 64)), jnp.float32) for heads in (4, 2, 2))
     ids = jnp.asarray(make_batch(UNTIED, 2, 512)["segments"])
-    arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "q_offset": 0, "scale": 0.125}
-    arguments |= {"softcap": None, "window": window, "slopes_H": None}
+    mask, scores = Mask(ids, ids, window), Scores(0.125)
     probe = jnp.asarray(rng.standard_normal(q.shape), jnp.float32)
 
     def run(attention):
         def loss(q, k, v):
-            out = attention(q, k, v, **arguments)
+            out = attention(q, k, v, mask, scores)
             return jnp.sum(out * probe), out
 
         return quick_jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
 
     (gradients, out), (expected_gradients, expected) = (
-        run(sharded_attention(splash_attention, mesh)),
+        run(sharded_attention(SplashAttention(interpret=True), mesh)),
         run(xla_attention),
     )
     np.testing.assert_allclose(out, expected, atol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from slmjax.models.attention.kernels import xla_attention
+from slmjax.models.attention.xla import xla_attention
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer

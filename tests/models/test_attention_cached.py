@@ -8,15 +8,16 @@ import pytest
 
 from slmjax.models.attention import cached as attention_cached
 from slmjax.models.attention.cached import cached_attention
-from slmjax.models.attention.kernels import xla_attention
+from slmjax.models.attention.contract import Mask, Scores
+from slmjax.models.attention.xla import xla_attention
 from slmjax.models.positions import alibi_slopes
 
 B, H, G, K, S = 2, 4, 2, 8, 37
 PADS = np.array([0, 5])
 VARIANTS = {
-    "causal": {"window": None, "softcap": None, "slopes_H": None},
-    "window": {"window": 6, "softcap": None, "slopes_H": None},
-    "all": {"window": 11, "softcap": 2.0, "slopes_H": alibi_slopes(H)},
+    "causal": {"window": None, "softcap": None, "slopes": None},
+    "window": {"window": 6, "softcap": None, "slopes": None},
+    "all": {"window": 11, "softcap": 2.0, "slopes": alibi_slopes(H)},
 }
 
 
@@ -28,6 +29,11 @@ def inputs(T, index):
     return q, k, v, {"q_segments_BT": jnp.ones((B, T), jnp.int32), "kv_segments_BS": segments_BS, "scale": 0.3}
 
 
+def attend(attention, q, k, v, offset, *, q_segments_BT, kv_segments_BS, window, scale, softcap, slopes):
+    mask = Mask(q_segments_BT, kv_segments_BS, window, offset)
+    return attention(q, k, v, mask, Scores(scale, softcap, slopes))
+
+
 @pytest.mark.parametrize("block", [4, 7, 256], ids="blocks of {}".format)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("T", "index"), [(1, 5), (1, 36), (3, 20)])
@@ -35,9 +41,9 @@ def test_blocks_of_keys_change_nothing(variant, block, T, index, quick_jit, monk
     monkeypatch.setattr(attention_cached, "BLOCK", block)
     q, k, v, shared = inputs(T, index)
     shared |= VARIANTS[variant]
-    expected = xla_attention(q, k, v, q_offset=index, **shared)
-    run = quick_jit(partial(cached_attention, **shared))
-    got = run(q, k.swapaxes(1, 2), v.swapaxes(1, 2), index=jnp.int32(index))
+    expected = attend(xla_attention, q, k, v, index, **shared)
+    run = quick_jit(partial(attend, cached_attention, **shared))
+    got = run(q, k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.int32(index))
     np.testing.assert_allclose(got, expected, atol=2e-6)
 
 
@@ -49,9 +55,9 @@ def test_only_blocks_that_can_be_seen_are_read(window, first, quick_jit, monkeyp
     poisoned = np.full(S, True)
     poisoned[first:24] = False
     shared |= {**VARIANTS["causal"], "window": window}
-    run = quick_jit(partial(cached_attention, **shared))
+    run = quick_jit(partial(attend, cached_attention, **shared))
     clean, bad = (
-        run(q, *(jnp.where(spoiled, jnp.nan, x).swapaxes(1, 2) for x in (k, v)), index=jnp.int32(20))
+        run(q, *(jnp.where(spoiled, jnp.nan, x).swapaxes(1, 2) for x in (k, v)), jnp.int32(20))
         for spoiled in (False, poisoned[None, :, None, None])
     )
     np.testing.assert_array_equal(clean, bad)

@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.models.attention import cudnn as attention_gpu
-from slmjax.models.attention import splash as attention_tpu
+from slmjax.models.attention.contract import Mask, Scores
 from slmjax.models.attention.cudnn import cudnn_attention
-from slmjax.models.attention.kernels import attention_for, xla_attention
-from slmjax.models.attention.splash import fits_splash, splash_attention
+from slmjax.models.attention.kernels import WithFallback, attention_for
+from slmjax.models.attention.splash import SplashAttention, splash_attention
+from slmjax.models.attention.xla import XlaAttention, xla_attention
 from slmjax.models.positions import alibi_slopes
 
 B, T, H, K = 2, 256, 4, 64
 NOTHING = {"window": None, "softcap": None, "slopes_H": None}
+
+
+def call(attention, q, k, v, *, q_segments_BT, kv_segments_BS, q_offset, scale, window, softcap, slopes_H):
+    """Attention of one whole sequence (q_offset 0) or of queries at an offset."""
+    offset = None if isinstance(q_offset, int) and q_offset == 0 else q_offset
+    mask = Mask(q_segments_BT, kv_segments_BS, window, offset)
+    return attention(q, k, v, mask, Scores(scale, softcap, slopes_H))
 
 
 def definition(q, k, v, *, q_segments_BT, kv_segments_BS, q_offset, scale, window, softcap, slopes_H):
@@ -77,7 +84,7 @@ def test_xla_is_the_definition(variant, segments, kv_heads, quick_jit):
     }
     expected = definition(q, k, v, **arguments)
     for block_size in (128, 4):
-        run = quick_jit(partial(xla_attention, **arguments, block_size=block_size))
+        run = quick_jit(partial(call, XlaAttention(block_size), **arguments))
         np.testing.assert_allclose(run(q, k, v), expected, atol=2e-6)
 
 
@@ -91,22 +98,27 @@ def test_xla_of_queries_at_an_offset_is_the_definition(window):
     arguments = {"q_segments_BT": ones, "kv_segments_BS": kv_segments, "scale": 0.3, **NOTHING, "window": window}
     expected = definition(q, k, v, **arguments, q_offset=6)
     for offset in (6, jnp.asarray(6)):
-        np.testing.assert_allclose(xla_attention(q, k, v, **arguments, q_offset=offset), expected, atol=2e-6)
+        np.testing.assert_allclose(call(xla_attention, q, k, v, **arguments, q_offset=offset), expected, atol=2e-6)
 
 
 def test_long_rows_stay_a_small_program():
     """At most 16 blocks, however long the context."""
     shape = jax.ShapeDtypeStruct((1, 8192, 1, 8), jnp.float32)
-    run = partial(xla_attention, q_segments_BT=None, kv_segments_BS=None, q_offset=0, scale=1.0, **NOTHING)
+    run = partial(call, xla_attention, q_segments_BT=None, kv_segments_BS=None, q_offset=0, scale=1.0, **NOTHING)
     text = str(jax.make_jaxpr(run)(shape, shape, shape))
     assert text.count("dot_general") == 2 * 16
 
 
+def test_a_whole_sequence_has_as_many_keys_as_queries():
+    q, k, v = inputs(T=8, K=8)
+    with pytest.raises(ValueError, match="3 queries over 8 keys are not a whole sequence"):
+        xla_attention(q[:, :3], k, v, Mask(), Scores(1.0))
+
+
 @pytest.fixture
-def splash(monkeypatch):
-    """The splash kernel in Pallas's interpreter; falling back to XLA would fail the test."""
-    monkeypatch.setattr(attention_tpu, "xla_attention", None)
-    return partial(splash_attention, interpret=True)
+def splash():
+    """The splash kernel in Pallas's interpreter, without a way out to XLA."""
+    return SplashAttention(interpret=True)
 
 
 @pytest.fixture
@@ -119,7 +131,6 @@ def cudnn(monkeypatch):
         return attention(*args, implementation="xla", **kwargs)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    monkeypatch.setattr(attention_gpu, "xla_attention", None)
     return cudnn_attention
 
 
@@ -143,7 +154,7 @@ def test_splash_is_xla_and_so_are_its_gradients(splash, case, quick_jit):
 
     def run(attention):
         def loss(q, k, v):
-            out = attention(q, k, v, **arguments)
+            out = call(attention, q, k, v, **arguments)
             return jnp.sum(out * probe), out
 
         return quick_jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
@@ -154,17 +165,27 @@ def test_splash_is_xla_and_so_are_its_gradients(splash, case, quick_jit):
         np.testing.assert_allclose(gradient, expected_gradient, atol=1e-4)
 
 
-def test_splash_leaves_to_xla_what_it_cannot():
-    q, k, _ = inputs()
-    assert fits_splash(q, k, 0, None)
-    assert not fits_splash(q, k, jnp.asarray(0), None)  # a decoding step: the offset is known at run time only
-    assert not fits_splash(q[:, :1], k, 0, None)
-    assert not fits_splash(q[:, :200], k[:, :200], 0, None)
-    assert not fits_splash(q, k, 0, alibi_slopes(H))
-    assert fits_splash(q, k, 0, None, shards=2) and not fits_splash(q, k, 0, None, shards=4)
-    q, k, v = inputs(T=20, K=8)
-    arguments = {"q_segments_BT": None, "kv_segments_BS": None, "q_offset": 0, "scale": 0.3, **NOTHING}
-    np.testing.assert_array_equal(splash_attention(q, k, v, **arguments), xla_attention(q, k, v, **arguments))
+def test_splash_supports_what_it_can():
+    q, _, _ = inputs()
+    whole, plain = Mask(), Scores(0.3)
+    assert splash_attention.supports(whole, plain, q)
+    assert not splash_attention.supports(Mask(offset=jnp.asarray(0)), plain, q)  # a decoding step
+    assert not splash_attention.supports(Mask(offset=0), plain, q[:, :1])
+    assert not splash_attention.supports(Mask(prefix=4), plain, q)
+    assert not splash_attention.supports(whole, plain, q[:, :200])
+    assert not splash_attention.supports(whole, Scores(0.3, slopes=alibi_slopes(H)), q)
+    assert splash_attention.supports(whole, plain, q, shards=2)
+    assert not splash_attention.supports(whole, plain, q, shards=4)
+
+
+@pytest.mark.parametrize("backend", [splash_attention, cudnn_attention], ids=["splash", "cudnn"])
+@pytest.mark.parametrize("changes", [{"softcap": 2.0}, {"slopes_H": alibi_slopes(H)}, {}])
+def test_what_a_backend_cannot_is_xlas(backend, changes):
+    q, k, v = inputs(T=20, K=8)  # off splash's grid, and float32, which cuDNN's kernel does not take
+    ids = three_documents(T=20)
+    arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "q_offset": 0, "scale": 0.3, **NOTHING, **changes}
+    expected = call(xla_attention, q, k, v, **arguments)
+    np.testing.assert_array_equal(call(WithFallback(backend), q, k, v, **arguments), expected)
 
 
 @pytest.mark.parametrize("changes", [{}, {"window": 9}, {"window": 1}])
@@ -174,8 +195,19 @@ def test_what_cudnn_is_asked_for_is_the_definition(cudnn, changes, segments):
     ids = three_documents(T=32) if segments else None
     arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "q_offset": 0, "scale": 0.3, **NOTHING, **changes}
     np.testing.assert_allclose(
-        cudnn(q, k, v, **arguments).astype(jnp.float32), definition(q, k, v, **arguments), atol=0.03
+        call(cudnn, q, k, v, **arguments).astype(jnp.float32), definition(q, k, v, **arguments), atol=0.03
     )
+
+
+def test_cudnn_supports_what_it_can():
+    half, single = inputs(T=32, K=8, dtype=jnp.bfloat16)[0], inputs(T=32, K=8)[0]
+    assert cudnn_attention.supports(Mask(window=3), Scores(0.3), half)
+    assert not cudnn_attention.supports(Mask(), Scores(0.3), single)
+    assert not cudnn_attention.supports(Mask(), Scores(0.3, softcap=2.0), half)
+    assert not cudnn_attention.supports(Mask(), Scores(0.3, slopes=alibi_slopes(H)), half)
+    assert not cudnn_attention.supports(Mask(offset=jnp.asarray(0)), Scores(0.3), half)
+    assert not cudnn_attention.supports(Mask(prefix=2), Scores(0.3), half)
+    assert not cudnn_attention.supports(Mask(), Scores(0.3), half, shards=2)
 
 
 @pytest.mark.parametrize(("T", "K"), [(31, 8), (32, 12), (32, 264)])
@@ -185,17 +217,9 @@ def test_cudnn_leaves_sizes_to_xla_that_jax_refuses(T, K):
     ids = three_documents(T=T)
     arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "q_offset": 0, "scale": 0.3, **NOTHING}
     np.testing.assert_array_equal(
-        cudnn_attention(q, k, v, **arguments).astype(jnp.float32),
-        xla_attention(q, k, v, **arguments).astype(jnp.float32),
+        call(WithFallback(cudnn_attention), q, k, v, **arguments).astype(jnp.float32),
+        call(xla_attention, q, k, v, **arguments).astype(jnp.float32),
     )
-
-
-@pytest.mark.parametrize("changes", [{"softcap": 2.0}, {"slopes_H": alibi_slopes(H)}, {}])
-def test_cudnn_leaves_to_xla_what_it_cannot(changes):
-    q, k, v = inputs(T=20, K=8)  # float32, which the kernel does not take
-    ids = three_documents(T=20)
-    arguments = {"q_segments_BT": ids, "kv_segments_BS": ids, "q_offset": 0, "scale": 0.3, **NOTHING, **changes}
-    np.testing.assert_array_equal(cudnn_attention(q, k, v, **arguments), xla_attention(q, k, v, **arguments))
 
 
 @pytest.mark.parametrize("backend", ["xla", "splash", "cudnn"])
@@ -210,7 +234,7 @@ def test_packing_isolation(request, backend, window, quick_jit):
     second = tuple(jnp.concatenate([o[:, :cut], f[:, cut:]], axis=1) for o, f in zip(other, first, strict=True))
     ids = jnp.broadcast_to(1 + (jnp.arange(T) >= cut), (B, T)).astype(jnp.int32)
     run = partial(
-        attention, q_segments_BT=ids, kv_segments_BS=ids, q_offset=0, scale=0.125, **NOTHING | {"window": window}
+        call, attention, q_segments_BT=ids, kv_segments_BS=ids, q_offset=0, scale=0.125, **NOTHING | {"window": window}
     )
 
     def last_document(q, k, v):
@@ -228,8 +252,8 @@ def test_packing_isolation(request, backend, window, quick_jit):
 
 def test_platforms_have_their_kernels():
     assert attention_for("cpu") is xla_attention
-    assert attention_for("tpu") is splash_attention
-    assert attention_for("gpu") is cudnn_attention
+    assert attention_for("tpu") == WithFallback(splash_attention)
+    assert attention_for("gpu") == WithFallback(cudnn_attention)
     assert attention_for("tpu", "xla") is xla_attention
-    with pytest.raises(UserError, match="'flash'; choose one of auto, xla, splash, cudnn"):
+    with pytest.raises(UserError, match="'flash' is not known: choose one of auto, xla, splash, cudnn"):
         attention_for("gpu", "flash")

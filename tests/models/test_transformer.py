@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import REMAT_POLICIES, Execution
 from slmjax.models.families.registry import model_config
@@ -29,11 +30,12 @@ def test_a_position_sees_its_past_within_reach_and_nothing_else(config, random_p
     """By gradient of each output with respect to each token's embedding, exact zeros included."""
     params = random_params(config)
     tokens = np.arange(T)[None]
-    probe_D = np.random.default_rng(1).standard_normal(config.embedding_projection_dim or config.embed_dim)
+    probe_D = np.random.default_rng(1).standard_normal(config.table_dim)
 
     def outputs_T(table_VD):
         tree = {**params, "embedder": {"embedding": table_VD}}
-        hidden_BTD = Transformer(config).apply({"params": tree}, tokens, hidden=True)  # before the head, which is tied
+        model = Transformer(config)  # before the head, which is tied
+        hidden_BTD, _ = model.apply({"params": tree}, tokens, method="hidden")
         return hidden_BTD[0] @ probe_D
 
     jacobian_TVD = quick_jit(jax.jacrev(outputs_T))(params["embedder"]["embedding"])
@@ -125,7 +127,7 @@ def test_remat_full_saves_less_than_none():
 
     def temporary_bytes(remat):
         model = Transformer(config, Execution(remat=remat))
-        loss = lambda p: jnp.sum(model.apply(p, tokens, hidden=True))  # noqa: E731
+        loss = lambda p: jnp.sum(model.apply(p, tokens, method="hidden")[0])  # noqa: E731
         saved = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
         return sum(leaf.size for leaf in jax.tree.leaves(saved) if leaf.shape[:1] == (8,) and leaf.ndim > 3)
 
@@ -148,8 +150,18 @@ def test_bfloat16_follows_float32(config, random_params, quick_jit):
 def test_hidden_times_head_is_the_logits(name, random_params, quick_jit):
     config = small(name, num_layers=1)
     params, tokens = random_params(config), np.arange(6)[None]
-    hidden = quick_jit(partial(Transformer(config).apply, hidden=True))({"params": params}, tokens)
+    hidden, _ = quick_jit(partial(Transformer(config).apply, method="hidden"))({"params": params}, tokens)
     logits = quick_jit(Transformer(config).apply)({"params": params}, tokens)
     np.testing.assert_allclose(
         logits_from_hidden(config, hidden, *head_weights(config, params)), logits, rtol=1e-4, atol=1e-5
     )
+
+
+def test_what_no_execution_can_be_is_refused():
+    with pytest.raises(UserError, match=r"training\.remat='some' is not known: choose one of none, dots"):
+        Execution(remat="some")
+    with pytest.raises(ValueError, match="layout is 'merged'"):
+        Execution(layout="merged")
+    for trains in ({"remat": "full"}, {"flatten_tokens": True}, {"feedforward": lambda *_: None}):
+        with pytest.raises(ValueError, match="is for decoding"):
+            Execution(layout="unstacked", **trains)

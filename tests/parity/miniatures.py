@@ -62,7 +62,7 @@ def our_logits(config: ModelConfig, params, tokens):
 def cached_logits(config: ModelConfig, params, tokens, prefill=9):
     """A prefill of the first tokens and then the others one by one."""
     batch, length = tokens.shape
-    run = jax.jit(lambda p, t, c: Transformer(config).apply({"params": p}, t, cache=c))
+    run = jax.jit(lambda p, t, c: Transformer(config).apply({"params": p}, t, cache=c, method="logits"))
     cache = empty_cache(config, batch, length, jnp.float32)
     logits, cache = run(params, tokens[:, :prefill], cache)
     outputs = [logits]
@@ -114,7 +114,7 @@ def assert_left_padding(model, config, params, tokens, pad=5) -> float:
     extra = {"position_ids": positions} if accepts else {}
     expected = their_logits(model, tokens, attention_mask=mask, **extra)
     cache = empty_cache(config, *tokens.shape, jnp.float32)
-    run = jax.jit(lambda p, t, q, s, c: Transformer(config).apply({"params": p}, t, q, s, c))
+    run = jax.jit(lambda p, t, q, s, c: Transformer(config).apply({"params": p}, t, q, s, c, method="logits"))
     logits, _ = run(params, tokens, positions.astype(np.int32), mask.astype(np.int32), cache)
     seen = mask == 1
     return assert_close(np.asarray(logits)[seen], expected[seen])

@@ -83,7 +83,7 @@ def cached_logits(config, params, tokens, positions, mask) -> np.ndarray:
 
     @quick_jit
     def step(cache, tokens, positions, mask):
-        return Transformer(config).apply({"params": params}, tokens, positions, mask, cache)
+        return Transformer(config).apply({"params": params}, tokens, positions, mask, cache, method="logits")
 
     cache, pieces = empty_cache(config, len(tokens), T, jnp.float32), []
     for start in range(0, T, CHUNK):

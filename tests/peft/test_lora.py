@@ -12,7 +12,7 @@ from slmjax.errors import UserError
 from slmjax.models.execution import Execution
 from slmjax.peft.config import LoraConfig
 from slmjax.peft.targets import flatten, nested
-from slmjax.sharding.lean_feedforward import lean_feedforward
+from slmjax.sharding.chunked_feedforward import chunked_feedforward
 
 KINDS = {
     "lora": {},
@@ -126,7 +126,7 @@ def test_scan_is_the_loop_and_dropout_is_only_of_training(tune, jit):
 def test_a_lean_feed_forward_does_not_pass_over_what_is_added(quantize, tune, jit):
     lora = {"r": 4, "targets": ("up_proj",)}
     plain = tune(method="lora", lora=lora, quantize=quantize)
-    lean = tune(method="lora", lora=lora, quantize=quantize, execution=Execution(feedforward=lean_feedforward(None)))
+    lean = tune(method="lora", lora=lora, quantize=quantize, execution=Execution(feedforward=chunked_feedforward(None)))
     moved = jax.tree.map(lambda x: x + 0.1, plain.trained)
     np.testing.assert_allclose(jit(lean.loss)(moved), jit(plain.loss)(moved), rtol=1e-6)
 

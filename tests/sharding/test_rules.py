@@ -9,9 +9,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from slmjax.models.families.registry import FAMILIES, model_config
+from slmjax.models.parameters import path_string
 from slmjax.models.transformer import Transformer
-from slmjax.sharding.mesh import WEIGHTS, MeshConfig, make_mesh
-from slmjax.sharding.rules import path_string, spec_for, tree_shardings
+from slmjax.sharding.config import WEIGHTS, MeshConfig
+from slmjax.sharding.mesh import axis_size, divides, make_mesh
+from slmjax.sharding.rules import fit_spec, rule_for, spec_for, tree_shardings
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +72,20 @@ def test_optimizer_moments_lie_where_their_parameters_do(mesh):
     expected = tree_shardings(params, mesh)
     assert shardings[0].mu == expected and shardings[0].nu == expected
     assert shardings[0].count.spec == P()
+
+
+def test_one_layers_spec_is_the_stacks_without_its_first_axis(mesh):
+    for name in ("q_proj/kernel", "down_proj/kernel", "up_proj/bias", "down_proj/bias", "q_proj/lora_b"):
+        shape = (8, 12)[: 1 if name.endswith("bias") else 2]
+        one = fit_spec(rule_for(name), shape, mesh)
+        stacked = spec_for(f"segment_0/block_0/feedforward/{name}", (3, *shape), mesh)
+        assert (None, *one) == (*stacked, *(None,) * (len(one) + 1 - len(stacked)))
+    assert rule_for("final_norm/scale") == P()
+    assert fit_spec(P("tensor", WEIGHTS), (7, 4), mesh) == P(None, WEIGHTS)
+
+
+def test_axes_cut_a_dimension_into_the_product_of_their_sizes():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, sequence=1, tensor=4))
+    assert [axis_size(mesh, axes) for axes in (None, "data", "tensor", ("fsdp", "tensor"), ())] == [1, 1, 4, 8, 1]
+    assert divides(mesh, ("fsdp", "tensor"), 16) and not divides(mesh, ("fsdp", "tensor"), 12)
+    assert divides(mesh, None, 7)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slmjax.models.families.shapes import Switches
+from slmjax.models.families.switches import Switches
 
 LAYER_NORM: Switches = {"norm": "layer", "norm_bias": True}
 BIASES: Switches = {"qkv_bias": True, "attention_output_bias": True, "ffn_bias": True}

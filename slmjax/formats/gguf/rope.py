@@ -14,6 +14,7 @@ import numpy as np
 
 from slmjax.formats.gguf.keys import Keys
 from slmjax.models.config import ModelConfig, RopeScaling
+from slmjax.models.positions import llama3_smoothing, longrope_attention_factor
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 TENSORS = (FREQS, LONG, SHORT)  # no weights of the network
@@ -35,7 +36,7 @@ def scaling_from(keys: Keys, context_length: int, theta: float, dim: int, read: 
             long_factor=tuple(long.tolist()),
         )
         given = keys.number("rope.scaling.attn_factor", None)
-        if given is None or math.isclose(given, _longrope_attention(scaling), rel_tol=1e-6):
+        if given is None or math.isclose(given, longrope_attention_factor(scaling), rel_tol=1e-6):
             return scaling
         return dataclasses.replace(scaling, attention_factor=given)
     divisors = _divisors(keys, read, FREQS, dim)
@@ -64,7 +65,7 @@ def scaling_to(config: ModelConfig, arch: str, kinds: tuple[str, ...]) -> tuple[
     keys: dict[str, Any] = {f"{prefix}.type": s.kind}
     if s.kind == "longrope":  # without a factor, which llama.cpp would apply to every frequency
         keys[f"{prefix}.original_context_length"] = s.original_context_length
-        attention = _longrope_attention(s) if s.attention_factor is None else s.attention_factor
+        attention = longrope_attention_factor(s) if s.attention_factor is None else s.attention_factor
         keys[f"{prefix}.attn_factor"] = float(attention)
         return keys, {LONG: np.array(s.long_factor, np.float32), SHORT: np.array(s.short_factor, np.float32)}
     keys[f"{prefix}.factor"] = float(s.factor)
@@ -84,18 +85,13 @@ def _divisors(keys: Keys, read: ReadTensor, name: str, dim: int) -> np.ndarray |
     return np.array([float(str(v)) for v in values.astype(np.float32)])
 
 
-def _longrope_attention(s: RopeScaling) -> float:
-    return math.sqrt(1 + math.log(s.factor) / math.log(s.original_context_length)) if s.factor > 1 else 1.0
-
-
 def _wavelengths(theta: float, dim: int) -> np.ndarray:
     return 2 * math.pi * theta ** (np.arange(0, dim, 2) / dim)
 
 
 def _llama3_divisors(s: RopeScaling, theta: float, dim: int) -> np.ndarray:
     """What Llama 3.1 divides each frequency by: 1 for short waves, the factor for long ones."""
-    waves = s.original_context_length / _wavelengths(theta, dim)
-    smooth = np.clip((waves - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+    smooth = llama3_smoothing(_wavelengths(theta, dim), s)
     return (1 / ((1 - smooth) / s.factor + smooth)).astype(np.float32)
 
 

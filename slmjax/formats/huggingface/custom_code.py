@@ -33,7 +33,7 @@ from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.llama_names import IGNORED, llama_entries
 from slmjax.formats.weight_map import Entry, as_is, concatenated, layer_leaf
 from slmjax.models.config import ModelConfig
-from slmjax.models.families.shapes import make_divisible
+from slmjax.models.families.openelm import make_divisible
 
 
 def _each_layer(values: Values, key: str, layers: int) -> list[float]:

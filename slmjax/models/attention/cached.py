@@ -5,29 +5,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from slmjax.models.attention.kernels import MASKED
+from slmjax.models.attention.contract import MASKED, Mask, Scores
 
-BLOCK = 256  # keys a step of the loop
+BLOCK = 256  # keys a step of the loop; not measured against others
 
 
-def cached_attention(
-    q_BTHK: jax.Array,
-    k_BGSK: jax.Array,
-    v_BGSK: jax.Array,
-    *,
-    q_segments_BT: jax.Array,
-    kv_segments_BS: jax.Array,
-    index: jax.Array,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    slopes_H: jax.Array | None,
-) -> jax.Array:
-    """Attention [B, T, H, K] of queries at `index + t`, masked as `AttentionFn` says, over a cache with heads first.
+def cached_attention(q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
+    """Attention [B, T, H, K] of queries at `mask.offset + t` over a cache with heads first, whose segments are known.
 
+    A prefix counts as the cache's first positions: with a window or slopes it must have none (see `AttentionFn`).
     Softmax is accumulated over blocks of keys (Milakov and Gimelshein 2018, arXiv:1805.02867) from the first that a
     window shows to the last that is filled.
     """
+    assert mask.q_segments is not None and mask.kv_segments is not None and mask.offset is not None
+    q_segments_BT, kv_segments_BS, index = mask.q_segments, mask.kv_segments, mask.offset
     B, T, H, K = q_BTHK.shape
     G, S = k_BGSK.shape[1:3]
     R = H // G
@@ -38,19 +29,19 @@ def cached_attention(
         """Masked logits [B, G, R, T, length] of the keys from `start`; keys before `first` are hidden."""
         keys = jax.lax.dynamic_slice_in_dim(k_BGSK, start, length, axis=2)
         x = jnp.einsum("bgnk,bgsk->bgns", q_BGNK, keys, preferred_element_type=jnp.float32)
-        x = x.reshape(B, G, R, T, length) * scale
-        if softcap is not None:
-            x = softcap * jnp.tanh(x / softcap)
+        x = x.reshape(B, G, R, T, length) * scores.scale
+        if scores.softcap is not None:
+            x = scores.softcap * jnp.tanh(x / scores.softcap)
         k_index = start + jnp.arange(length)
         distance = q_index_T[:, None] - k_index[None, :]
-        if slopes_H is not None:
-            x = x - slopes_H.reshape(G, R, 1, 1) * distance
-        mask = (distance >= 0) & (k_index >= first)
-        if window is not None:
-            mask &= distance < window
+        if scores.slopes is not None:
+            x = x - scores.slopes.reshape(G, R, 1, 1) * distance
+        visible = (distance >= 0) & (k_index >= first)
+        if mask.window is not None:
+            visible &= distance < mask.window
         segments_Bs = jax.lax.dynamic_slice_in_dim(kv_segments_BS, start, length, axis=1)
-        mask = mask & (q_segments_BT[:, :, None] == segments_Bs[:, None, :])[:, None, None]
-        return jnp.where(mask, x, MASKED).reshape(B, G, R * T, length)
+        visible = visible & (q_segments_BT[:, :, None] == segments_Bs[:, None, :])[:, None, None]
+        return jnp.where(visible, x, MASKED).reshape(B, G, R * T, length)
 
     def add_block(i, state):
         top_BGN, total_BGN, sum_BGNK = state
@@ -66,7 +57,7 @@ def cached_attention(
         weights = jax.nn.softmax(logits(0, S, 0), axis=-1).astype(v_BGSK.dtype)
         context_BGNK = jnp.einsum("bgns,bgsk->bgnk", weights, v_BGSK)
     else:
-        first = 0 if window is None else jnp.maximum(index - window + 1, 0) // BLOCK
+        first = 0 if mask.window is None else jnp.maximum(index - mask.window + 1, 0) // BLOCK
         N = R * T
         empty = (jnp.full((B, G, N), MASKED), jnp.zeros((B, G, N)), jnp.zeros((B, G, N, K)))
         _, total_BGN, sum_BGNK = jax.lax.fori_loop(first, (index + T - 1) // BLOCK + 1, add_block, empty)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from slmjax.models import kv_cache
 from slmjax.models.attention.cached import cached_attention
+from slmjax.models.attention.contract import Mask, Scores
 from slmjax.models.config import LayerSpec, ModelConfig
 from slmjax.models.execution import Execution
+from slmjax.models.kv_cache import LayerCache
 from slmjax.models.linear import Linear
 from slmjax.models.normalization import query_key_norm
 from slmjax.models.positions import RopeTable, alibi_rounding, alibi_slopes, rotate
+
+
+class Context(NamedTuple):
+    """What all layers of a call share."""
+
+    ropes: tuple[RopeTable, ...]  # one for each of `ModelConfig.ropes`
+    q_segments_BT: jax.Array | None
+    kv_segments_BS: jax.Array | None
+    start: jax.Array | None  # index of the first token in the cache; None: the tokens are the whole sequence
 
 
 class Attention(nn.Module):
@@ -31,35 +41,43 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        ropes: tuple[RopeTable, ...],
-        q_segments_BT: jax.Array | None,
-        kv_segments_BS: jax.Array | None,
-        cache: kv_cache.LayerCache | None,
-        index: jax.Array | None,
+        context: Context,
+        cache: LayerCache | None,
         repeat: jax.Array | None = None,
-        prefix: kv_cache.LayerCache | None = None,
-    ) -> tuple[jax.Array, kv_cache.LayerCache | None]:
-        """`prefix`: keys and values [n, G, K] (or [B, n, G, K]) that every query sees, whatever its document.
+        prefix: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """`repeat`: number of the layer in a stacked cache.
 
-        With a cache they are expected in its first n positions already (`index` counts them).
+        `prefix`: keys and values [n, G, K] (or [B, n, G, K]) that every query sees, whatever its document. With a cache
+        they are expected in its first n positions already (`start` counts them).
         """
+        c, run = self.config, self.execution
+        q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, context.ropes)
+        if cache is not None:
+            cache = cache.write(k_BTGK, v_BTGK, 0 if context.start is None else context.start, repeat)
+        context_BTHK = self._attend(q_BTHK, k_BTGK, v_BTGK, context, cache, repeat, prefix)
+        B, T, H, K = context_BTHK.shape
+        flat = checkpoint_name(context_BTHK.reshape(B, T, H * K), "context")
+        divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
+        output = Linear(c.embed_dim, run, c.attention_output_bias, c.init_std, divisor, name="o_proj")
+        return output(flat), cache
+
+    def _project(self, x_BTD: jax.Array, ropes: tuple[RopeTable, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, T, H, K], keys and values [B, T, G, K]: normalized and rotated as the family does."""
         c, spec, run = self.config, self.spec, self.execution
         B, T, _ = x_BTD.shape
         H, G, K = spec.num_heads, spec.num_kv_heads, c.head_dim
-        linear = partial(
-            Linear, dtype=run.dtype, init_std=c.init_std, flatten_tokens=run.flatten_tokens, rows=run.layers_apart
-        )
-
-        if run.merged:
-            merged = linear((H + 2 * G) * K, use_bias=c.qkv_bias, rows=False, flatten_tokens=True, name="qkv_proj")
-            qkv = merged(x_BTD)
+        linear = partial(Linear, execution=run, use_bias=c.qkv_bias, init_std=c.init_std)
+        fused = run.layout == "fused"
+        if fused:
+            qkv = linear((H + 2 * G) * K, is_fused=True, name="qkv_proj")(x_BTD)
 
         def project(name: str, heads: int) -> jax.Array:
-            if run.merged:
+            if fused:
                 begin = {"q": 0, "k": H, "v": H + G}[name] * K
                 y = qkv[..., begin : begin + heads * K]
             else:
-                y = linear(heads * K, use_bias=c.qkv_bias, name=f"{name}_proj")(x_BTD)
+                y = linear(heads * K, name=f"{name}_proj")(x_BTD)
             if c.clip_qkv is not None:
                 y = jnp.clip(y, -c.clip_qkv, c.clip_qkv)
             if c.qk_norm == "full" and name != "v":
@@ -72,49 +90,56 @@ class Attention(nn.Module):
         q_BTHK, k_BTGK, v_BTGK = project("q", H), project("k", G), project("v", G)
         if spec.rope is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, ropes[spec.rope]), rotate(k_BTGK, ropes[spec.rope])
-        q_BTHK = checkpoint_name(q_BTHK, "query")
-        k_BSGK = checkpoint_name(k_BTGK, "key")
-        v_BSGK = checkpoint_name(v_BTGK, "value")
-        if cache is not None:
-            cache = kv_cache.write(cache, k_BTGK, v_BTGK, 0 if index is None else index, repeat)
-        held = None if index is None else cache  # None: the new tokens are all that there is
-        rounds = c.position == "alibi" and c.alibi_scaled
-        num_prefix = 0 if prefix is None else prefix[0].shape[-3]
-        # Read in blocks, the cache gives a prefix no place of its own before windows and slopes.
-        by_place = num_prefix > 0 and (spec.window is not None or c.position == "alibi")
-        apart = run.layers_apart and not rounds and not by_place
-        if held is not None and not apart:
-            k_BSGK, v_BSGK = (array.astype(run.dtype) for array in kv_cache.read(held, repeat))
-        if prefix is not None and cache is None:
-            k_BSGK, v_BSGK = (
-                jnp.concatenate([jnp.broadcast_to(p.astype(x.dtype), (B, num_prefix, G, K)), x], axis=1)
-                for p, x in zip(prefix, (k_BSGK, v_BSGK), strict=True)
-            )
-            if kv_segments_BS is not None:
-                kv_segments_BS = jnp.pad(kv_segments_BS, ((0, 0), (num_prefix, 0)))
+        names = zip((q_BTHK, k_BTGK, v_BTGK), ("query", "key", "value"), strict=True)
+        q_BTHK, k_BTGK, v_BTGK = (checkpoint_name(x, name) for x, name in names)
+        return q_BTHK, k_BTGK, v_BTGK
 
-        scale = c.softmax_scale
+    def _attend(
+        self,
+        q_BTHK: jax.Array,
+        k_BTGK: jax.Array,
+        v_BTGK: jax.Array,
+        context: Context,
+        cache: LayerCache | None,
+        repeat: jax.Array | None,
+        prefix: tuple[jax.Array, jax.Array] | None,
+    ) -> jax.Array:
+        """Attention [B, T, H, K] over the new tokens, or over the cache (which holds them) if tokens came before."""
+        c, spec, run = self.config, self.spec, self.execution
+        H, K = spec.num_heads, c.head_dim
+        num_prefix = 0 if prefix is None else prefix[0].shape[-3]
+        falcon_alibi = c.position == "alibi" and c.alibi_scaled
         slopes_H = None
         if c.position == "alibi":
-            slopes_H = jnp.asarray(alibi_slopes(H) * (scale if c.alibi_scaled else 1.0))
-        masks: dict[str, Any] = {
-            "q_segments_BT": q_segments_BT,
-            "kv_segments_BS": kv_segments_BS,
-            "window": spec.window,
-        }
-        form: dict[str, Any] = {"scale": scale, "softcap": c.attention_softcap, "slopes_H": slopes_H}
-        if rounds:
-            bias_BSH = alibi_rounding(H, kv_segments_BS, k_BSGK.shape[1])
-            q_BTHK, k_BSGK, v_BSGK = with_key_bias(q_BTHK, k_BSGK, v_BSGK, bias_BSH)
-        if held is not None and index is not None and apart:
-            context_BTHK = cached_attention(q_BTHK, held[0], held[1], index=index, **masks, **form)
+            slopes_H = jnp.asarray(alibi_slopes(H) * (c.softmax_scale if c.alibi_scaled else 1.0))
+        scores = Scores(c.softmax_scale, c.attention_softcap, slopes_H)
+        mask = Mask(context.q_segments_BT, context.kv_segments_BS, spec.window, context.start)
+        if context.start is not None and cache is not None:
+            # Read in blocks, the cache gives a prefix no place of its own before windows and slopes.
+            prefix_apart = num_prefix > 0 and (spec.window is not None or c.position == "alibi")
+            if cache.reads_in_blocks and not falcon_alibi and not prefix_apart:
+                return cached_attention(q_BTHK, cache.keys, cache.values, mask, scores)
+            k_BSGK, v_BSGK = (array.astype(run.dtype) for array in cache.read(repeat))
+            mask = mask.replace(offset=context.start - num_prefix, prefix=num_prefix)  # type: ignore[attr-defined]
         else:
-            offset = 0 if index is None else index - num_prefix
-            context_BTHK = run.attention(q_BTHK, k_BSGK, v_BSGK, q_offset=offset, prefix=num_prefix, **masks, **form)
-        context = checkpoint_name(context_BTHK[..., :K].reshape(B, T, H * K), "context")
-        divisor = math.sqrt(2 * c.num_layers) if c.init_scale_residual else 1.0
-        output = linear(c.embed_dim, use_bias=c.attention_output_bias, init_divisor=divisor, name="o_proj")
-        return output(context), cache
+            k_BSGK, v_BSGK = k_BTGK, v_BTGK
+            if prefix is not None and cache is None:
+                k_BSGK, v_BSGK = (put_before(p, x) for p, x in zip(prefix, (k_BSGK, v_BSGK), strict=True))
+                segments = mask.kv_segments
+                if segments is not None:
+                    segments = jnp.pad(segments, ((0, 0), (num_prefix, 0)))
+                mask = mask.replace(kv_segments=segments, prefix=num_prefix)  # type: ignore[attr-defined]
+        if falcon_alibi:
+            bias_BSH = alibi_rounding(H, mask.kv_segments, k_BSGK.shape[1])
+            q_BTHK, k_BSGK, v_BSGK = with_key_bias(q_BTHK, k_BSGK, v_BSGK, bias_BSH)
+        return run.attention(q_BTHK, k_BSGK, v_BSGK, mask, scores)[..., :K]
+
+
+def put_before(prefix: jax.Array, x_BTGK: jax.Array) -> jax.Array:
+    """[B, n + T, G, K]: a prefix [n, G, K] or [B, n, G, K] before each row."""
+    B, _, G, K = x_BTGK.shape
+    prefix_BNGK = jnp.broadcast_to(prefix.astype(x_BTGK.dtype), (B, prefix.shape[-3], G, K))
+    return jnp.concatenate([prefix_BNGK, x_BTGK], axis=1)
 
 
 def with_key_bias(

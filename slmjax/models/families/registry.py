@@ -10,15 +10,45 @@ import difflib
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
-from slmjax.models.families import layer_norm as families_layer_norm
-from slmjax.models.families import phi3 as families_phi3
-from slmjax.models.families import rms_norm as families_rms_norm
-from slmjax.models.families.shapes import Switches
+from slmjax.models.families import (
+    bloom,
+    falcon,
+    gemma,
+    gpt2,
+    granite,
+    llama,
+    minicpm,
+    minitron,
+    mobilellm,
+    olmo,
+    openelm,
+    opt,
+    phi,
+    pythia,
+    qwen,
+    smollm,
+    stablelm,
+)
+from slmjax.models.families.switches import Families
 
-FAMILIES: dict[str, tuple[Switches, dict[str, Switches]]] = {
-    **families_layer_norm.FAMILIES,
-    **families_phi3.FAMILIES,
-    **families_rms_norm.FAMILIES,
+FAMILIES: Families = {
+    **gpt2.FAMILIES,
+    **opt.FAMILIES,
+    **bloom.FAMILIES,
+    **falcon.FAMILIES,
+    **pythia.FAMILIES,
+    **phi.FAMILIES,
+    **olmo.FAMILIES,
+    **stablelm.FAMILIES,
+    **minitron.FAMILIES,
+    **llama.FAMILIES,
+    **mobilellm.FAMILIES,
+    **smollm.FAMILIES,
+    **qwen.FAMILIES,
+    **gemma.FAMILIES,
+    **openelm.FAMILIES,
+    **minicpm.FAMILIES,
+    **granite.FAMILIES,
 }
 _MODELS = {name: {**shared, **size} for shared, sizes in FAMILIES.values() for name, size in sizes.items()}
 
@@ -28,8 +58,8 @@ def model_config(name: str) -> ModelConfig:
     key = name.lower()
     if key not in _MODELS:
         near = difflib.get_close_matches(key, _MODELS, n=3, cutoff=0.5)
-        known = f"did you mean {' or '.join(near)}?" if near else f"known families: {', '.join(FAMILIES)}."
-        raise UserError(f"model {name!r} is not known; {known}")
+        known = f"did you mean {' or '.join(near)}?" if near else f"the families are {', '.join(FAMILIES)}."
+        raise UserError(f"The model {name!r} is not known: {known}")
     return ModelConfig(**_MODELS[key])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from slmjax.data.conversations.examples import sft_template
+from slmjax.data.conversations.encoding import sft_template
 from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
 from slmjax.models.execution import Execution

@@ -23,11 +23,21 @@ EVALUATION = "validation"  # the split of an evaluation's line
 class Journal:
     """Use as a context manager. `latest` holds the numbers of the last reported step and the last evaluation."""
 
-    def __init__(self, recipe: Recipe, workdir: Path, start: int, say: Callable[[str], None] | None = None):
-        """`start`: finished steps; lines of later ones, which a killed run left behind, are dropped."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        workdir: Path,
+        start: int,
+        unobserved: bool = False,
+        say: Callable[[str], None] | None = None,
+    ):
+        """Lines of steps after `start`, which a killed run left behind, are dropped.
+
+        unobserved: the evaluation after `start` is still to come, so its line is dropped too.
+        """
         self._training, self._budget, self._workdir = recipe.training, recipe.budget, workdir
         self._progress = Progress(recipe.budget.total_steps, start)
-        self._writer = MetricsWriter(workdir, keep_up_to=start or None)
+        self._writer = MetricsWriter(workdir, keep_up_to=start or None, unobserved=unobserved)
         self._meter = Meter(recipe.budget, recipe.program.mesh)
         self._profiling = False
         self._say = say or (self._progress.say if jax.process_index() == 0 else lambda message: None)

@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from slmjax.models.execution import FeedForwardFn
-from slmjax.sharding.mesh import BATCH, WEIGHTS, divides
+from slmjax.sharding.mesh import BATCH, WEIGHTS
+from slmjax.sharding.rules import fit_spec, rule_for
 
-CHUNK_BYTES = 2**25  # of one [tokens, F] array on a device
+CHUNK_BYTES = 2**25  # of one [tokens, F] array on a device; not measured against other sizes
 
 
 class Weights(NamedTuple):
@@ -34,11 +35,13 @@ class Weights(NamedTuple):
 
 
 TOKENS = P(BATCH, "sequence", None)
-_IN, _OUT = P(WEIGHTS, "tensor"), P("tensor", WEIGHTS)
-_SPECS = Weights(_IN, _OUT, _IN, P("tensor"), P(None), P("tensor"))  # those of `rules.py`
+_SPECS = Weights(
+    *(rule_for(f"{name}_proj/kernel") for name in ("up", "down", "gate")),
+    *(rule_for(f"{name}_proj/bias") for name in ("up", "down", "gate")),
+)
 
 
-def lean_feedforward(mesh: Mesh | None, chunk_bytes: int = CHUNK_BYTES) -> FeedForwardFn:
+def chunked_feedforward(mesh: Mesh | None, chunk_bytes: int = CHUNK_BYTES) -> FeedForwardFn:
     """The `Execution.feedforward` of a mesh (None: one device)."""
 
     def run(activation, x_BTD, up, down, gate):
@@ -139,7 +142,7 @@ class _Shards:
         self.specs: Any = None
         if mesh is not None:
             self.specs = jax.tree.map(
-                lambda w, spec: P(*(a if divides(mesh, a, n) else None for a, n in zip(spec, w.shape, strict=True))),
+                lambda w, spec: fit_spec(spec, w.shape, mesh),
                 weights,
                 Weights(*(None if w is None else spec for w, spec in zip(weights, _SPECS, strict=True))),
             )

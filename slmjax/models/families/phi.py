@@ -1,9 +1,9 @@
-"""Phi-3-mini, with the factors of LongRoPE that stretch its 4k context to 128k."""
+"""Phi, and Phi-3-mini with the factors of LongRoPE that stretch its 4k context to 128k."""
 
 from __future__ import annotations
 
 from slmjax.models.config import RopeScaling
-from slmjax.models.families.shapes import Switches, size
+from slmjax.models.families.switches import PLAIN, Families, size
 
 # The two factors of each pair of rotated dimensions, as in the configuration of the release of July 2024.
 # fmt: off
@@ -26,13 +26,35 @@ _SHORT = (
 )
 # fmt: on
 
-FAMILIES: dict[str, tuple[Switches, dict[str, Switches]]] = {
+FAMILIES: Families = {
+    "phi": (
+        {
+            **PLAIN,
+            "vocab_size": 51200,
+            "rope_fraction": 0.5,
+            "activation": "gelu_tanh",
+            "parallel_residual": True,
+            "shared_norm": True,
+            "tie_embeddings": False,
+            "head_bias": True,
+        },
+        {
+            "phi-1": size(num_layers=24, embed_dim=2048, num_heads=32),
+            "phi-1.5": size(num_layers=24, embed_dim=2048, num_heads=32),
+            "phi-2": size(num_layers=32, embed_dim=2560, num_heads=32, rope_fraction=0.4),
+        },
+    ),
     "phi-3": (
         {"vocab_size": 32064, "tie_embeddings": False, "layer_pattern": ("local",)},
         {
-            "phi-3-mini-4k": size(32, 3072, 32, 8192, context_length=4096, window=2047),
+            "phi-3-mini-4k": size(
+                num_layers=32, embed_dim=3072, num_heads=32, ffn_dim=8192, context_length=4096, window=2047
+            ),
             "phi-3-mini-128k": size(
-                *(32, 3072, 32, 8192),
+                num_layers=32,
+                embed_dim=3072,
+                num_heads=32,
+                ffn_dim=8192,
                 context_length=131072,
                 window=262144,
                 rope_scaling=RopeScaling("longrope", 32.0, 4096, short_factor=_SHORT, long_factor=_LONG),

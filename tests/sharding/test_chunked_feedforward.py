@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slmjax.models.feedforward import gated_activation, plain_activation
-from slmjax.sharding.lean_feedforward import lean_feedforward
+from slmjax.sharding.chunked_feedforward import chunked_feedforward
 from slmjax.sharding.mesh import MeshConfig, make_mesh
 
 B, T, D, F = 8, 6, 16, 32
@@ -39,7 +39,7 @@ def test_equals_the_plain_products(mesh, gated, bias):
     if mesh is not None and len(jax.devices()) < 8:
         pytest.skip("needs 8 emulated devices")
     activation = partial(gated_activation if gated else plain_activation, "silu")
-    lean = lean_feedforward(None if mesh is None else make_mesh(mesh), CHUNK_BYTES)
+    feedforward = chunked_feedforward(None if mesh is None else make_mesh(mesh), CHUNK_BYTES)
 
     def plain(x, up, down, gate):
         products = (product(x, up),)
@@ -48,7 +48,7 @@ def test_equals_the_plain_products(mesh, gated, bias):
         return jnp.sum(jnp.sin(product(activation(*products), down)))
 
     def chunked(x, up, down, gate):
-        return jnp.sum(jnp.sin(lean(activation, x, up, down, gate)))
+        return jnp.sum(jnp.sin(feedforward(activation, x, up, down, gate)))
 
     arguments = sub_layer(gated, bias)
     expected = jax.jit(jax.value_and_grad(plain, argnums=(0, 1, 2, 3)))(*arguments)
