@@ -34,8 +34,6 @@ DEBTS: dict[str, tuple[str, ...]] = {
         "inference/",
         "models/",
         "peft/",
-        "tokenization/",
-        "training/",
     ),
     "docstrings": (
         "data/",
