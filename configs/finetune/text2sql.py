@@ -23,10 +23,10 @@ METHODS = {
     "lora": (2e-3, {"lora": {"r": 8, "alpha": 16.0}}),
     "dora": (2e-3, {"method": "lora", "lora": {"r": 8, "alpha": 16.0, "dora": True}}),
     "freeze": (2e-4, {"freeze": {"last_layers": 10}}),
-    "adapter": (1e-3, {"adapter": {"kind": "pfeiffer", "reduction": 8}}),
-    "prefix": (1e-2, {"prefix": {"num_tokens": 20}}),
-    "prompt": (3e-2, {"prompt": {"num_tokens": 20}}),
-    "p_tuning": (1e-3, {"p_tuning": {"num_tokens": 20}}),
+    "adapter": (1e-3, {"adapter": {"kind": "pfeiffer", "reduction_factor": 8}}),
+    "prefix": (1e-2, {"prefix": {"num_virtual_tokens": 20}}),
+    "prompt": (3e-2, {"prompt": {"num_virtual_tokens": 20}}),
+    "p_tuning": (1e-3, {"p_tuning": {"num_virtual_tokens": 20}}),
     "ia3": (1e-2, {}),
 }
 

@@ -16,9 +16,10 @@ from slmjax.errors import UserError
 from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.text import starts_with_bos
-from slmjax.models.transformer import Transformer, head_weights
-from slmjax.objectives.cross_entropy import linear_cross_entropy, logits_bytes_for
-from slmjax.peft.interception import Options, applied
+from slmjax.models.transformer import head_weights
+from slmjax.objectives.chunks import logits_bytes_for
+from slmjax.objectives.cross_entropy import linear_cross_entropy
+from slmjax.peft.forward import Network, forward
 
 ROWS = 8  # of a batch
 
@@ -59,7 +60,7 @@ def evaluate_text(
     with tqdm(total=rows.num_transitions, desc="evaluate", unit="tok", unit_scale=True, disable=not progress) as bar:
         for first in range(0, len(rows), ROWS):
             batch = stack_rows(rows[i] if i < len(rows) else empty_row(T) for i in range(first, first + ROWS))
-            nats += float(_nll(lm.model, lm.options, lm.variables, batch))
+            nats += float(_nll(Network(lm.model, lm.options), lm.variables, batch))
             count = float(batch["loss_weights"].sum())
             tokens += count
             bar.update(int(count))
@@ -75,12 +76,15 @@ def evaluate_text(
     }
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _nll(model: Transformer, options: Options, variables, batch) -> jax.Array:
+@partial(jax.jit, static_argnums=0)
+def _nll(network: Network, variables, batch) -> jax.Array:
     """Summed negative log-likelihood of a batch's targets, in nats."""
     inputs = (batch["inputs"], batch["positions"], batch["segments"])
-    hidden = applied(model, variables, *inputs, hidden=True, options=options)
+    model = network.model
+    hidden = forward(network, variables, *inputs, hidden=True)
     kernel, bias = head_weights(model.config, variables["params"])
     logits_bytes = logits_bytes_for(jax.default_backend(), model.config)
     targets, weights = batch["targets"], batch["loss_weights"]
-    return linear_cross_entropy(model.config, 0.0, None, logits_bytes, hidden, kernel, bias, targets, weights).nll
+    return linear_cross_entropy(
+        hidden, kernel, bias, targets, weights, config=model.config, logits_bytes=logits_bytes
+    ).nll

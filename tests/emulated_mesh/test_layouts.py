@@ -20,8 +20,7 @@ from slmjax.objectives.next_token import next_token
 from slmjax.sharding.activations import make_constrain, sharded_attention
 from slmjax.sharding.mesh import MeshConfig, batch_spec, make_mesh
 from slmjax.sharding.rules import tree_shardings
-
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+from tests import tiny
 
 B, T, V = 8, 16, 96
 # Windows, grouped heads, an untied head with bias and a soft cap: what a layout could get wrong.
@@ -56,25 +55,11 @@ LAYOUTS = {
 
 
 def make_batch(config: ModelConfig, rows: int = B, length: int = T) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    segments = np.sort(rng.integers(1, 4, (rows, length)), axis=1).astype(np.int32)
-    positions = np.zeros_like(segments)
-    for row, ids in zip(positions, segments, strict=True):
-        for i in np.unique(ids):
-            row[ids == i] = np.arange((ids == i).sum())
-    return {
-        "inputs": rng.integers(0, config.vocab_size, (rows, length)).astype(np.int32),
-        "targets": rng.integers(0, config.vocab_size, (rows, length)).astype(np.int32),
-        "positions": positions,
-        "segments": segments,
-        "loss_weights": rng.random((rows, length)).astype(np.float32),
-    }
+    return tiny.make_batch(config.vocab_size, rows, length)
 
 
 def make_params(config: ModelConfig) -> dict:
-    rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    return jax.tree.map(lambda s: np.asarray(0.2 * rng.standard_normal(s.shape), np.float32), shapes)
+    return tiny.noise(tiny.param_shapes(config))
 
 
 def value_and_grad(config, batch, mesh=None):
@@ -85,7 +70,7 @@ def value_and_grad(config, batch, mesh=None):
 
 def compile_value_and_grad(config, batch, mesh=None):
     """The compiled program of `value_and_grad`, and its arguments where the rules put them."""
-    params, execution, shardings = make_params(config), Execution(remat="full"), None
+    params, execution, shardings = {"params": make_params(config)}, Execution(remat="full"), None
     if mesh is not None:
         attention = sharded_attention(xla_attention, mesh)
         execution = Execution(remat="full", attention=attention, constrain=make_constrain(mesh))
@@ -94,8 +79,9 @@ def compile_value_and_grad(config, batch, mesh=None):
         spec = batch_spec() if len(batch["inputs"]) % 8 == 0 else jax.sharding.PartitionSpec()
         batch = jax.device_put(batch, NamedSharding(mesh, spec))
     objective = next_token(Transformer(config, execution), z_loss=1e-2, mesh=mesh, logits_bytes=1)
-    step = quick_jit(
-        jax.value_and_grad(objective, has_aux=True), out_shardings=None if mesh is None else (None, shardings)
+    step = jax.jit(
+        jax.value_and_grad(lambda *args: ((loss := objective(*args)).sum, loss), has_aux=True),
+        out_shardings=None if mesh is None else (None, shardings),
     )
     arguments = params, {}, batch, None
     return step.lower(*arguments).compile(), arguments
@@ -120,7 +106,7 @@ def assert_equal(result, expected):
     for (path, gradient), other in zip(
         jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected_gradients), strict=True
     ):
-        scale = float(jnp.abs(other).max())
+        scale = tiny.largest(other)
         assert scale > 1e-4, path
         np.testing.assert_allclose(gradient, other, atol=1e-5 * scale, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
 
@@ -159,7 +145,7 @@ def test_parameters_are_made_where_the_rules_put_them():
     mesh = make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2))
     init = lambda key: Transformer(UNTIED).init(key, jnp.zeros((1, 4), jnp.int32))["params"]  # noqa: E731
     shardings = tree_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-    params = quick_jit(init, out_shardings=shardings)(jax.random.key(0))
+    params = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     block = params["segment_0"]["block_0"]
     local = lambda x: x.addressable_shards[0].data.shape  # noqa: E731
     assert local(params["embedder"]["embedding"]) == (V // 2, 32 // 4)
@@ -173,7 +159,7 @@ def test_parameters_are_made_where_the_rules_put_them():
     whole = sum(x.size for x in jax.tree.leaves(params))
     assert held < 1.1 * whole / 8
     # Where they are made does not change what they are.
-    alone = quick_jit(init)(jax.random.key(0))
+    alone = jax.jit(init)(jax.random.key(0))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), params, alone)
 
 
@@ -182,15 +168,15 @@ def test_parameters_are_made_where_the_rules_put_them():
 def test_attention_shard_by_shard_is_attention(layout, segments):
     mesh = make_mesh(LAYOUTS[layout])
     rng = np.random.default_rng(2)
-    q, k, v = (jnp.asarray(rng.standard_normal((4, 32, heads, 8)), jnp.float32) for heads in (4, 2, 2))
-    ids = jnp.asarray(make_batch(UNTIED, 4, 32)["segments"]) if segments else None
+    q, k, v = (rng.standard_normal((4, 32, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
+    ids = make_batch(UNTIED, 4, 32)["segments"] if segments else None
     mask, scores = Mask(ids, ids, window=7), Scores(0.3, 2.0, jnp.asarray(alibi_slopes(4)))
-    sharded = quick_jit(sharded_attention(xla_attention, mesh))
-    np.testing.assert_allclose(sharded(q, k, v, mask, scores), xla_attention(q, k, v, mask, scores), atol=1e-5)
+    sharded, whole = jax.jit(sharded_attention(xla_attention, mesh)), jax.jit(xla_attention)
+    np.testing.assert_allclose(sharded(q, k, v, mask, scores), whole(q, k, v, mask, scores), atol=1e-5)
 
     at_20 = None if ids is None else ids[:, 20:21]  # a decoding step, at an offset
     mask = Mask(at_20, ids, window=7, offset=jnp.asarray(20))
-    expected = xla_attention(q[:, :1], k, v, mask, scores)
+    expected = whole(q[:, :1], k, v, mask, scores)
     np.testing.assert_allclose(sharded(q[:, :1], k, v, mask, scores), expected, atol=1e-5)
 
 
@@ -209,7 +195,7 @@ def test_splash_over_the_sequence_axis_is_attention(window):
             out = attention(q, k, v, mask, scores)
             return jnp.sum(out * probe), out
 
-        return quick_jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
 
     (gradients, out), (expected_gradients, expected) = (
         run(sharded_attention(SplashAttention(interpret=True), mesh)),

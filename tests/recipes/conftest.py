@@ -1,8 +1,6 @@
 """The recipes of the package on a tiny run."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +13,9 @@ from slmjax.peft.config import PeftConfig
 from slmjax.recipes.config import default_config, run_config, set_budget
 from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.recipes.train import make_recipe
+from tests.tiny_run import assert_bitwise_equal, saved, tiny_config, tiny_text
 
-sys.path.insert(0, str(Path(__file__).parent))  # the two small recipes are modules beside the tests
+__all__ = ["assert_bitwise_equal", "saved", "tiny_config", "tiny_text"]
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,14 @@ import random
 import jax
 import numpy as np
 import pytest
-from online import online
-from pairwise import pairwise
 
 from slmjax.errors import UserError
 from slmjax.training import loop
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.interrupts import StopRequest
 from slmjax.training.reporting.metrics import MetricsWriter
+from tests.recipes.online import online
+from tests.recipes.pairwise import pairwise
 
 TIMES = ("tokens_per_second", "mfu", "data_wait", "memory_bytes")
 

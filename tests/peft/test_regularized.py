@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.models.parameters import flatten
 from slmjax.objectives.next_token import next_token
 from slmjax.objectives.regularized import regularized
-from slmjax.peft.anchoring import anchored
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.merging import merge
-from slmjax.peft.targets import flatten
+from slmjax.peft.method import anchor
+from tests.tiny import largest, moved
 
 B, T, V = 4, 12, 61
 METHODS = {
     "full": {"method": "full"},
-    "freeze": {"method": "freeze", "freeze": {"last_layers": 1, "train": ("embedder/embedding",)}},
+    "freeze": {"method": "freeze", "freeze": {"last_layers": 1}, "train": ("embedder/embedding",)},
     "lora": {"method": "lora", "lora": {"r": 3, "targets": ("all-linear", "embedder", "lm_head")}},
     "pissa and a norm": {"method": "lora", "lora": {"r": 3, "init": "pissa"}, "train": ("final_norm/scale",)},
     "lora on int8": {"method": "lora", "lora": {"r": 3}, "quantize": "int8"},
-    "prefix": {"method": "prefix", "prefix": {"num_tokens": 3}},
+    "prefix": {"method": "prefix", "prefix": {"num_virtual_tokens": 3}},
 }
 OF_WEIGHTS = [name for name in METHODS if name not in ("prefix", "lora on int8")]
 
@@ -37,19 +38,14 @@ def make_batch(rows=B):
     return arrays | {"loss_weights": weights}
 
 
-def moved(tree, scale=0.1, seed=4):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: x + jnp.asarray(scale * rng.standard_normal(x.shape), jnp.float32), tree)
-
-
 class Held:
     """A method with its anchor, at the start and away from it, and its terms one by one."""
 
     def __init__(self, tune, jit, kind):
         self.tuned, self.jit = tune(**METHODS[kind]), jit
-        self.model, self.method = self.tuned.model, anchored(self.tuned.method, added=True)
+        self.model, self.method = self.tuned.model, anchor(self.tuned.method, ewc=True)
         self.start, self.frozen = jit(self.method.split)(self.tuned.base, jax.random.key(3))
-        self.frozen["fisher"] = jax.tree.map(jnp.abs, moved(self.frozen["fisher"], 1.0, seed=7))
+        self.frozen["fisher"] = jax.tree.map(np.abs, moved(self.frozen["fisher"], 1.0, seed=7))
         self.away = moved(self.start)
 
     def terms(self, **strengths):
@@ -61,7 +57,7 @@ class Held:
         plain = next_token(self.model, self.method)
 
         def value(params, frozen):
-            return self.terms(**strengths)(params, frozen, batch, None)[0] - plain(params, frozen, batch, None)[0]
+            return self.terms(**strengths)(params, frozen, batch, None).sum - plain(params, frozen, batch, None).sum
 
         return self.jit(jax.value_and_grad(value))(params, self.frozen)
 
@@ -80,7 +76,7 @@ def test_the_start_is_held_by_nothing(kind, held):
     )
     value, gradient = h.extra(h.start, **strengths)
     assert abs(float(value)) < 2e-3  # of a loss of about 100; PiSSA's start is a difference of products
-    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient)) < 5e-3
+    assert max(largest(g) for g in jax.tree.leaves(gradient)) < 5e-3
     away, _ = h.extra(h.away, **strengths)
     assert float(away) > 0.5
 
@@ -90,22 +86,25 @@ def test_ewc_is_the_closed_form(kind, held):
     h = held(kind)
     weight = make_batch()["loss_weights"].sum()
     value, gradient = h.extra(h.away, ewc=2.0)
-    steps = jax.tree.map(lambda x, y: x - y, h.away, h.start)
+    steps = jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), h.away, h.start)
     expected = jax.tree.map(lambda f, s: 2.0 * weight * f * s, h.frozen["fisher"], steps)
-    half = (
-        sum(float(jnp.sum(e * s)) for e, s in zip(jax.tree.leaves(expected), jax.tree.leaves(steps), strict=True)) / 2
-    )
+    half = sum(float(np.sum(e * s)) for e, s in zip(jax.tree.leaves(expected), jax.tree.leaves(steps), strict=True)) / 2
     assert float(value) == pytest.approx(half, rel=1e-3)
     for (path, found), wanted in zip(flatten(gradient).items(), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=2e-3 * float(jnp.abs(wanted).max()), err_msg=path)
+        np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=2e-3 * largest(wanted), err_msg=path)
 
 
 @pytest.mark.parametrize("kind", OF_WEIGHTS)
 def test_l2_sp_is_the_distance_of_the_networks_weights(kind, held):
     h = held(kind)
-    parts = h.method.parts(h.away, h.frozen)
-    params = merge(parts["params"], parts["peft"]) if "peft" in parts else parts["params"]
-    moved = (jnp.sum(jnp.square(x - y)) for x, y in zip(*map(jax.tree.leaves, (params, h.tuned.base)), strict=True))
+
+    @h.jit
+    def merged(away, frozen):
+        parts = h.method.parts(away, frozen)
+        return merge(parts["params"], parts["peft"]) if "peft" in parts else parts["params"]
+
+    leaves = zip(*map(jax.tree.leaves, (merged(h.away, h.frozen), h.tuned.base)), strict=True)
+    moved = (np.square(np.asarray(x) - np.asarray(y)).sum() for x, y in leaves)
     value, _ = h.extra(h.away, l2_sp=0.5)
     assert float(value) == pytest.approx(float(make_batch()["loss_weights"].sum()) * 0.25 * float(sum(moved)), rel=1e-3)
 
@@ -113,9 +112,9 @@ def test_l2_sp_is_the_distance_of_the_networks_weights(kind, held):
 def direct_kl(h, params, batch):
     """Summed, with whole logits."""
     inputs = [batch[name] for name in ("inputs", "positions", "segments")]
-    ours = jax.nn.log_softmax(applied(h.model, h.method.variables(params, h.frozen), *inputs))
+    ours = jax.nn.log_softmax(forward(Network(h.model), h.method.variables(params, h.frozen), *inputs))
     params = h.tuned.method.parts(h.start, h.tuned.frozen)["params"]
-    base = jax.nn.log_softmax(applied(h.model, {"params": params}, *inputs))
+    base = jax.nn.log_softmax(forward(Network(h.model), {"params": params}, *inputs))
     weights = batch.get("kl_weights", batch["loss_weights"])
     return jnp.sum(weights * jnp.sum(jnp.exp(base) * (base - ours), axis=-1))
 
@@ -132,7 +131,7 @@ def test_kl_and_its_gradient_are_those_of_whole_logits(kind, marked, held):
     assert float(expected) > 0.1
     assert float(value) == pytest.approx(float(expected), rel=1e-3, abs=1e-3)
     for (path, x), y in zip(flatten(gradient).items(), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(x, y, atol=2e-3 * float(jnp.abs(y).max()) + 1e-4, err_msg=path)
+        np.testing.assert_allclose(x, y, atol=2e-3 * largest(y) + 1e-4, err_msg=path)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -140,20 +139,23 @@ def test_the_normalized_loss_does_not_depend_on_how_the_batch_is_cut(kind, held)
     h, batch = held(kind), make_batch()
     batch["kl_weights"] = batch["loss_weights"][::-1].copy()
     objective = h.jit(h.terms(l2_sp=0.1, ewc=0.1, kl=0.5))
-    whole, (weight, sums) = objective(h.away, h.frozen, batch, None)
+    whole = objective(h.away, h.frozen, batch, None)
     halves = [
         objective(h.away, h.frozen, {k: v[rows] for k, v in batch.items()}, None) for rows in (slice(1), slice(1, B))
     ]
-    loss, weights = (float(halves[0][0] + halves[1][0]), float(halves[0][1][0] + halves[1][1][0]))
-    assert loss / weights == pytest.approx(float(whole / weight), rel=1e-5)
-    for name in ("l2_sp", "ewc", "kl", "kl_tokens"):
-        assert float(halves[0][1][1][name] + halves[1][1][1][name]) == pytest.approx(float(sums[name]), rel=1e-5), name
+    added = jax.tree.map(lambda a, b: float(a + b), *halves)
+    assert added.sum / added.weight == pytest.approx(float(whole.sum / whole.weight), rel=1e-5)
+    for name in ("l2_sp", "ewc", "kl"):
+        expected = float(whole.metrics[name].over(whole.weight))
+        assert added.metrics[name].over(added.weight) == pytest.approx(expected, rel=1e-5), name
+        assert added.metrics[name].sum == pytest.approx(float(whole.metrics[name].sum), rel=1e-5), name
+    assert added.metrics["kl"].weight == pytest.approx(float(batch["kl_weights"].sum()), rel=1e-5)
 
 
 def test_dora_has_no_distance(tune):
     tuned = tune(method="lora", lora={"r": 2, "dora": True})
     with pytest.raises(UserError, match="DoRA"):
-        regularized(tuned.model, anchored(tuned.method, added=False), l2_sp=1.0)(
+        regularized(tuned.model, anchor(tuned.method, ewc=False), l2_sp=1.0)(
             tuned.trained, tuned.frozen, make_batch(), None
         )
 
@@ -170,7 +172,7 @@ def embeddings_of(tuned, rng, segments):
     tokens = make_batch()["inputs"]
     variables = tuned.method.variables(tuned.trained, tuned.frozen)
     with jax.disable_jit():
-        applied(tuned.model.clone(execution=record), variables, tokens, None, segments, options=options, rng=rng)
+        forward(Network(tuned.model.clone(execution=record), options), variables, tokens, None, segments, rng=rng)
     return next(x for name, x in seen if name == "embedding")
 
 
