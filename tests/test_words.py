@@ -21,6 +21,7 @@ ROOMS = (
 )
 MAX_LINES = 320
 MAX_FILES = 16  # Python files of one folder, without __init__.py
+TABLES = ("models/families",)  # folders of data, a file each for what a reader looks up by its name: any number
 KINDS = (ast.Call, ast.Assign, ast.Import, ast.ImportFrom)
 SECTIONS = ("model", "data", "training", "optimizer", "schedule", "mesh", "checkpoint", "peft", "forgetting")
 
@@ -31,8 +32,6 @@ DEBTS: dict[str, tuple[str, ...]] = {
         "evaluation/",
         "models/",
         "peft/",
-        "tokenization/",
-        "training/",
     ),
     "docstrings": (
         "data/",
@@ -238,8 +237,8 @@ def test_every_room_stands_in_the_table():
 def test_files_and_rooms_are_of_a_readers_size():
     lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     report("lines", {file: [f"{count} lines"] for file, count in lines.items() if count > MAX_LINES})
-    rooms = Counter(path.parent for path in FILES if path.name != "__init__.py")
-    assert {name_of(room): count for room, count in rooms.items() if count > MAX_FILES} == {}
+    rooms = Counter(name_of(path.parent) for path in FILES if path.name != "__init__.py")
+    assert {room: count for room, count in rooms.items() if count > MAX_FILES and room not in TABLES} == {}
 
 
 def test_no_room_is_a_drawer():

@@ -50,7 +50,7 @@ def test_the_ends_are_exact_and_shapes_must_agree():
 
 def test_mistakes_get_a_sentence(trained, capsys):
     for arguments, words in (
-        ([str(trained / "base")], "is not a fine-tune"),
+        ([str(trained / "base")], "is a model and not a run"),
         ([str(trained / "run"), "--points", "0,2"], "from 0 (the base) to 1"),
         ([str(trained / "run"), "--output", str(trained / "nowhere" / "x")], "no directory"),
     ):
