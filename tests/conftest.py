@@ -89,10 +89,11 @@ def programs_are_let_go():
 @pytest.fixture(scope="module")
 def full_optimization():
     """A file whose programs are compiled as users' are: about their text, memory or speed, or run for long."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

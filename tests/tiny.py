@@ -1,13 +1,13 @@
 """Small networks, batches and trees of numbers, made by NumPy: each JAX operation outside a jit is one more program."""
 
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slmjax.models.config import ModelConfig
-from slmjax.models.transformer import Transformer
+from slmjax.models.parameters import abstract_params
 
 
 def make_batch(vocab_size: int, rows: int, length: int, documents: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
@@ -29,9 +29,10 @@ def make_batch(vocab_size: int, rows: int, length: int, documents: int = 3, seed
     }
 
 
+@functools.cache
 def param_shapes(config: ModelConfig) -> Any:
-    """The shapes and dtypes of a network's parameters."""
-    return jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    """The shapes and dtypes of a network's parameters, traced once for all tests of a process."""
+    return abstract_params(config)
 
 
 def noise(tree: Any, scale: float = 0.2, seed: int = 1) -> Any:

@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tpu_memory.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra test, Linux x86_64)"
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra aot, Linux x86_64)"
 )
 @pytest.mark.parametrize("topology", ["v5e-16", "v5p-8", "v6e-8"])
 def test_the_step_compiles_and_fits(topology, tmp_path):

@@ -12,7 +12,7 @@ from slmjax.inference.generate import generate_ids, stop_ids_of
 from slmjax.tokenization.chat_template import ChatTemplate
 from slmjax.tokenization.chat_tokens import encode_messages
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("full_optimization")]
 WINDOW = 1024
 
 

@@ -1,7 +1,6 @@
 """Miniatures of every named model: the same switches, a handful of dimensions."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,13 @@ import pytest
 
 from slmjax.models.config import ModelConfig
 from slmjax.models.families.registry import FAMILIES, model_config
-from slmjax.models.transformer import Transformer
+from tests.tiny import param_shapes
 
 
 @pytest.fixture(scope="session")
 def quick_jit():
-    """`jax.jit` that halves compilation time: these tests compile hundreds of programs and run each once."""
-    return partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    """`jax.jit`: tests/conftest.py has every program compiled with little effort."""
+    return jax.jit
 
 
 def miniature(config: ModelConfig) -> ModelConfig:
@@ -88,12 +87,11 @@ def random_params():
 
     def make(config: ModelConfig, seed: int = 0, std: float = 0.3) -> dict:
         rng = np.random.default_rng(seed)
-        shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
 
         def draw(path, leaf):
             center = 1.0 if path[-1].key == "scale" and not config.norm_unit_offset else 0.0
             return jnp.asarray(center + std * rng.standard_normal(leaf.shape), jnp.float32)
 
-        return jax.tree_util.tree_map_with_path(draw, shapes)
+        return jax.tree_util.tree_map_with_path(draw, param_shapes(config))
 
     return make
