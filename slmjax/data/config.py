@@ -1,4 +1,4 @@
-"""What to train on and how documents become rows, as plain values. Imports nothing heavy."""
+"""The settings of training data, as plain values: sources, and the way from documents to rows. Imports nothing heavy."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ _TRAIN = "train:"
 
 @dataclasses.dataclass(frozen=True)
 class RowLayout:
-    """How documents become rows.
+    """The way from documents to rows.
 
     Attributes:
         sequence_length: T, tokens in a row.
@@ -96,7 +96,7 @@ class BaseDataConfig:
             )
 
     def row_layout(self) -> RowLayout:
-        """How documents become rows."""
+        """The way from documents to rows."""
         raise NotImplementedError
 
     def _convert_sources(self, name: str) -> None:
@@ -144,7 +144,7 @@ class DataConfig(BaseDataConfig):
             _ = self.trained_vocab_size
 
     def row_layout(self) -> RowLayout:
-        """How documents become rows."""
+        """The way from documents to rows."""
         return RowLayout(self.sequence_length, self.packing)
 
     @property

@@ -1,4 +1,4 @@
-"""What lies in a prepared corpus, in numbers and a few words."""
+"""The contents of a prepared corpus, in numbers and a few words."""
 
 from pathlib import Path
 from typing import Any

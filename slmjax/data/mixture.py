@@ -31,7 +31,7 @@ class Mixture:
         return [int(weight * scale) for weight in weights]
 
     def rows_drawn(self, num_rows: int) -> dict[str, int]:
-        """How many of the first `num_rows` rows of the mixture come from each source.
+        """Count how many of the first `num_rows` rows of the mixture come from each source.
 
         grain gives each source in turn its share of the rows that the sources before it leave, rounded up.
         """
@@ -59,7 +59,7 @@ def epoch_sizes(mixture: Mixture, layout: RowLayout) -> dict[str, EpochSize]:
 
 
 def interleaved_rows(num_rows: int, share: float) -> int:
-    """How many of the first `num_rows` rows `Interleaved` puts in between: floor(num_rows * share), counted exactly."""
+    """Count the rows that `Interleaved` puts between the first `num_rows`: floor(num_rows * share), computed exactly."""
     return math.floor(num_rows * Fraction(share).limit_denominator(10**6))
 
 
@@ -87,6 +87,6 @@ def rows_for_epochs(mixture: Mixture, layout: RowLayout, epochs: float, *, inter
 
 
 def repeats(mixture: Mixture, layout: RowLayout, num_rows: int, *, interleaved_share: float = 0.0) -> dict[str, float]:
-    """How many passes over each source are in the first `num_rows` rows of training: rows drawn from it / its rows."""
+    """Passes over each source in the first `num_rows` rows of training: rows drawn from it / its rows."""
     drawn = mixture.rows_drawn(num_rows - interleaved_rows(num_rows, interleaved_share))
     return {name: drawn[name] / max(1, size.rows) for name, size in epoch_sizes(mixture, layout).items()}

@@ -27,11 +27,11 @@ BATCH_FIELDS: dict[str, type[np.generic]] = {
 
 
 class Documents(Protocol):
-    """What rows are made of: a `TokenStore`, or the examples of fine-tuning."""
+    """The documents that rows are made of: a `TokenStore`, or the examples of fine-tuning."""
 
     @property
     def name(self) -> str:
-        """What an error calls them."""
+        """The name that errors use for these documents."""
 
     @property
     def lengths(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What to fine-tune on, as plain values. Imports nothing heavy."""
+"""The settings of fine-tuning data, as plain values. Imports nothing heavy."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class ConversationSource:
 
     @property
     def files(self) -> SourceConfig:
-        """Where the records lie."""
+        """The files of records, as a source of documents."""
         return SourceConfig(self.path, self.weight, self.format)
 
 

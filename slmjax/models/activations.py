@@ -31,7 +31,7 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0)."""
+    """The rectifier `max(x, 0)`."""
     import jax
 
     return jax.nn.relu(x)

@@ -1,4 +1,4 @@
-"""What a decoder-only transformer is, as one frozen dataclass of orthogonal switches.
+"""`ModelConfig`: a decoder-only transformer as one frozen dataclass of orthogonal switches.
 
 Every family of the field (`families/`) is a setting of these switches; nothing here says how a network is run
 (see `execution.py`) or what it costs (see `counting.py`). A config is read and checked without importing jax.
@@ -19,7 +19,7 @@ from slmjax.models.config_checks import check_model, check_rope_scaling
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the length of pretraining (see `positions.py` for the equations)."""
+    """The stretching of rotary frequencies beyond the length of pretraining (`positions.py` has the equations)."""
 
     kind: str
     factor: float = 1.0
@@ -40,7 +40,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What may differ from one layer to the next. Two layers with equal specs can share one compiled body."""
+    """The settings that may differ from one layer to the next. Two layers with equal specs can share one compiled body."""
 
     num_heads: int
     num_kv_heads: int

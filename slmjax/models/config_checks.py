@@ -1,4 +1,4 @@
-"""Which settings of a model are possible. A mistake is a UserError with the key, the number and the way out."""
+"""Checks of a model's settings. A mistake is a UserError with the key, the number and the way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a network is run, as opposed to what it is: dtype, attention kernel, remat, layout. No weight depends on it."""
+"""`Execution`: the ways to run a network (dtype, attention kernel, remat, layout), on which no weight depends."""
 
 from __future__ import annotations
 

@@ -48,10 +48,10 @@ class FeedForward(nn.Module):
 
 
 def plain_activation(name: str, up: jax.Array) -> jax.Array:
-    """act(up)."""
+    """The activation without a gate, `act(up)`."""
     return ACTIVATIONS[name](up)
 
 
 def gated_activation(name: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """act(gate) * up."""
+    """The gated activation, `act(gate) * up`."""
     return ACTIVATIONS[name](gate) * up

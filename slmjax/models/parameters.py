@@ -30,7 +30,7 @@ _PROJECTIONS = ("embed_in_proj", "embed_out_proj")  # weight products that belon
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer's arrays are: under `path`, at index `repeat` of the first axis."""
+    """The place of a layer's arrays: under `path`, at index `repeat` of the first axis."""
 
     segment: int
     block: int
@@ -79,7 +79,7 @@ def layers_of(config: ModelConfig, path: str) -> tuple[int, ...]:
 
 
 def within_block(path: str) -> str:
-    """What follows the block in a path: "attention/q_proj/kernel"; the path itself where there is no block."""
+    """The part of a path after the block: "attention/q_proj/kernel"; the path itself where there is no block."""
     found = _BLOCK.search(path)
     return path[found.end() :] if found else path
 

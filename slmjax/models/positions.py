@@ -121,7 +121,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def alibi_rounding(num_heads: int, segments_BS: jax.Array | None, length: int) -> jax.Array:
-    """What Falcon's arithmetic adds to ALiBi's slope * position of each key, float32 [B, S, H].
+    """The error that Falcon's arithmetic adds to ALiBi's slope * position of each key, float32 [B, S, H].
 
     It multiplies the two in bfloat16, whatever the network's dtype: at position 400 of 32 heads its logits are 0.4 off
     those of exact slopes. Positions count from the beginning of the key's document. segments_BS: None is one document.

@@ -147,9 +147,9 @@ class Transformer(nn.Module):
         segments_BT: jax.Array | None = None,
         cache: KVCache | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
-        """What the head multiplies, [B, T, E] after the final norm in the compute dtype, and the cache (None: none).
+        """Hidden states for the head, [B, T, E] after the final norm in the compute dtype, and the cache (None: none).
 
-        It is for losses that never materialize the logits, and for generation, which needs those of one position.
+        They are for losses that never materialize the logits, and for generation, which needs those of one position.
         """
         x_BTE, _, cache = self._run(tokens_BT, positions_BT, segments_BT, cache)
         return x_BTE, cache

@@ -1,4 +1,4 @@
-"""How far a network's predictions are from its base's, token by token, without holding the logits of all tokens."""
+"""The divergence of a network's predictions from its base's, token by token, without the logits of all tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an objective returns: the contract between objectives and the training step."""
+"""The values that an objective returns: the contract between objectives and the training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Next-token prediction."""
+"""The objective of pretraining and fine-tuning: predict the next token."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def cross_entropy_loss(
 def hidden_and_head(
     model: Transformer, method: Method, variables: dict, batch: Batch, rng: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """What a loss multiplies to logits: hidden states [B, T, E], the head's kernel [E, V] and its bias [V] or None."""
+    """The factors of the logits: hidden states [B, T, E], the head's kernel [E, V] and its bias [V] or None."""
     inputs = (batch["inputs"], batch["positions"], batch["segments"])
     hidden_BTE = forward(Network(model, method.options), variables, *inputs, hidden=True, rng=rng)
     return hidden_BTE, *head_weights(model.config, variables["params"])

@@ -1,4 +1,4 @@
-"""How far the weights have moved: L2-SP and EWC, pure functions of what is trained and where it began."""
+"""Penalties on how far the weights have moved: L2-SP and EWC, pure functions of the weights and their start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a fine-tune began, kept beside what is frozen: what L2-SP, EWC and KL to the base measure from."""
+"""The start of a fine-tune, kept beside what is frozen: L2-SP, EWC and KL to the base measure from it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Anchors:
 
     @classmethod
     def of(cls, frozen: dict[str, Any]) -> Anchors:
-        """Those that `frozen` holds."""
+        """The anchors that `frozen` holds."""
         return cls(**{name: frozen.get(name) for name in _FIELDS})
 
     @classmethod
     def at(cls, trained: Params, *, ewc: bool) -> Anchors:
-        """Those of what is trained, as it is now; ewc: what EWC needs too, with a Fisher information of zeros."""
+        """Anchors at the present values of `trained`; ewc: with what EWC needs too, its Fisher information still zeros."""
         start = jax.tree.map(jnp.copy, trained.get("params"))
         if not ewc:
             return cls(start)
@@ -42,7 +42,7 @@ class Anchors:
         return others | {name: tree for name in _FIELDS if (tree := getattr(self, name)) is not None}
 
     def trained(self) -> Params:
-        """What is trained as it was at the start; what was added only where EWC keeps it."""
+        """The trained arrays as they were at the start; those that were added only where EWC keeps them."""
         parts = {"peft": self.added_start, "params": self.start}
         return {name: tree for name, tree in parts.items() if tree is not None}
 

@@ -25,7 +25,7 @@ INITS = ("vocabulary", "text", "random", "zero")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Which weights get a low-rank term, and how it starts. Patterns are those of `targets.choose`."""
+    """Settings of LoRA: which weights get a low-rank term, and how it starts. Patterns are those of `targets.choose`."""
 
     r: int = 16
     alpha: float = 32.0  # the term is scaled by alpha / r
@@ -56,7 +56,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Which kind, and its sizes where they are not the kind's own."""
+    """Settings of bottleneck adapters: their kind, and their sizes where they are not the kind's own."""
 
     kind: str = "pfeiffer"  # houlsby, pfeiffer, parallel
     reduction_factor: int = 0  # the bottleneck is embed_dim / reduction_factor; 0: the kind's own (16, 16, 2)
@@ -77,7 +77,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class IA3Config:
-    """Which products are scaled: their outputs, or, for those also in `feedforward`, their inputs."""
+    """The products that IA3 scales: their outputs, or, for those also in `feedforward`, their inputs."""
 
     targets: tuple[str, ...] = ("k_proj", "v_proj", "down_proj")
     feedforward: tuple[str, ...] = ("down_proj",)
@@ -168,7 +168,7 @@ MERGEABLE = ("full", "lora", "ia3", "freeze")  # what these learn can be worked 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """How a network is fine-tuned. The default trains all of it; only the chosen method's section counts."""
+    """The way a network is fine-tuned. The default trains all of it; only the chosen method's section counts."""
 
     method: str = "full"
     base: str = ""  # path of the model that is fine-tuned; "": begin from random parameters

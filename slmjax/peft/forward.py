@@ -29,7 +29,7 @@ from slmjax.quantization.weights import KINDS, dequantize_kernel, is_quantized
 
 @dataclass(frozen=True)
 class Network:
-    """What is run, without its arrays: those are `variables`, the collections that `forward` takes."""
+    """A network without its arrays: those are `variables`, the collections that `forward` takes."""
 
     model: Transformer
     options: Options = PLAIN

@@ -23,11 +23,11 @@ Encode = Callable[[str], list[int]]
 
 
 class Added(Protocol):
-    """What a method adds to the base."""
+    """The part of a method that is added to the base."""
 
     @property
     def options(self) -> Options:
-        """What the arrays do not say."""
+        """The settings that the arrays do not hold."""
 
     @property
     def changes_at_start(self) -> bool:
@@ -41,12 +41,12 @@ class Added(Protocol):
         """(what is trained, constants)."""
 
     def collection(self, trained: Params, constants: Params, base: Params) -> Params:
-        """What the network sees: its collection `peft`."""
+        """The collection `peft` that the network sees."""
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """What is trained of a network and what is frozen. The default trains all of it and adds nothing.
+    """The division of a network into what is trained and what is frozen. The default trains all of it and adds nothing.
 
     Both are dicts with `params`, arrays of the base by their paths there, and `peft`, what is added (trained) and its
     constants (frozen); neither has a key for what it does not have. `frozen` may also hold `Anchors`.

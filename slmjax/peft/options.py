@@ -1,4 +1,4 @@
-"""How what is added to a network is run: the numbers that no array holds."""
+"""`Options`: the settings of what is added to a network that no array holds."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def prefix_of_cache(cache: KVCache) -> dict:
 
 
 def prefix_length(collection: Any) -> int:
-    """How many positions the prefix takes; 0 where there is none."""
+    """The number of positions that the prefix takes; 0 where there is none."""
     lengths = [leaf.shape[-3] for path, leaf in flatten(collection).items() if path.endswith("/prefix_key")]
     return lengths[0] if lengths else 0
 

@@ -88,7 +88,7 @@ def select_named(patterns: tuple[str, ...], network: ModelConfig, base: Params) 
 
 
 def select_frozen(config: PeftConfig, network: ModelConfig, base: Params) -> Selection:
-    """What the method `freeze` trains: new, first and last layers, what peft.train names. UserError for none."""
+    """The arrays that `freeze` trains: new, first and last layers, what peft.train names. UserError for none."""
     L, freeze = network.num_layers, config.freeze
     if freeze.first_layers + freeze.last_layers > L:
         raise UserError(

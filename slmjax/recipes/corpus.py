@@ -25,7 +25,7 @@ from slmjax.training.processes import barrier, is_primary
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a run reads."""
+    """The data that a run reads."""
 
     tokenizer: Tokenizer
     train: Mixture
@@ -46,7 +46,7 @@ class Corpus:
         )
 
     def passes(self, data: DataConfig | SftConfig, num_rows: int) -> dict[str, float]:
-        """How often each source is read through by so many training rows."""
+        """The number of passes over each source in `num_rows` training rows."""
         return repeats(self.train, data.row_layout(), num_rows)
 
     def rows_per_epoch(self, data: DataConfig | SftConfig) -> int:

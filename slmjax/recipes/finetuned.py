@@ -13,7 +13,7 @@ from slmjax.recipes.config import RunConfig
 
 
 def describe_run(config: RunConfig, stop_ids: Sequence[int] = ()) -> Description:
-    """What a loader must know of a run; its `write(workdir)` makes the run's slmjax.json.
+    """The description of a run for those who load it; its `write(workdir)` makes the run's slmjax.json.
 
     config: with the base's fingerprint and new layers filled in. stop_ids: those of the base, for conversations.
     """

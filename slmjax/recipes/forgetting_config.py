@@ -47,7 +47,7 @@ class ForgettingConfig:
 
     @property
     def strengths(self) -> dict[str, float]:
-        """Of the terms that hold the network to its base, those that are on."""
+        """Strengths of the terms that hold the network to its base, those that are on."""
         return {name: getattr(self, name) for name in _STRENGTHS if getattr(self, name)}
 
     @property

@@ -25,11 +25,11 @@ class GeneralText:
     heldout: TokenStore
 
     def measured_rows(self, sequence_length: int, tokens: int) -> list[Row]:
-        """At most `tokens` tokens of the held-out text in whole rows (at least one), spread over all of it."""
+        """Whole rows of the held-out text, at most `tokens` tokens (but at least one row), spread over all of it."""
         return _spread_rows(self.heldout, sequence_length, max(1, tokens // sequence_length))
 
     def estimation_rows(self, sequence_length: int, count: int) -> list[Row]:
-        """At most `count` rows of the other text, spread over all of it."""
+        """Rows of the other text, at most `count`, spread over all of it."""
         return _spread_rows(self.train, sequence_length, count)
 
 

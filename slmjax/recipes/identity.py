@@ -1,4 +1,4 @@
-"""Which run is this? A stored config against the one that would continue it."""
+"""The identity of a run: its stored config against the one that would continue it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class ModelProgram:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """Of each array of a text batch."""
+        """The sharding of each array of a text batch."""
         sharding = self.batch["inputs"].sharding
         assert isinstance(sharding, NamedSharding)
         return sharding

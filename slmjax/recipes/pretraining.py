@@ -82,7 +82,7 @@ def settle(config: RunConfig, corpus: Corpus) -> RunConfig:
 
 
 def text_observers(lm: ModelProgram, corpus: Corpus, workdir: Path, more: list[Observer] | None = None) -> list[Any]:
-    """What is watched in every training on text; `more` stand between the losses and what looks at them."""
+    """The observers of every training on text; `more` stand between the losses and what looks at them."""
     t = lm.config.training
     observers: list[Any] = []
     if corpus.validation:
@@ -118,7 +118,7 @@ def text_recipe(lm: ModelProgram, corpus: Corpus, workdir: Path, **parts: Any) -
 
 
 def run_length(lm: ModelProgram, corpus: Corpus) -> str:
-    """Where a run takes place, how long it is, and how often its data repeat."""
+    """A line on where a run takes place, how long it is, and how often its data repeat."""
     config, mesh = lm.config, lm.program.mesh
     axes = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
     passes = corpus.passes(config.data, config.total_steps * config.training.batch_size)

@@ -24,7 +24,7 @@ CHUNK_BYTES = 2**25  # of one [tokens, F] array on a device; not measured agains
 
 
 class Weights(NamedTuple):
-    """Of one sub-layer; None where the family has none. Kernels are [in, out], float32 as they are kept."""
+    """The weights of one sub-layer; None where the family has none. Kernels are [in, out], float32 as they are kept."""
 
     up: Any  # [D, F]
     down: Any  # [F, D]

@@ -1,4 +1,4 @@
-"""What one jax device of each kind holds and computes at most, from the vendors' data sheets."""
+"""Memory and peak rate of one jax device of each kind, from the vendors' data sheets."""
 
 from __future__ import annotations
 

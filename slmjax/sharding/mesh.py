@@ -58,5 +58,5 @@ def divides(mesh: Mesh, axes: Axes, size: int) -> bool:
 
 
 def batch_spec() -> PartitionSpec:
-    """How a batch array [B, T] lies on the mesh."""
+    """The partition of a batch array [B, T] over the mesh."""
     return PartitionSpec(BATCH, "sequence")

@@ -1,4 +1,4 @@
-"""Which characters of a rendered conversation the assistant wrote, where the template does not say so itself.
+"""The characters of a rendered conversation that the assistant wrote, found where the template does not say so itself.
 
 A template is a black box, so each turn is found by rendering the conversation in part and by comparing. Every step is
 checked against the whole text: a span is either certain or an error, since a wrong one would teach a model in silence.
@@ -18,7 +18,7 @@ _PROBE = f"\ue002{secrets.token_hex(8)}\ue003"  # a content that no text holds a
 
 @dataclass(frozen=True)
 class Rendering:
-    """What to render."""
+    """A conversation to render."""
 
     messages: list[dict[str, Any]]
     add_generation_prompt: bool

@@ -22,7 +22,7 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Backend(Protocol):
-    """What `Tokenizer` needs from a library."""
+    """The functions that `Tokenizer` needs from a library."""
 
     vocab_size: int
 

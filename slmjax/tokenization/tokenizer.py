@@ -77,7 +77,7 @@ class Tokenizer:
         return self._backend.encode_batch([_encodable(text) for text in texts])
 
     def encode_with_offsets(self, text: str, allow_special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
-        """As `encode`, and for each token the characters [begin, end) of `text` that it stands for.
+        """Encode as `encode` does, and give for each token the characters [begin, end) of `text` that it stands for.
 
         Tokens that share a character (the bytes of an emoji) have the same place.
 

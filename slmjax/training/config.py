@@ -76,7 +76,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Which optimizer, and its numbers. Weight decay is decoupled and multiplied by the learning rate, as in torch.
+    """The optimizer and its numbers. Weight decay is decoupled and multiplied by the learning rate, as in torch.
 
     The peak learning rate that suits differs: adamw and muon share one (muon's update is scaled to AdamW's RMS), lion
     wants 3-10 times less and 3-10 times more decay (arXiv:2302.06675). adafactor is used without its parameter scale
@@ -106,7 +106,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """What the learning rate does between the first step and the last.
+    """The course of the learning rate from the first step to the last.
 
     Every schedule starts with a linear warmup to `peak`: step s of it has the rate peak * (s + 1) / warmup_steps, so
     that the first update is not wasted on a rate of zero. Then

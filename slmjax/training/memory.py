@@ -23,7 +23,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a program's memory depends on, for the sentence that explains where it went."""
+    """The values that a program's memory depends on, for the sentence that explains where it went."""
 
     mesh: Mesh
     state: TrainState  # shapes, dtypes and shardings
@@ -59,7 +59,7 @@ def require_host_memory(footprint: Footprint, num_bytes: int) -> None:
 
 
 def host_memory_bytes() -> int:
-    """What this process may use at most: the machine's memory, or its container's or shell's (ulimit -v) limit."""
+    """The most bytes this process may use: the machine's memory, or its container's or shell's (ulimit -v) limit."""
     limits = [1 << 62]
     try:
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

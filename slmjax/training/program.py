@@ -1,4 +1,4 @@
-"""What a run compiles: the mesh, the state, and a step for each kind of batch, on these devices or described ones."""
+"""The compiled part of a run: the mesh, the state, and a step for each kind of batch, on these devices or described ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine is given: a recipe. It says what is computed, on which batches, and what is watched."""
+"""`Recipe`, the engine's input: what is computed, on which batches, and what is watched."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class End:
-    """How a call of `train` ends."""
+    """The end of a call of `train`, for observers."""
 
     step: int
     complete: bool  # the budget is spent or an observer has ended the run; else a signal stopped it
@@ -79,7 +79,7 @@ class Observer(Protocol):
         """A report for `TrainResult.reports`, or None."""
 
     def position(self) -> Position:
-        """What it remembers; {} for most."""
+        """The state that it remembers; {} for most."""
 
     def seek(self, position: Position) -> None:
         """Go on from `position()`."""
@@ -93,7 +93,7 @@ class Watching:
     keep = False
 
     def finish(self, end: End) -> Any:
-        """No report."""
+        """Give no report."""
         del end
 
     def position(self) -> Position:
@@ -107,7 +107,7 @@ class Watching:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a run is and what a step costs, for progress, rates and schedules."""
+    """The length of a run and the cost of a step, for progress, rates and schedules."""
 
     total_steps: int
     tokens_per_step: int
@@ -117,7 +117,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Record:
-    """What identifies a run: written into its workdir first, held against it when the run goes on."""
+    """The identity of a run: written into its workdir first, held against it when the run goes on."""
 
     config: dict[str, Any]  # plain JSON values
     differences: Callable[[dict[str, Any]], list[str]]  # from a stored config: the keys that make this another run
@@ -160,7 +160,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run ended.
+    """The result of a call of `train`.
 
     Attributes:
         step: updates finished.

@@ -23,12 +23,12 @@ KeyedExample = tuple[int, np.ndarray, np.ndarray]  # hash of the content, token 
 
 @dataclasses.dataclass
 class EncodingReport:
-    """What became of the records.
+    """Counts of what became of the records.
 
     Attributes:
-        examples: that are trained or validated on.
-        tokens, learned: in them, the learned ones as targets.
-        truncated, tokens_cut: examples that lost their end, and how much that was in all.
+        examples: those to train and to validate on.
+        tokens, learned: the tokens in them, and how many of these are learned (as targets).
+        truncated, tokens_cut: examples that lost their end, and how many tokens that was in all.
         open_ended: examples whose last learned token is no special token, so that they teach no end.
         skipped: records by reason; `first` quotes the first of each.
     """

@@ -1,4 +1,4 @@
-"""What attention computes, and what a backend that computes it is: softmax(q k^T * scale + bias) v under a mask."""
+"""The contract of attention and its backends: softmax(q k^T * scale + bias) v under a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite, so that a fully mas
 
 @flax.struct.dataclass
 class Mask:
-    """Which keys a query sees: causal, within the window, of its own document.
+    """The keys that each query sees: causal, within the window, of its own document.
 
     A key is visible when its index is at most the query's, fewer than `window` behind it (None: any number), and its
     segment is the query's (None: one segment). The first `prefix` keys stand before index 0: all queries see them, in
@@ -39,7 +39,7 @@ class Mask:
 
 @flax.struct.dataclass
 class Scores:
-    """How a query's product with a key becomes a logit: times `scale`, capped, less ALiBi's slope times distance.
+    """The way from a product of query and key to a logit: times `scale`, capped, less ALiBi's slope times distance.
 
     softcap: c replaces logits x by c * tanh(x / c) before the mask; None: no cap. slopes: float32 [H] of ALiBi, which
     the prefix has none of; None: no bias.

@@ -22,7 +22,7 @@ from slmjax.models.positions import RopeTable, alibi_rounding, alibi_slopes, rot
 
 
 class Context(NamedTuple):
-    """What all layers of a call share."""
+    """The values that all layers of one call share."""
 
     ropes: tuple[RopeTable, ...]  # one for each of `ModelConfig.ropes`
     q_segments_BT: jax.Array | None

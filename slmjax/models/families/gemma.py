@@ -1,4 +1,4 @@
-"""Gemma."""
+"""The Gemma family, all generations."""
 
 from __future__ import annotations
 

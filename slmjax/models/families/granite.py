@@ -1,4 +1,4 @@
-"""Granite."""
+"""The Granite family."""
 
 from __future__ import annotations
 

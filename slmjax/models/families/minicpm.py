@@ -1,4 +1,4 @@
-"""MiniCPM."""
+"""The MiniCPM family."""
 
 from __future__ import annotations
 

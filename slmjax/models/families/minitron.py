@@ -1,4 +1,4 @@
-"""Minitron (Nemotron)."""
+"""The Minitron (Nemotron) family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen."""
+"""The Qwen family, all generations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StableLM."""
+"""The StableLM family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several families share, and how the sizes of a family are written down."""
+"""The switches that several families share, and the notation for the sizes of a family."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Bottleneck:
 
     @property
     def options(self) -> Options:
-        """How they are run."""
+        """The activation, scale and place of the adapters."""
         config = self.config
         return Options(activation=config.activation, scale=config.scale, parallel=config.kind == "parallel")
 
@@ -55,7 +55,7 @@ class Bottleneck:
         return tree, {}
 
     def collection(self, trained: Params, constants: Params, base: Params) -> Params:
-        """What the network sees."""
+        """The collection `peft` that the network sees."""
         return trained
 
 

@@ -31,7 +31,7 @@ class IA3:
         return unflatten({path: jnp.ones(shape) for path, shape in self.shapes.items()}), {}
 
     def collection(self, trained: Params, constants: Params, base: Params) -> Params:
-        """What the network sees."""
+        """The collection `peft` that the network sees."""
         return trained
 
 

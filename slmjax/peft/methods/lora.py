@@ -50,12 +50,12 @@ class Lora:
 
     @property
     def options(self) -> Options:
-        """How they are run."""
+        """The dropout of the adapters."""
         return Options(dropout=self.config.dropout)
 
     @property
     def rate_factors(self) -> dict[str, float]:
-        """LoRA+'s."""
+        """The factor of LoRA+ on the learning rate of B."""
         ratio = self.config.loraplus_lr_ratio
         return {"lora_b": ratio} if ratio != 1 else {}
 
@@ -96,7 +96,7 @@ class Lora:
         return unflatten(trained), unflatten(constants)
 
     def collection(self, trained: Params, constants: Params, base: Params) -> Params:
-        """What the network sees: `lora_a`, `lora_b`, `lora_scale` (and `dora_magnitude`) for every layer of a stack.
+        """The collection that the network sees: `lora_a`, `lora_b`, `lora_scale` (and `dora_magnitude`) for every layer of a stack.
 
         A layer that is not adapted has scale 0.
         """

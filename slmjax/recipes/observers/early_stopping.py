@@ -23,7 +23,7 @@ class EarlyStopping(Watching):
 
     @property
     def verdict(self) -> str:  # type: ignore[override]
-        """Why the run ends, once it has waited long enough."""
+        """The reason to end the run, once it has waited long enough; "" before."""
         if self.waited < self._patience:
             return ""
         return (
@@ -59,7 +59,7 @@ class EarlyStopping(Watching):
         return self.best_step
 
     def position(self) -> Position:
-        """What `seek` takes; floats come back exactly."""
+        """The state that `seek` takes; floats come back exactly."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def seek(self, position: Position) -> None:

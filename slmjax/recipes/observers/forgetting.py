@@ -1,4 +1,4 @@
-"""What a fine-tune gained and what it forgot: the same losses before and after, as a table, as JSON, as a plot."""
+"""Gains and forgetting of a fine-tune: the same losses before and after, as a table, as JSON, as a plot."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Losses(Watching):
         self._lm, self._batches, self._prefix, self._metrics = lm, batches, prefix, metrics
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
-        """Of the averaged weights if there are; before the first step, of the network as it began."""
+        """Losses of the averaged weights if there are any; before the first step, of the network as it began."""
         at_start = evaluation.step == 0 and self._lm.method.changes_at_start
         step = self._lm.base_eval_step if at_start else self._lm.eval_step
         values = mean_losses(self._lm, step, evaluation.state, self._batches())

@@ -41,7 +41,7 @@ _COMPRESSED = 0.8  # of a state's bytes: weights and moments shrink by about a t
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint gives back. `step` counts finished updates.
+    """The contents of a checkpoint. `step` counts finished updates.
 
     position: as it was saved, its arrays as NumPy arrays. A checkpoint from before positions were nested gives
     {"batches": {"next_index": n}, "observers": {"early_stopping": {...}}}, without early stopping where there was none.
@@ -54,7 +54,7 @@ class Restored:
 
 
 def steps_to_keep(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
-    """Which of the steps stay, given each one's best_metric (None or NaN: not evaluated; lower is better)."""
+    """The steps that stay, given each one's best_metric (None or NaN: not evaluated; lower is better)."""
     steps = sorted(scores)
     keep = set(steps[-config.keep_last :])
     if config.keep_every:

@@ -9,7 +9,7 @@ from slmjax.errors import UserError
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are saved and which are kept; the three kinds of keeping add up."""
+    """The rule by which checkpoints are saved and kept; the three kinds of keeping add up."""
 
     every: int = 1000  # steps between checkpoints
     keep_last: int = 3

@@ -41,7 +41,7 @@ class Meter:
         return rates
 
     def totals(self, step: int) -> dict[str, float]:
-        """What has been used up so far."""
+        """The tokens and memory used so far."""
         tokens = step * self._budget.tokens_per_step
         per_param = tokens / self._budget.num_params
         return {"tokens": tokens, "tokens_per_param": per_param, "memory_bytes": device_memory_bytes()}

@@ -209,7 +209,7 @@ _SMALLEST_FITTED = 44e6  # parameters of the smallest model that the laws were f
 
 @dataclasses.dataclass(frozen=True)
 class ChinchillaReport:
-    """Where a run stands against the compute-optimal point; `str` makes the sentence."""
+    """The place of a run against the compute-optimal point; `str` makes the sentence."""
 
     num_params: int
     tokens: int
