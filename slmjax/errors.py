@@ -24,8 +24,13 @@ def first_few(items: Sequence[str], count: int = 3, separator: str = ", ") -> st
     return separator.join(items[:count]) + more
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: "did you mean 'lora'?" or "choose one of full, lora."."""
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, otherwise: str = "") -> str:
+    """The end of a sentence about an unknown name: "did you mean 'lora'?" or "choose one of full, lora.".
+
+    most: names to suggest. otherwise: what to say where none is near, for `known` that are too many to list.
+    """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}."
+    close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return otherwise or f"choose one of {', '.join(names)}."

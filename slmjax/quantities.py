@@ -5,6 +5,7 @@ from __future__ import annotations
 
 def format_count(number: float) -> str:
     """Three significant digits with k, M, B or T: 134515008 is "135M"."""
+    number = float(f"{number:.3g}")  # 999.7 is 1k, not 1e+03
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{suffix}"

@@ -23,8 +23,9 @@ from slmjax.models.positions import alibi_slopes
 from slmjax.models.transformer import Transformer
 from slmjax.recipes.config import default_config, run_config, set_budget
 from slmjax.recipes.language_model import ModelProgram, build
+from slmjax.sharding.hardware import peak_flops
 from slmjax.training.program import TRAIN, to_devices
-from slmjax.training.reporting.metrics import model_flops_utilization, peak_flops
+from slmjax.training.reporting.meter import model_flops_utilization
 
 __all__ = [
     "TRAIN",

@@ -1,4 +1,4 @@
-"""The settings of training data, as plain values: sources, and the way from documents to rows. Imports nothing heavy."""
+"""The settings of training data, as plain values: sources, and how documents become rows. Imports nothing heavy."""
 
 import dataclasses
 import math

@@ -59,7 +59,7 @@ def epoch_sizes(mixture: Mixture, layout: RowLayout) -> dict[str, EpochSize]:
 
 
 def interleaved_rows(num_rows: int, share: float) -> int:
-    """Count the rows that `Interleaved` puts between the first `num_rows`: floor(num_rows * share), computed exactly."""
+    """Count the rows of `Interleaved` among the first `num_rows`: floor(num_rows * share), computed exactly."""
     return math.floor(num_rows * Fraction(share).limit_denominator(10**6))
 
 

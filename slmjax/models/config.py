@@ -40,7 +40,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The settings that may differ from one layer to the next. Two layers with equal specs can share one compiled body."""
+    """The settings that may differ between layers. Two layers with equal specs can share one compiled body."""
 
     num_heads: int
     num_kv_heads: int

@@ -1,4 +1,4 @@
-"""The arrangement in which a CPU decodes fast: every layer's parameters and caches as arrays of their own, kernels as [out, in].
+"""The arrangement for fast decoding on a CPU: parameters and caches of each layer on their own, kernels as [out, in].
 
 Where XLA's CPU backend unrolls a scan, it copies each layer's kernels out of their stack before it multiplies with
 them: every token would move all weights three times. The stacked form is the one that is trained, saved and sharded.

@@ -29,7 +29,7 @@ class Anchors:
 
     @classmethod
     def at(cls, trained: Params, *, ewc: bool) -> Anchors:
-        """Anchors at the present values of `trained`; ewc: with what EWC needs too, its Fisher information still zeros."""
+        """Anchors at the present values of `trained`; ewc: also what EWC needs, its Fisher information still zeros."""
         start = jax.tree.map(jnp.copy, trained.get("params"))
         if not ewc:
             return cls(start)

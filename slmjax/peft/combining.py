@@ -53,7 +53,7 @@ def combine(
     if len(adapters) != len(weights) or not adapters:
         raise UserError(f"{len(adapters)} adapters and {len(weights)} weights are given: give one weight an adapter.")
     if not 0 < density <= 1:
-        raise UserError(f"density={density} must be above 0 and at most 1.")
+        raise UserError(f"The density is {density}, but it must be above 0 and at most 1.")
     flats = [flatten(adapter) for adapter in adapters]
     modules = sorted({path.rpartition("/")[0] for flat in flats for path in flat})
     combined: dict[str, jax.Array] = {}

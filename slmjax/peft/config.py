@@ -25,7 +25,7 @@ INITS = ("vocabulary", "text", "random", "zero")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Settings of LoRA: which weights get a low-rank term, and how it starts. Patterns are those of `targets.choose`."""
+    """Settings of LoRA: the weights that get a low-rank term, and its start. Patterns are those of `targets.choose`."""
 
     r: int = 16
     alpha: float = 32.0  # the term is scaled by alpha / r

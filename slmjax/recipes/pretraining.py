@@ -27,7 +27,7 @@ from slmjax.training.checkpoints.config import CheckpointConfig
 from slmjax.training.processes import is_primary
 from slmjax.training.program import TRAIN
 from slmjax.training.recipe import Observer, Position, Recipe
-from slmjax.training.reporting.metrics import chinchilla_report
+from slmjax.training.reporting.scaling_laws import chinchilla_report
 from slmjax.training.run_directory import refuse_another
 from slmjax.training.state import TrainState
 

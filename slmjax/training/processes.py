@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import jax
+
+from slmjax import console
 
 
 def is_primary() -> bool:
@@ -13,9 +13,9 @@ def is_primary() -> bool:
 
 
 def warn(message: str) -> None:
-    """One line on stderr, from process 0 alone."""
+    """Print a warning about the run, from process 0 alone."""
     if is_primary():
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        console.warn(message)
 
 
 def barrier(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The compiled part of a run: the mesh, the state, and a step for each kind of batch, on these devices or described ones."""
+"""The program of a run: the mesh, the state, a step for each kind of batch, on these devices or described ones."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ def test_packed_losses_are_those_of_each_example_alone():
     key = jax.random.key(0)
     params = jax.jit(model.init)(key, jnp.zeros((1, T), jnp.int32))["params"]
     objective = jax.jit(next_token(model))
-    packed_loss, (packed_weight, _) = objective({"params": params}, {}, packed, None)
-    alone_loss, (alone_weight, _) = objective({"params": params}, {}, alone, None)
+    packed_loss, packed_weight, _ = objective({"params": params}, {}, packed, None)
+    alone_loss, alone_weight, _ = objective({"params": params}, {}, alone, None)
     assert packed_weight == alone_weight
     assert abs(packed_loss / packed_weight - alone_loss / alone_weight) < 1e-5

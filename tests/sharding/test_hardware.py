@@ -11,25 +11,25 @@ from slmjax.sharding.topologies import SLICES, topology_devices
 
 
 @pytest.mark.parametrize(
-    ("kind", "chip"),
+    ("kind", "chip", "teraflops"),
     [
-        ("TPU v4", "v4"),
-        ("TPU v5 lite", "v5e"),
-        ("TPU v5e", "v5e"),
-        ("TPU v5p", "v5p"),
-        ("TPU v5", "v5p"),
-        ("TPU v6 lite", "v6e"),
-        ("TPU7x", "v7x"),
-        ("NVIDIA A100-SXM4-80GB", "a100"),
-        ("NVIDIA H100 PCIe", "h100-pcie"),
-        ("NVIDIA H100 80GB HBM3", "h100"),
-        ("NVIDIA H200", "h200"),
-        ("NVIDIA B200", "b200"),
+        ("TPU v4", "v4", 275),
+        ("TPU v5 lite", "v5e", 197),
+        ("TPU v5e", "v5e", 197),
+        ("TPU v5p", "v5p", 459),
+        ("TPU v5", "v5p", 459),
+        ("TPU v6 lite", "v6e", 918),
+        ("TPU7x", "v7x", 2307 / 2),
+        ("NVIDIA A100-SXM4-80GB", "a100", 312),
+        ("NVIDIA H100 PCIe", "h100-pcie", 756),
+        ("NVIDIA H100 80GB HBM3", "h100", 989),
+        ("NVIDIA H200", "h200", 989),
+        ("NVIDIA B200", "b200", 2237),
     ],
 )
-def test_device_kinds_name_their_chip(kind, chip):
+def test_device_kinds_name_their_chip(kind, chip, teraflops):
     assert chip_of(kind) is CHIPS[chip]
-    assert peak_flops(kind) == CHIPS[chip].peak_flops > 1e14
+    assert peak_flops(kind) == CHIPS[chip].peak_flops == pytest.approx(teraflops * 1e12)
 
 
 def test_what_is_no_accelerator_has_no_peak():

@@ -1,10 +1,10 @@
 """Fine-tuning data: examples in memory, as packing reads them, to train on and to validate on."""
 
 import dataclasses
-import sys
 
 import numpy as np
 
+from slmjax.console import say
 from slmjax.data.conversations.encoding import Encoder, EncodingReport, sft_template
 from slmjax.data.mixture import Mixture
 from slmjax.data.sft_config import SftConfig
@@ -76,11 +76,13 @@ def load_examples(config: SftConfig, tokenizer: Tokenizer, *, progress: bool = T
     keyed = {name: list(encoder.encode_source(name, source, progress)) for name, source in config.sources.items()}
     own = {name: list(encoder.encode_source(name, source, progress)) for name, source in config.validation.items()}
     if progress:
-        print(report, file=sys.stderr)
+        say(str(report))
     for name, examples in {**keyed, **own}.items():
         if not examples:
-            reasons = " ".join(report.first.values()) or "It has no records."
-            raise UserError(f"Nothing of the source {name!r} can be learned from. {reasons}")
+            reasons = " ".join(report.first.values()).rstrip(".") or "it has no records"
+            raise UserError(
+                f"Nothing of the source {name!r} can be learned from ({reasons}): take it out of the config."
+            )
     keys = [[key for key, _, _ in examples] for examples in keyed.values()]
     held_out = set() if own else held_out_keys(keys, config.validation_fraction)
     train = {

@@ -5,9 +5,7 @@ Rope lengths, biases, tying and rounding are those of the released weights, so t
 
 from __future__ import annotations
 
-import difflib
-
-from slmjax.errors import UserError
+from slmjax.errors import UserError, did_you_mean
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.models.families import (
@@ -57,9 +55,8 @@ def model_config(name: str) -> ModelConfig:
     """The config of a named model, e.g. "smollm2-135m"; UserError with the nearest names when there is none."""
     key = name.lower()
     if key not in _MODELS:
-        near = difflib.get_close_matches(key, _MODELS, n=3, cutoff=0.5)
-        known = f"did you mean {' or '.join(near)}?" if near else f"the families are {', '.join(FAMILIES)}."
-        raise UserError(f"The model {name!r} is not known: {known}")
+        families = f"the families are {', '.join(FAMILIES)}."
+        raise UserError(f"The model {name!r} is not known: {did_you_mean(key, _MODELS, most=3, otherwise=families)}")
     return ModelConfig(**_MODELS[key])
 
 

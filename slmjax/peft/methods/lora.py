@@ -96,9 +96,10 @@ class Lora:
         return unflatten(trained), unflatten(constants)
 
     def collection(self, trained: Params, constants: Params, base: Params) -> Params:
-        """The collection that the network sees: `lora_a`, `lora_b`, `lora_scale` (and `dora_magnitude`) for every layer of a stack.
+        """The collection `peft` that the network sees.
 
-        A layer that is not adapted has scale 0.
+        It has `lora_a`, `lora_b`, `lora_scale` (and `dora_magnitude`) for every layer of a stack; a layer that is not
+        adapted has scale 0.
         """
         ours, start = flatten(trained), flatten(constants)
         seen: dict[str, jax.Array] = {}

@@ -1,13 +1,15 @@
-"""Rates of a run by the host's clock."""
+"""Rates of a run by the host's clock, and the memory it has used."""
 
 from __future__ import annotations
 
+import sys
 import time
 
+import jax
 from jax.sharding import Mesh
 
+from slmjax.sharding.hardware import peak_flops
 from slmjax.training.recipe import Budget
-from slmjax.training.reporting.metrics import device_memory_bytes, model_flops_utilization, peak_flops
 
 
 class Meter:
@@ -45,3 +47,27 @@ class Meter:
         tokens = step * self._budget.tokens_per_step
         per_param = tokens / self._budget.num_params
         return {"tokens": tokens, "tokens_per_param": per_param, "memory_bytes": device_memory_bytes()}
+
+
+def model_flops_utilization(
+    tokens_per_second: float, flops_per_token: float, peak_flops_per_device: float, num_devices: int
+) -> float:
+    """Model FLOPs utilization in [0, 1] (PaLM, arXiv:2204.02311, appendix B).
+
+    flops_per_token is the model's analytic count for forward and backward (ModelConfig); what rematerialization
+    computes again is not counted, and XLA's cost_analysis, which counts the body of a scan once, is never used.
+    """
+    return tokens_per_second * flops_per_token / (peak_flops_per_device * num_devices)
+
+
+def device_memory_bytes() -> int:
+    """The most bytes that any local device has held so far; on a CPU the peak resident size of the process."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    if any(peaks):
+        return int(max(peaks))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -3,6 +3,9 @@
 import sys
 import time
 
+from slmjax.console import say
+from slmjax.quantities import format_count, format_duration
+
 
 class Progress:
     """Shows loss, tokens per second, MFU and the time left; use as a context manager or call close()."""
@@ -25,13 +28,13 @@ class Progress:
         """Report that `step` updates are finished; cheap enough to be called after each."""
         now = time.monotonic()
         self._first = self._first or (step, now)
-        numbers = f"loss {loss:.4f}, {_thousands(tokens_per_second)} tokens/s" + (f", MFU {mfu:.1%}" if mfu else "")
+        numbers = f"loss {loss:.4f}, {format_count(tokens_per_second)} tokens/s" + (f", MFU {mfu:.1%}" if mfu else "")
         if self._bar is not None:
             self._bar.set_postfix_str(numbers, refresh=False)
             self._bar.update(step - self._step)
         elif now - self._last_line >= self._seconds_between_lines or step >= self._total:
             self._last_line = now
-            print(f"step {step}/{self._total}: {numbers}{self._time_left(step, now)}", file=sys.stderr, flush=True)
+            say(f"step {step}/{self._total}: {numbers}{self._time_left(step, now)}")
         self._step = step
 
     def say(self, message: str) -> None:
@@ -39,7 +42,7 @@ class Progress:
         if self._bar is not None:
             self._bar.write(message, file=sys.stderr)
         else:
-            print(message, file=sys.stderr, flush=True)
+            say(message)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -57,13 +60,4 @@ class Progress:
         first_step, first_time = self._first
         if step == first_step or step >= self._total:
             return ""
-        minutes, seconds = divmod(round((now - first_time) / (step - first_step) * (self._total - step)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f", {hours}:{minutes:02}:{seconds:02} left" if hours else f", {minutes}:{seconds:02} left"
-
-
-def _thousands(number: float) -> str:
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:.0f}"
+        return f", {format_duration((now - first_time) / (step - first_step) * (self._total - step))} left"
