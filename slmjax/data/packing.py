@@ -102,19 +102,6 @@ def empty_row(sequence_length: int) -> Row:
     return {name: np.zeros(sequence_length, dtype) for name, dtype in BATCH_FIELDS.items()}
 
 
-def make_batch(tokens: np.ndarray) -> Row:
-    """The batch [B, T] that learns integers [B, T + 1], each row being one document of which every token counts."""
-    inputs = tokens[:, :-1]
-    fields = {
-        "inputs": inputs,
-        "targets": tokens[:, 1:],
-        "positions": np.broadcast_to(np.arange(inputs.shape[1]), inputs.shape),
-        "segments": np.ones(inputs.shape),
-        "loss_weights": np.ones(inputs.shape),
-    }
-    return {name: fields[name].astype(dtype) for name, dtype in BATCH_FIELDS.items()}
-
-
 def stack_rows(rows: Iterable[Row]) -> Row:
     """Rows of [T] to a batch of [B, T]."""
     rows = list(rows)

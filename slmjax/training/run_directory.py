@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
-
 from slmjax.errors import UserError, first_few
 from slmjax.files import place_file
+from slmjax.training.processes import is_primary
 from slmjax.training.recipe import Record
 
 CONFIG_FILE = "config.json"
@@ -36,7 +35,7 @@ def claim(workdir: Path, record: Record) -> None:
     """Write the config into a new workdir, or make sure that the workdir's run is this one. UserError otherwise."""
     refuse_another(workdir, record)
     path = workdir / CONFIG_FILE
-    if path.is_file() or jax.process_index() != 0:
+    if path.is_file() or not is_primary():
         return
     with place_file(path) as partial:
         partial.write_text(json.dumps(record.config, indent=1) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from slmjax.errors import UserError
+from slmjax.training.processes import is_primary
 from slmjax.training.recipe import Recipe
 from slmjax.training.reporting.meter import Meter
 from slmjax.training.reporting.metrics import FILE_NAME, MetricsWriter, read_metrics
@@ -41,7 +42,7 @@ class Journal:
         self._writer = MetricsWriter(workdir, keep_up_to=start or None, unobserved=unobserved)
         self._meter = Meter(recipe.budget, recipe.program.mesh)
         self._profiling = False
-        self._say = say or (self._progress.say if jax.process_index() == 0 else lambda message: None)
+        self._say = say or (self._progress.say if is_primary() else lambda message: None)
         self.latest: dict[str, float] = {}
 
     def __enter__(self) -> Journal:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import queue
 import threading
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 
 from slmjax.console import warn
 from slmjax.errors import UserError
+from slmjax.files import place_file
 from slmjax.training.processes import is_primary
 
 FILE_NAME = "metrics.jsonl"
@@ -103,9 +103,8 @@ def drop_lines_after(path: Path, step: int | None, *, unobserved: bool = False) 
     lines = [line for line in read_metrics(path) if line["step"] <= last]
     if unobserved:
         lines = [line for line in lines if line["step"] < last or line.get("split") == "train"]
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(scratch, path)
+    with place_file(path) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def _write_tensorboard(directory: Path, resume_step: int, events: queue.SimpleQueue) -> None:
