@@ -35,7 +35,7 @@ def pairwise(workdir, seed=0):
 
     def features(params, tokens_BT):
         """float32 [B, D]: the last hidden state."""
-        return model.apply({"params": params}, tokens_BT, hidden=True)[:, -1]
+        return model.apply({"params": params}, tokens_BT, method="hidden")[0][:, -1]
 
     def objective(params, frozen, batch, rng):
         """Bradley-Terry, -log sigmoid(r(chosen) - r(rejected)), and the distance to the reference's features."""
