@@ -18,7 +18,7 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters, flops_per_token
 from slmjax.recipes.config import default_config, run_config, set_budget
 from slmjax.recipes.language_model import build
-from slmjax.training.program import to_devices
+from slmjax.training.program import TRAIN, to_devices
 
 
 def main():
@@ -44,7 +44,7 @@ def main():
         key, value = item.split("=")
         config.training[key] = type(config.training[key])(value)
     config = run_config(config)
-    program = build(config)
+    program = build(config).program
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 4096, (16, 257), dtype=np.int32)
     batch = to_devices(
@@ -55,10 +55,10 @@ def main():
             "segments": np.ones((16, 256), np.int32),
             "loss_weights": np.ones((16, 256), np.float32),
         },
-        program,
+        program.kinds[TRAIN].batch,
     )
     state = program.initialize()
-    step = program.compile()
+    step = program.compile()[TRAIN]
     state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
     flops = flops_per_token(model, 256)

@@ -8,7 +8,8 @@ import json
 import time
 from pathlib import Path
 
-from slmjax.data.config import DataConfig
+from slmjax.data.config import DataConfig, RowLayout
+from slmjax.data.mixture import Mixture
 from slmjax.data.pipeline import training_batches
 from slmjax.data.prepare import open_stores, prepare, tokenizer_for
 
@@ -25,8 +26,8 @@ def main():
     prepared = time.perf_counter() - start
 
     def batches():
-        stores = [(store, 1.0) for store in open_stores(args.workdir / "corpus", "train").values()]
-        return training_batches(stores, sequence_length=1024, batch_size=32, seed=0)
+        mixture = Mixture(open_stores(args.workdir / "corpus", "train"))
+        return training_batches(mixture, RowLayout(1024), batch_size=32, seed=0)
 
     iterator = batches()
     next(iterator)

@@ -30,7 +30,7 @@ def ours(model: str, method: str, remat: str) -> Callable[[], object]:
     import slmjax
     from slmjax.recipes.config import default_config, run_config, set_budget
     from slmjax.recipes.language_model import build
-    from slmjax.training.program import to_devices
+    from slmjax.training.program import TRAIN, to_devices
 
     lm = slmjax.load(model)
     config = default_config(lm.config)
@@ -39,10 +39,10 @@ def ours(model: str, method: str, remat: str) -> Callable[[], object]:
     config.training.remat, _, unroll = remat.partition("@")
     config.training.scan_unroll = int(unroll or -1)
     config.peft.method, config.peft.base, config.peft.lora.r = method, model, RANK
-    program = build(run_config(config), base=lm.params)
+    program = build(run_config(config), base=lm.params).program
     params = lm.params
     del lm
-    state, step = program.initialize(params), program.compile()
+    state, step = program.initialize(params), program.compile()[TRAIN]
     del params
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (ROWS, LENGTH + 1), dtype=np.int32)
     batch = {
@@ -52,7 +52,7 @@ def ours(model: str, method: str, remat: str) -> Callable[[], object]:
         "segments": np.ones((ROWS, LENGTH), np.int32),
         "loss_weights": np.ones((ROWS, LENGTH), np.float32),
     }
-    batch = to_devices(batch, program)
+    batch = to_devices(batch, program.kinds[TRAIN].batch)
     held = [state]
 
     def run():

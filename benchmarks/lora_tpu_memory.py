@@ -19,6 +19,7 @@ from slmjax.recipes.config import default_config, run_config, set_budget
 from slmjax.recipes.language_model import build
 from slmjax.sharding.hardware import CHIPS
 from slmjax.sharding.topologies import topology_devices
+from slmjax.training.program import TRAIN
 
 # Llama-3.1-8B is Llama-3.2's shape with other sizes and a head of its own.
 SIZE_8B = {"num_layers": 32, "embed_dim": 4096, "num_heads": 32, "ffn_dim": 14336, "tie_embeddings": False}
@@ -39,9 +40,9 @@ def measure(name: str, topology: str, remat: str) -> dict:
     tokens = jnp.zeros((1, 1), jnp.int32)
     base = jax.eval_shape(Transformer(run.model).init, jax.random.key(0), tokens)["params"]
     base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), base)
-    program = build(run, devices=topology_devices(topology), base=base)
+    program = build(run, devices=topology_devices(topology), base=base).program
     start = time.perf_counter()
-    memory = program.compile().memory_analysis()
+    memory = program.compile()[TRAIN].memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     held += memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {

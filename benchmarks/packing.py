@@ -78,7 +78,7 @@ def main():
             validation_fraction=0.0,
         )
         examples = load_examples(config, lm.tokenizer)
-    store = examples.train[0][0]
+    store = next(iter(examples.train.stores.values()))
     rows = PackedRows(store, args.sequence_length, "best_fit")
     positions = rows.num_transitions / (len(rows) * args.sequence_length)
     lengths = store.lengths - 1
@@ -87,10 +87,12 @@ def main():
     largest, compared, nll_packed, nll_alone = 0.0, 0, 0.0, 0.0
     for index in np.linspace(0, len(rows) - 1, args.compared_rows).astype(int):
         row = rows[int(index)]
-        _, (weight, sums) = step(lm.params, {}, stack_rows([row]), None)
-        packed = float(sums["nll"])
-        apart = sum(float(step(lm.params, {}, stack_rows([own]), None)[1][1]["nll"]) for own in alone(row))
-        largest = max(largest, abs(packed - apart) / float(weight))
+        loss = step({"params": lm.params}, {}, stack_rows([row]), None)
+        packed = float(loss.metrics["loss"].sum)
+        apart = sum(
+            float(step({"params": lm.params}, {}, stack_rows([own]), None).metrics["loss"].sum) for own in alone(row)
+        )
+        largest = max(largest, abs(packed - apart) / float(loss.weight))
         compared += int(row["segments"].max())
         nll_packed, nll_alone = nll_packed + packed, nll_alone + apart
     print(

@@ -14,6 +14,7 @@ from slmjax.models.counting import count_parameters
 from slmjax.recipes.config import default_config, run_config, set_budget
 from slmjax.recipes.language_model import build
 from slmjax.sharding.topologies import topology_devices
+from slmjax.training.program import TRAIN
 
 MODEL = ModelConfig(
     vocab_size=32000,
@@ -36,11 +37,11 @@ def measure(topology: str, rows_per_chip: int, remat: str, dump: str = "") -> di
     config.data.sequence_length = 2048
     config.training.batch_size = rows_per_chip * len(devices)
     config.training.remat = remat
-    program = build(run_config(config), devices=devices)
+    program = build(run_config(config), devices=devices).program
     start = time.perf_counter()
     result = {"topology": topology, "rows_per_chip": rows_per_chip, "remat": remat}
     try:
-        compiled = program.compile()
+        compiled = program.compile()[TRAIN]
     except UserError as error:
         return result | {"fits": False, "error": str(error.__cause__)[:200], "seconds": time.perf_counter() - start}
     memory = compiled.memory_analysis()

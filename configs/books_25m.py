@@ -1,13 +1,13 @@
-"""A 24.8M-parameter Llama shape on the books of ../shared/data/text/ (English, ~60 MB raw, 14M tokens here).
+"""A 24.8M-parameter Llama shape on English books of your own; the path of their text is required.
 
-Cost: Chinchilla's 20 tokens a parameter are 0.5B tokens (35 epochs of the books), 8.0e16 FLOPs: 3.4 minutes on one
-H100 at 40% MFU, 4.6 days on 2 CPU cores at 200 GFLOP/s (both calculated). Try it with few steps first.
+Cost: Chinchilla's 20 tokens per parameter are 0.5B tokens (35 epochs of 60 MB of books, 14M tokens), 8.0e16 FLOPs: 3.4
+minutes on one H100 at 40% MFU, 4.6 days on 2 CPU cores at 200 GFLOP/s (both calculated). Try it with few steps first.
 Run: slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=100
-     --config.data.sources.books.path=/where/the/books/are.jsonl.gz
+     --config.data.sources.books.path=books.jsonl.gz
 """
 
 from slmjax.models.config import ModelConfig
-from slmjax.training.config import default_config
+from slmjax.recipes.config import default_config
 
 
 def get_config():
@@ -22,7 +22,6 @@ def get_config():
             context_length=512,
         )
     )
-    config.data.sources.books = {"path": "../shared/data/text/classic_books.jsonl.gz"}
     config.data.tokenizer = "train:8192"
     config.data.sequence_length = 512
     config.training.batch_size = 32

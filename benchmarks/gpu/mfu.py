@@ -83,15 +83,15 @@ def _measure(
     config: subjects.ModelConfig, remat: str, rows: int, length: int, method: str, seconds: float, device: jax.Device
 ) -> Values:
     base = None if method == "full" else subjects.random_parameters(config)
-    program = subjects.training_program(config, rows=rows, length=length, remat=remat, method=method, base=base)
+    lm = subjects.training_program(config, rows=rows, length=length, remat=remat, method=method, base=base)
     begin = time.perf_counter()
-    step = program.compile()
+    step = lm.program.compile()[subjects.TRAIN]
     compiling = time.perf_counter() - begin
     fit, held = fits(step, device)
     if not fit:
         return {"skipped": f"{held:.0f} GiB"}
-    batch = subjects.to_devices(subjects.packed_batch(config.vocab_size, rows, length), program)
-    windows, loss = timed(step, program.initialize(base), batch, seconds)
+    batch = subjects.to_devices(subjects.packed_batch(config.vocab_size, rows, length), lm.batch)
+    windows, loss = timed(step, lm.program.initialize(base), batch, seconds)
     rates = [rows * length / window for window in windows]
     rate = statistics.median(rates)
     # A frozen weight has no gradient: its backward pass costs what its forward pass does.
@@ -99,7 +99,7 @@ def _measure(
     peak = subjects.peak_flops(device.device_kind)
     return {
         "parameters": subjects.count_parameters(config).total,
-        "remat": program.model.execution.remat,
+        "remat": lm.model.execution.remat,
         "rows": rows,
         "length": length,
         "tokens_per_second": rate,

@@ -22,13 +22,15 @@ from slmjax.models.families import model_config
 from slmjax.models.positions import alibi_slopes
 from slmjax.models.transformer import Transformer
 from slmjax.recipes.config import default_config, run_config, set_budget
-from slmjax.training.program import Program, build, to_devices
+from slmjax.recipes.language_model import ModelProgram, build
+from slmjax.training.program import TRAIN, to_devices
 from slmjax.training.reporting.metrics import model_flops_utilization, peak_flops
 
 __all__ = [
+    "TRAIN",
     "LanguageModel",
     "ModelConfig",
-    "Program",
+    "ModelProgram",
     "UserError",
     "alibi_slopes",
     "attention_for",
@@ -91,7 +93,7 @@ def training_program(
     method: str = "full",
     base: Any = None,
     device: jax.Device | None = None,
-) -> Program:
+) -> ModelProgram:
     """The program of a run with default settings but for these, on one device (None: the first of the default kind)."""
     values = default_config(config)
     set_budget(values, steps=1000)

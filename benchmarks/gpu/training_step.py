@@ -37,12 +37,12 @@ class Outcome:
     params: list[np.ndarray]
 
 
-def take_steps(program: subjects.Program, step: Any, start: Any, batches: list[dict[str, np.ndarray]]) -> Outcome:
+def take_steps(lm: subjects.ModelProgram, step: Any, start: Any, batches: list[dict[str, np.ndarray]]) -> Outcome:
     """The compiled step on each batch from `start`, a state in the host's memory, which is left as it is."""
-    state = jax.device_put(start, jax.tree.map(lambda leaf: leaf.sharding, program.state))
+    state = jax.device_put(start, jax.tree.map(lambda leaf: leaf.sharding, lm.program.state))
     losses, norms = [], []
     for batch in batches:
-        state, metrics = step(state, subjects.to_devices(batch, program))
+        state, metrics = step(state, subjects.to_devices(batch, lm.batch))
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["gradient_norm"]))
     return Outcome(np.array(losses), np.array(norms), [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)])
@@ -68,17 +68,18 @@ def check(report: Report, *, dry_run: bool) -> None:
     last: dict[str, Any] = {}
 
     def on_the_cpu() -> Values:
-        program = build(dtype="float32", device=jax.devices("cpu")[0])
-        start = jax.tree.map(np.asarray, program.initialize())
-        reference.update(start=start, outcome=take_steps(program, program.compile(), start, batches))
+        lm = build(dtype="float32", device=jax.devices("cpu")[0])
+        start = jax.tree.map(np.asarray, lm.program.initialize())
+        step = lm.program.compile()[subjects.TRAIN]
+        reference.update(start=start, outcome=take_steps(lm, step, start, batches))
         return {"loss": float(reference["outcome"].losses[-1])}
 
     def compare(dtype: str) -> Values:
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-            program = build(dtype=dtype)
-            step = program.compile()
-        got = take_steps(program, step, reference["start"], batches)
-        last.update(program=program, step=step, params=got.params)
+            lm = build(dtype=dtype)
+            step = lm.program.compile()[subjects.TRAIN]
+        got = take_steps(lm, step, reference["start"], batches)
+        last.update(lm=lm, step=step, params=got.params)
         expected, limits = reference["outcome"], TOLERANCES[dtype]
         moved = distance(expected.params, [np.asarray(leaf) for leaf in jax.tree.leaves(reference["start"].params)])
         differences = (
@@ -92,7 +93,7 @@ def check(report: Report, *, dry_run: bool) -> None:
         return values
 
     def repeat() -> Values:
-        again = take_steps(last["program"], last["step"], reference["start"], batches)
+        again = take_steps(last["lm"], last["step"], reference["start"], batches)
         return {"bit for bit the same": distance(again.params, last["params"]) == 0.0}
 
     if report.record("training on the CPU, float32: the reference", on_the_cpu, needs=SECONDS) is None:

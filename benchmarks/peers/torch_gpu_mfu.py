@@ -5,7 +5,7 @@ Cross-entropy in float32, no clipping, random tokens already on the GPU, no acti
 Shapes (vocabulary 32000, untied):
   0.35b  L24 D1024 H16 KV8 hd64  F2816   348,701,696 parameters
   1.1b   L16 D2048 H32 KV8 hd64  F8192 1,104,218,112 parameters
-  3b     L28 D3072 H24 KV8 hd128 F8192
+  3b     L28 D3072 H24 KV8 hd128 F8192 3,015,355,392 parameters
 FLOP rule, per token: 6 * (parameters of matrix products: lm_head in, embedding lookup out) + 6 * L * H * hd * T (causal
 attention: forward 2 products * 2 FLOP * H * hd * T/2 a layer, training three times that). Recomputation is not counted.
 

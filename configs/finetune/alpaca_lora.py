@@ -1,14 +1,14 @@
 """LoRA on instructions, small enough to try: SmolLM2-135M-Instruct, rank 16 everywhere, 16 steps of 4 x 256 tokens.
 
-A question is answered before, in the middle and after. Set the model and the records:
+A question is answered before, during and after training. Set the model and the records:
     slmjax train --config configs/finetune/alpaca_lora.py --workdir runs/alpaca \
         --config.peft.base=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.sources.alpaca.path=alpaca_en_999.json
-For more than a first look: --config.training.steps=200 --config.training.eval_every=50.
+For a longer run: --config.training.steps=200 --config.training.eval_every=50.
 """
 
 from slmjax.data.sft_config import SftConfig
 from slmjax.models.families.registry import model_config
-from slmjax.training.config import default_config, set_budget
+from slmjax.recipes.config import default_config, set_budget
 
 
 def get_config():

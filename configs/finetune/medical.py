@@ -8,14 +8,14 @@
         --config.peft.base=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.sources.train.path=records/train.jsonl
     slmjax evaluate --model runs/pubmedqa --tasks pubmedqa --data-dir pubmedqa
 
-MedQuAD: what is gained is the loss on answers to questions that were held out. PubMedQA: the accuracy on its 500 test
-questions, where always saying yes has 55.2%. LoRA; any other method by --config.peft.method with its learning rate.
+MedQuAD is judged by the loss on the answers to held-out questions, PubMedQA by the accuracy on its 500 test questions,
+where always answering yes reaches 55.2%. The method is LoRA; set --config.peft.method and a learning rate for others.
 """
 
 from slmjax.data.sft_config import SftConfig
-from slmjax.errors import UserError
+from slmjax.errors import UserError, did_you_mean
 from slmjax.models.families.registry import model_config
-from slmjax.training.config import default_config, set_budget
+from slmjax.recipes.config import default_config, set_budget
 
 # data -> steps, rows of a batch, tokens of a row, the records' own names of prompt and completion
 DATA = {
@@ -26,7 +26,7 @@ DATA = {
 
 def get_config(data: str = "medquad"):
     if data not in DATA:
-        raise UserError(f"configs/finetune/medical.py knows no data {data!r}; it has {', '.join(DATA)}.")
+        raise UserError(f"configs/finetune/medical.py has no data {data!r}; {did_you_mean(data, DATA)}")
     steps, rows, length, fields = DATA[data]
     config = default_config(model_config("smollm2-135m"), data=SftConfig)
     set_budget(config, steps=steps)

@@ -6,16 +6,16 @@ Write the records, train with the method behind the colon, and run the answers a
         --config.peft.base=SmolLM2-135M-Instruct.Q4_1.gguf
     slmjax evaluate --model runs/text2sql-lora --tasks text2sql --data-dir text2sql_geography --output result.json
 
-548 records of 37 tokens, 24 of them SQL: 80 rows of 256 tokens are an epoch. A step is one row, for with so few
-records the number of steps counts: LoRA's loss on the development set after two epochs at 1e-3 is 0.207 in 160 steps
-of a row and 0.384 in 40 steps of four; at 2e-3 it is 0.189. Soft prompts need a far larger learning rate than LoRA and
-start from the vectors of real tokens. What every method answers: benchmarks/RESULTS.md.
+There are 548 records of 37 tokens on average, 24 of them SQL; an epoch is 80 rows of 256 tokens. A step is one row,
+because with so few records the number of steps matters: after two epochs at 1e-3, LoRA's loss on the development set is
+0.207 in 160 steps of one row and 0.384 in 40 steps of four; at 2e-3 it is 0.189. Soft prompts need a far larger
+learning rate than LoRA and start from the vectors of real tokens. Results of every method: benchmarks/RESULTS.md.
 """
 
 from slmjax.data.sft_config import SftConfig
-from slmjax.errors import UserError
+from slmjax.errors import UserError, did_you_mean
 from slmjax.models.families.registry import model_config
-from slmjax.training.config import default_config, set_budget
+from slmjax.recipes.config import default_config, set_budget
 
 # method -> learning rate, and what else is set in the section peft
 METHODS = {
@@ -23,17 +23,17 @@ METHODS = {
     "lora": (2e-3, {"lora": {"r": 8, "alpha": 16.0}}),
     "dora": (2e-3, {"method": "lora", "lora": {"r": 8, "alpha": 16.0, "dora": True}}),
     "freeze": (2e-4, {"freeze": {"last_layers": 10}}),
-    "adapter": (1e-3, {"adapter": {"kind": "pfeiffer", "reduction": 8}}),
-    "prefix": (1e-2, {"prefix": {"num_tokens": 20}}),
-    "prompt": (3e-2, {"prompt": {"num_tokens": 20}}),
-    "p_tuning": (1e-3, {"p_tuning": {"num_tokens": 20}}),
+    "adapter": (1e-3, {"adapter": {"kind": "pfeiffer", "reduction_factor": 8}}),
+    "prefix": (1e-2, {"prefix": {"num_virtual_tokens": 20}}),
+    "prompt": (3e-2, {"prompt": {"num_virtual_tokens": 20}}),
+    "p_tuning": (1e-3, {"p_tuning": {"num_virtual_tokens": 20}}),
     "ia3": (1e-2, {}),
 }
 
 
 def get_config(method: str = "lora"):
     if method not in METHODS:
-        raise UserError(f"configs/finetune/text2sql.py knows no method {method!r}; it has {', '.join(METHODS)}.")
+        raise UserError(f"configs/finetune/text2sql.py has no method {method!r}; {did_you_mean(method, METHODS)}")
     rate, sections = METHODS[method]
     config = default_config(model_config("smollm2-135m"), data=SftConfig)
     set_budget(config, steps=160)

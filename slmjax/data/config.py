@@ -1,17 +1,32 @@
-"""What to train on and how documents become rows, as plain values."""
+"""What to train on and how documents become rows, as plain values. Imports nothing heavy."""
 
 import dataclasses
 import math
 import re
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, did_you_mean
 from slmjax.files import local_path
 
+DataKind = Literal["text", "conversations"]
 SourceFormat = Literal["auto", "text", "jsonl", "parquet", "array_record", "tfds", "python"]
 Packing = Literal["concat", "best_fit"]
 StoreFormat = Literal["memmap", "array_record"]
+Source = TypeVar("Source")
 _TRAIN = "train:"
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLayout:
+    """How documents become rows.
+
+    Attributes:
+        sequence_length: T, tokens in a row.
+        packing: "concat" cuts the stream of documents into rows; "best_fit" keeps most documents whole and pads.
+    """
+
+    sequence_length: int
+    packing: Packing = "concat"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,63 +47,105 @@ class SourceConfig:
     text_field: str = "text"
 
     def __post_init__(self) -> None:
-        require_choice(self.format, SourceFormat, "the format of a source")
         if not isinstance(self.path, str) or not self.path:
-            raise UserError(f"a source needs the path of a file, directory or glob as text, got {self.path!r}")
+            raise UserError(f"A source needs the path of a file, directory or glob as text, not {self.path!r}.")
+        require_choice(f"The format {self.format!r} of the source {self.path}", self.format, SourceFormat)
         if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight > 0):
-            raise UserError(f"the weight of {self.path} must be a number above 0, got {self.weight!r}")
+            raise UserError(f"The weight of the source {self.path} must be a number above 0, not {self.weight!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The corpus and its packing.
+class BaseDataConfig:
+    """The keys of the config section `data` that text and conversations share.
 
     Attributes:
-        sources: by name; the name becomes a directory. Plain dicts of SourceConfig's fields are taken too.
-        tokenizer: path of one (`load_tokenizer`), or "train:4096" to train a byte-level BPE of that size.
+        kind: what the sources hold, "text" (`DataConfig`) or "conversations" (`SftConfig`).
+        sources: by name. Plain dicts of the source's fields are taken too.
         sequence_length: T, tokens in a row.
-        packing: "concat" cuts the stream of documents into rows; "best_fit" keeps most documents whole and pads.
-        validation_fraction: share of the documents that is held out, chosen by the hash of their text.
+        validation_fraction: share of the documents that is held out, chosen by the hash of their content.
         add_bos: put the tokenizer's bos before each document (eos always ends it).
         seed: of the split, the order and the shuffle.
-        cache_dir: where the prepared corpus goes; empty leaves the choice to the caller.
-        store_format: how token ids lie on disk.
         num_threads, prefetch: threads that make batches, and batches made ahead. 0 threads make them in the caller's.
     """
 
-    sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
-    tokenizer: str = ""
+    kind: DataKind = "text"
+    sources: dict[str, Any] = dataclasses.field(default_factory=dict)
     sequence_length: int = 1024
-    packing: Packing = "concat"
     validation_fraction: float = 0.01
     add_bos: bool = False
     seed: int = 0
-    cache_dir: str = ""
-    store_format: StoreFormat = "memmap"
     num_threads: int = 2
     prefetch: int = 8
 
+    source_class: ClassVar[type] = SourceConfig
+
     def __post_init__(self) -> None:
-        if not hasattr(self.sources, "items"):
-            raise UserError(f"sources must be named, as in {{'books': {{'path': …}}}}, got {self.sources!r}")
-        sources = {name: _as_source(name, value) for name, value in self.sources.items()}
-        object.__setattr__(self, "sources", sources)
-        for name in sources:
+        if self.kind != type(self).kind:
+            raise UserError(
+                f"data.kind={self.kind!r} does not fit a {type(self).__name__}, whose kind is {type(self).kind!r}: "
+                "give default_config the data config of the kind that you want."
+            )
+        self._convert_sources("sources")
+        require_integer("data.sequence_length", self.sequence_length, 1)
+        require_integer("data.seed", self.seed, 0)
+        require_integer("data.num_threads", self.num_threads, 0)
+        require_integer("data.prefetch", self.prefetch, 0)
+        if not (isinstance(self.validation_fraction, int | float) and 0 <= self.validation_fraction < 1):
+            raise UserError(
+                f"data.validation_fraction={self.validation_fraction!r} must be a number of at least 0 and below 1."
+            )
+
+    def row_layout(self) -> RowLayout:
+        """How documents become rows."""
+        raise NotImplementedError
+
+    def _convert_sources(self, name: str) -> None:
+        """Make the plain dicts of the field `name` sources."""
+        key, values = f"data.{name}", getattr(self, name)
+        if not hasattr(values, "items"):
+            raise UserError(f"{key}={values!r} must give each source a name, as in {{'mine': {{'path': 'a.jsonl'}}}}.")
+        sources: dict[str, Any] = {
+            name: _as_source(f"{key}.{name}", value, self.source_class) for name, value in values.items()
+        }
+        object.__setattr__(self, name, sources)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(BaseDataConfig):
+    """A corpus of text and its packing; the shared keys are documented in `BaseDataConfig`.
+
+    Attributes:
+        sources: a source's name becomes a directory.
+        tokenizer: path of one (`load_tokenizer`), or "train:4096" to train a byte-level BPE of that size.
+        packing: see `RowLayout`.
+        cache_dir: where the prepared corpus goes; empty leaves the choice to the caller.
+        store_format: how token ids lie on disk.
+    """
+
+    kind: DataKind = "text"
+    sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    tokenizer: str = ""
+    packing: Packing = "concat"
+    cache_dir: str = ""
+    store_format: StoreFormat = "memmap"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.sources:
             if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
                 raise UserError(
-                    f"a source's name becomes a directory: in {name!r} only letters, digits, _ - and . may stand"
+                    f"The name of the source {name!r} may contain only letters, digits, '_', '-' and '.', "
+                    "since it becomes a directory: rename it in data.sources."
                 )
         local_path(self.cache_dir, "data.cache_dir")
-        require_choice(self.packing, Packing, "packing")
-        require_choice(self.store_format, StoreFormat, "store_format")
-        require_integer("sequence_length", self.sequence_length, 1)
-        require_integer("seed", self.seed, 0)
-        require_integer("num_threads", self.num_threads, 0)
-        require_integer("prefetch", self.prefetch, 0)
-        if not (isinstance(self.validation_fraction, int | float) and 0 <= self.validation_fraction < 1):
-            raise UserError(f"validation_fraction must lie in [0, 1), got {self.validation_fraction!r}")
+        require_choice(f"data.packing={self.packing!r}", self.packing, Packing)
+        require_choice(f"data.store_format={self.store_format!r}", self.store_format, StoreFormat)
         if self.tokenizer.startswith(_TRAIN):
             _ = self.trained_vocab_size
+
+    def row_layout(self) -> RowLayout:
+        """How documents become rows."""
+        return RowLayout(self.sequence_length, self.packing)
 
     @property
     def trained_vocab_size(self) -> int | None:
@@ -97,27 +154,28 @@ class DataConfig:
             return None
         size = self.tokenizer.removeprefix(_TRAIN)
         if not size.isdecimal() or int(size) < 257:
-            raise UserError(f"tokenizer {self.tokenizer!r}: write train:SIZE with a SIZE of at least 257")
+            raise UserError(f"data.tokenizer={self.tokenizer!r} must be train:SIZE with a SIZE of at least 257.")
         return int(size)
 
 
-def _as_source(name: str, value: Any) -> SourceConfig:
-    if isinstance(value, SourceConfig):
+def _as_source(key: str, value: Any, cls: type[Source]) -> Source:
+    if isinstance(value, cls):
         return value
-    fields = [field.name for field in dataclasses.fields(SourceConfig)]
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     try:
-        return SourceConfig(**dict(value))
+        return cls(**dict(value))
     except (TypeError, ValueError) as error:
-        raise UserError(f"source {name!r} needs a path and may set {', '.join(fields[1:])}, got {value!r}") from error
+        raise UserError(f"{key}={value!r} must give a path, and may give {', '.join(fields[1:])}.") from error
 
 
-def require_choice(value: Any, choices: Any, what: str) -> None:
-    """UserError unless `value` is one of a Literal's."""
-    if value not in get_args(choices):
-        raise UserError(f"{what} must be one of {', '.join(get_args(choices))}, got {value!r}")
+def require_choice(what: str, value: Any, choices: Any) -> None:
+    """UserError unless `value` is one of a Literal's; `what` names and quotes it."""
+    known = get_args(choices)
+    if value not in known:
+        raise UserError(f"{what} is unknown: {did_you_mean(str(value), known)}")
 
 
-def require_integer(name: str, value: Any, least: int) -> None:
+def require_integer(key: str, value: Any, least: int) -> None:
     """UserError unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name} must be an integer of at least {least}, got {value!r}")
+        raise UserError(f"{key}={value!r} must be an integer of at least {least}.")

@@ -16,6 +16,15 @@ from slmjax.data.config import Packing
 
 Row = dict[str, np.ndarray]
 
+# The fields of a batch, each [B, T], and of a row, each [T].
+BATCH_FIELDS: dict[str, type[np.generic]] = {
+    "inputs": np.int32,
+    "targets": np.int32,
+    "positions": np.int32,
+    "segments": np.int32,
+    "loss_weights": np.float32,
+}
+
 
 class Documents(Protocol):
     """What rows are made of: a `TokenStore`, or the examples of fine-tuning."""
@@ -33,6 +42,9 @@ class Documents(Protocol):
 
     def loss_weights(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """float32 [sum(lengths)]: how much each token of the pieces counts as a target."""
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """UserError unless every token id is below `vocab_size`."""
 
 
 class PackedRows:
@@ -87,9 +99,20 @@ class PackedRows:
 
 def empty_row(sequence_length: int) -> Row:
     """A row of padding: zeros everywhere."""
-    names = ("inputs", "targets", "positions", "segments")
-    row = {name: np.zeros(sequence_length, np.int32) for name in names}
-    return row | {"loss_weights": np.zeros(sequence_length, np.float32)}
+    return {name: np.zeros(sequence_length, dtype) for name, dtype in BATCH_FIELDS.items()}
+
+
+def make_batch(tokens: np.ndarray) -> Row:
+    """The batch [B, T] that learns integers [B, T + 1], each row being one document of which every token counts."""
+    inputs = tokens[:, :-1]
+    fields = {
+        "inputs": inputs,
+        "targets": tokens[:, 1:],
+        "positions": np.broadcast_to(np.arange(inputs.shape[1]), inputs.shape),
+        "segments": np.ones(inputs.shape),
+        "loss_weights": np.ones(inputs.shape),
+    }
+    return {name: fields[name].astype(dtype) for name, dtype in BATCH_FIELDS.items()}
 
 
 def stack_rows(rows: Iterable[Row]) -> Row:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from slmjax.data.config import DataConfig, SourceConfig
 from slmjax.data.readers import Consumed, cut_text
 from slmjax.data.sources import read_documents, source_files
+from slmjax.data.split import content_key, is_held_out, smallest_where_none
 from slmjax.data.store import StoreWriter, TokenStore
 from slmjax.errors import UserError
 from slmjax.files import place_directory
@@ -37,9 +38,8 @@ Split = Literal["train", "validation"]
 def prepare(config: DataConfig, tokenizer: Tokenizer, directory: str | Path, *, progress: bool = True) -> Path:
     """Tokenize the sources of `config` into token stores under `directory`.
 
-    A document is held out for validation if the hash of its text (with the seed) falls below `validation_fraction`, so
-    equal texts are on one side, whichever sources they come from. A source of one document is cut at blank lines first;
-    where a source of two different documents has none drawn, the one with the smallest hash is held out.
+    Documents are held out for validation by the rule of `split.py`. A source of one document is cut at blank lines
+    first.
 
     The corpus is written beside `directory` and renamed: it is there whole or not at all, also when several processes
     prepare it at once. When the same was prepared before (same tokenizer, files, sizes, times and settings) nothing is
@@ -57,10 +57,10 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, directory: str | Path, *, 
     if _is_prepared(directory, fingerprint):
         return directory
     if _is_foreign(directory, "prepared.json"):
-        raise UserError(f"{directory} holds something that is not a prepared corpus: give a new or empty directory")
+        raise UserError(f"{directory} holds something that is not a prepared corpus: give a new or empty directory.")
     with place_directory(directory, lambda: _is_prepared(directory, fingerprint)) as partial:
         writing = _Writing(config, tokenizer, partial, progress)
-        drawn = {name: writing.source(name) for name in config.sources}
+        drawn = {name: writing.write_source(name) for name in config.sources}
         writing.hold_out_smallest(drawn)
         tokenizer.save(partial / "tokenizer")
         description = {"fingerprint": fingerprint, "config": dataclasses.asdict(config)}
@@ -72,7 +72,9 @@ def open_stores(directory: str | Path, split: Split) -> dict[str, TokenStore]:
     """The token stores of one split of a prepared corpus, by source; those without documents are left out."""
     directory = Path(directory)
     if not (directory / "prepared.json").is_file():
-        raise UserError(f"{directory} is no prepared corpus (it has no prepared.json): run slmjax data prepare first")
+        raise UserError(
+            f"{directory} is not a prepared corpus (it has no prepared.json): run slmjax data prepare first."
+        )
     stores = {path.name: TokenStore(path) for path in sorted((directory / split).glob("*/"))}
     return {name: store for name, store in stores.items() if store.num_documents}
 
@@ -83,7 +85,9 @@ def tokenizer_for(config: DataConfig, directory: str | Path, *, progress: bool =
     Training reads at most 128 MiB of text, the beginning of each source, shared in proportion to the weights.
     """
     if not config.tokenizer:
-        raise UserError('the data names no tokenizer: give the path of one, or "train:4096" to train it')
+        raise UserError(
+            'The data names no tokenizer: set data.tokenizer to the path of one, or to "train:4096" to train it.'
+        )
     size = config.trained_vocab_size
     if size is None:
         return load_tokenizer(config.tokenizer)
@@ -92,7 +96,7 @@ def tokenizer_for(config: DataConfig, directory: str | Path, *, progress: bool =
     if _trained_key(directory) == key:
         return load_tokenizer(directory)
     if _is_foreign(directory, "trained.json"):
-        raise UserError(f"{directory} holds something that is not a trained tokenizer: give a new or empty directory")
+        raise UserError(f"{directory} holds something that is not a trained tokenizer: give a new or empty directory.")
     tokenizer = train_bpe(_training_texts(config), size, progress=progress)
     with place_directory(directory, lambda: _trained_key(directory) == key) as partial:
         tokenizer.save(partial)
@@ -130,7 +134,7 @@ class _Writing:
     directory: Path
     progress: bool
 
-    def source(self, name: str) -> dict[Split, _Drawn]:
+    def write_source(self, name: str) -> dict[Split, _Drawn]:
         """Write the stores of one source and return what went where."""
         source = self.config.sources[name]
         drawn: dict[Split, _Drawn] = {"train": _Drawn(), "validation": _Drawn()}
@@ -144,7 +148,7 @@ class _Writing:
             text_bytes = num_tokens = 0
             for chunk in _chunks(_documents(source, self.config.seed, bar.update)):
                 for (_, key, size), tokens in zip(chunk, self._encoded(chunk), strict=True):
-                    split = _split(key, self.config.validation_fraction)
+                    split: Split = "validation" if is_held_out(key, self.config.validation_fraction) else "train"
                     writers[split].append(tokens, size)
                     drawn[split].append(key, size)
                     text_bytes += size
@@ -155,10 +159,8 @@ class _Writing:
 
     def hold_out_smallest(self, drawn: dict[str, dict[Split, _Drawn]]) -> None:
         """Give validation a document where none was drawn, and take its equals out of every source's training."""
-        moved = set()
-        for sides in drawn.values():
-            if self.config.validation_fraction and not sides["validation"].keys and len(set(sides["train"].keys)) > 1:
-                moved.add(min(sides["train"].keys))
+        keys = (sides["train"].keys + sides["validation"].keys for sides in drawn.values())
+        moved = smallest_where_none(keys, self.config.validation_fraction)
         for name, sides in drawn.items():
             if moved and moved.intersection(sides["train"].keys):
                 self._move_to_validation(name, sides, moved)
@@ -205,13 +207,8 @@ def _documents(source: SourceConfig, seed: int, consumed: Consumed = lambda _: N
     else:
         whole = itertools.chain((first, second), texts)
     for text in whole:
-        data = text.encode()
-        digest = hashlib.blake2b(data, digest_size=8, salt=seed.to_bytes(16, "little")).digest()
-        yield text, int.from_bytes(digest, "little"), len(data)
-
-
-def _split(key: int, validation_fraction: float) -> Split:
-    return "validation" if key < validation_fraction * 2.0**64 else "train"
+        content = text.encode()
+        yield text, content_key(content, seed), len(content)
 
 
 def _chunks(documents: Iterable[_Document]) -> Iterator[list[_Document]]:
@@ -234,18 +231,20 @@ def _training_texts(config: DataConfig) -> Iterator[str]:
         for text, key, size in _documents(source, config.seed):
             if budget <= 0:
                 break
-            if _split(key, config.validation_fraction) == "train":
+            if not is_held_out(key, config.validation_fraction):
                 yield text
                 budget -= size
 
 
 def _check(config: DataConfig, tokenizer: Tokenizer) -> None:
     if not config.sources:
-        raise UserError("the data has no sources: name at least one")
+        raise UserError("There is nothing to prepare: name at least one source in data.sources.")
     if tokenizer.eos_id is None:
-        raise UserError("the tokenizer names no end-of-document token: set eos_token in its tokenizer_config.json")
+        raise UserError("The tokenizer names no end-of-document token: set eos_token in its tokenizer_config.json.")
     if config.add_bos and tokenizer.bos_id is None:
-        raise UserError("add_bos is set, but the tokenizer has no beginning-of-document token: set add_bos=False")
+        raise UserError(
+            "data.add_bos=True needs a beginning-of-document token, which the tokenizer does not have: set it to False."
+        )
 
 
 def _is_prepared(directory: Path, fingerprint: str) -> bool:

@@ -48,7 +48,7 @@ def python_files(query: Mapping[str, str]) -> list[Path]:
             chosen.append(path)
             budget -= size
     if not chosen:
-        raise UserError(f"the Python installation at {root} holds no library text: name another source of text")
+        raise UserError(f"The Python installation at {root} has no library text: name another source of text.")
     return sorted(chosen, key=lambda path: (path != topics, path.relative_to(root).as_posix()))
 
 
@@ -80,11 +80,13 @@ def python_documents(query: Mapping[str, str], consumed: Callable[[int], object]
 def _megabytes(query: Mapping[str, str]) -> float:
     unknown = set(query) - {"max_megabytes"}
     if unknown:
-        raise UserError(f"python:stdlib takes max_megabytes, not {', '.join(sorted(unknown))}")
+        raise UserError(f"The source python:stdlib takes max_megabytes, not {', '.join(sorted(unknown))}.")
     try:
         megabytes = float(query.get("max_megabytes", _DEFAULT_MEGABYTES))
     except ValueError:
         megabytes = 0.0
     if not megabytes > 0:
-        raise UserError(f"python:stdlib?max_megabytes must be a number above 0, got {query['max_megabytes']!r}")
+        raise UserError(
+            f"The value of max_megabytes in python:stdlib must be a number above 0, not {query['max_megabytes']!r}."
+        )
     return megabytes

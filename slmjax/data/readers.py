@@ -1,15 +1,14 @@
 """One reader a format: a file becomes an iterator of its texts, and damage is reported with its place."""
 
 import gzip
-import importlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any, cast
 
-from slmjax.errors import UserError
+from slmjax.data.optional_packages import import_optional
+from slmjax.errors import UserError, first_few, one_line
 
 Consumed = Callable[[int], object]  # told how many bytes of the files were read since the last call
 
@@ -26,7 +25,7 @@ def read_text(path: Path, text_field: str, consumed: Consumed) -> Iterator[str]:
     for block in _blocks(path, consumed):
         if b"\0" in block:
             at = offset + len(pending) + block.index(b"\0")
-            raise UserError(f"{path} is no text: byte {at} is zero, as in a binary file")
+            raise UserError(f"{path} is not a text file: byte {at} is NUL.")
         pending += block
         decoded, rest = _decode_prefix(pending, path, offset)
         offset += len(pending) - len(rest)
@@ -39,7 +38,7 @@ def read_text(path: Path, text_field: str, consumed: Consumed) -> Iterator[str]:
             yield text[:cut]
             text = text[cut:]
     if pending:
-        raise UserError(f"{path} is not UTF-8: it ends inside a character, at byte {offset}")
+        raise UserError(f"{path} is not UTF-8: it ends inside a character, at byte {offset}.")
     yield text
 
 
@@ -50,7 +49,7 @@ def _decode_prefix(data: bytearray, path: Path, offset: int) -> tuple[str, bytea
     except UnicodeDecodeError as error:
         if error.reason == "unexpected end of data" and len(data) - error.start < 4:
             return data[: error.start].decode(), data[error.start :]
-        raise UserError(f"{path} is not UTF-8: byte {offset + error.start} ({error.reason})") from error
+        raise UserError(f"{path} is not UTF-8 at byte {offset + error.start} ({error.reason}): convert it.") from error
 
 
 def read_jsonl(path: Path, text_field: str, consumed: Consumed) -> Iterator[str]:
@@ -66,13 +65,17 @@ def jsonl_records(path: Path, consumed: Consumed) -> Iterator[tuple[str, Any]]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
-            raise UserError(f"{where} is not UTF-8: byte {error.start} of the line ({error.reason})") from error
+            raise UserError(
+                f"{where} is not UTF-8 at byte {error.start} of the line ({error.reason}): convert the file."
+            ) from error
         if not text:
             continue
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not a JSON record ({error}): each line must be one JSON object") from error
+            raise UserError(
+                f"{where} is not a JSON record ({one_line(error)}): each line must be one JSON object."
+            ) from error
         yield where, record
 
 
@@ -89,11 +92,11 @@ def json_records(path: Path, consumed: Consumed) -> Iterator[tuple[str, Any]]:
     for block in blocks:
         content += block
         if len(content) > _MAX_LINE:
-            raise UserError(f"{path} is a JSON array of more than {_MAX_LINE >> 20} MiB: write it as JSON Lines")
+            raise UserError(f"{path} is a JSON array of more than {_MAX_LINE >> 20} MiB: write it as JSON Lines.")
     try:
         records = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
+        raise UserError(f"{path} is not valid JSON ({one_line(error)}).") from error
     for number, record in enumerate(records, 1):
         yield f"{path} record {number}", record
 
@@ -109,7 +112,7 @@ def parquet_records(
     path: Path, consumed: Consumed, columns: list[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows as dicts of the columns (all of them by default), each with its place in words."""
-    pyarrow, parquet = _needed("pyarrow", path), _needed("pyarrow.parquet", path)
+    pyarrow, parquet = import_optional("pyarrow", path), import_optional("pyarrow.parquet", path)
     try:
         with parquet.ParquetFile(path) as file:
             for column in columns or ():
@@ -123,24 +126,24 @@ def parquet_records(
                     yield f"{path} row {number}", record
                 consumed(int(share * batch.num_rows))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a Parquet file that can be read ({str(error)[:200]})") from error
+        raise UserError(f"{path} is not a readable Parquet file ({one_line(error)}).") from error
 
 
 def read_array_record(path: Path, text_field: str, consumed: Consumed) -> Iterator[str]:
     """Records that are UTF-8 text, or JSON objects with the field."""
-    module = _needed("array_record.python.array_record_module", path)
+    module = import_optional("array_record.python.array_record_module", path)
     try:
         reader = module.ArrayRecordReader(str(path))
         count = reader.num_records()
         if count == 0:  # the library reads a file without its end as an empty one
-            raise UserError(f"{path} holds no records: it is empty or cut short")
+            raise UserError(f"{path} has no records: it is empty or truncated.")
         for start in range(0, count, 256):
             stop = min(start + 256, count)
             for number, record in enumerate(reader.read(list(range(start, stop))), start):
                 yield _record_text(record, text_field, f"{path} record {number}")
             consumed(path.stat().st_size * (stop - start) // count)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is not an ArrayRecord file that can be read ({str(error)[:200]})") from error
+        raise UserError(f"{path} is not a readable ArrayRecord file ({one_line(error)}).") from error
 
 
 def _record_text(record: bytes, text_field: str, where: str) -> str:
@@ -148,7 +151,7 @@ def _record_text(record: bytes, text_field: str, where: str) -> str:
     try:
         text = record.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8: byte {error.start} ({error.reason})") from error
+        raise UserError(f"{where} is not UTF-8 at byte {error.start} ({error.reason}): convert it.") from error
     if text.startswith("{"):
         try:
             parsed = json.loads(text)
@@ -167,7 +170,7 @@ def read_tfds(name: str, split: str, data_dir: str | None, text_field: str) -> I
         try:
             yield _checked(value.decode() if isinstance(value, bytes) else value, text_field, where)
         except UnicodeDecodeError as error:
-            raise UserError(f"{where} is not UTF-8: byte {error.start} ({error.reason})") from error
+            raise UserError(f"{where} is not UTF-8 at byte {error.start} ({error.reason}): convert it.") from error
 
 
 def tfds_records(name: str, split: str, data_dir: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -178,23 +181,23 @@ def tfds_records(name: str, split: str, data_dir: str | None) -> Iterator[tuple[
         split: such as "train" or "train[:10%]".
         data_dir: where it was prepared, None for the library's own place.
     """
-    tfds = _needed("tensorflow_datasets", name)
+    tfds = import_optional("tensorflow_datasets", name)
     try:
         records = tfds.data_source(name, split=split, data_dir=data_dir)
         count = len(records)
     except Exception as error:  # the library raises many kinds for an absent or unprepared data set
-        raise UserError(f"the TFDS data set {name} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"The TFDS data set {name} cannot be opened ({' '.join(str(error).split())[:300]}).") from error
     for number in range(count):
         where = f"{name} {split} record {number}"
         record = records[number]
         if not isinstance(record, dict):
-            raise UserError(f"{where} has no fields")
+            raise UserError(f"{where} has no fields.")
         yield where, record
 
 
 def _field(record: Any, text_field: str, where: str) -> str:
     if not isinstance(record, dict):
-        raise UserError(f"{where} is a JSON {type(record).__name__}, not an object with a field {text_field!r}")
+        raise UserError(f"{where} is a JSON {type(record).__name__}, not an object with a field {text_field!r}.")
     if text_field not in record:
         raise UserError(_missing(text_field, list(record), where))
     value = record[text_field]
@@ -203,17 +206,20 @@ def _field(record: Any, text_field: str, where: str) -> str:
 
 def _checked(value: Any, text_field: str, where: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{where}: the field {text_field!r} is {type(value).__name__}, not text")
+        raise UserError(f"{where}: the field {text_field!r} must be text, not {type(value).__name__}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: character {error.start} of {text_field!r} is a lone surrogate, no text") from error
+        raise UserError(
+            f"{where}: character {error.start} of {text_field!r} is a lone surrogate, which is not text: fix it."
+        ) from error
     return value
 
 
 def _missing(text_field: str, fields: list[str], where: str) -> str:
     return (
-        f"{where} has no field {text_field!r}: set the source's text_field to one of {', '.join(map(str, fields[:20]))}"
+        f"{where} has no field {text_field!r}: set the source's text_field to one of "
+        f"{first_few(list(map(str, fields)), 20)}."
     )
 
 
@@ -240,7 +246,7 @@ def _open(path: Path, raw: IO[bytes]) -> IO[bytes]:
     if path.suffix.lower() == ".gz":
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
     if path.suffix.lower() == ".zst":
-        zstandard = _needed("zstandard", path)
+        zstandard = import_optional("zstandard", path)
         return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
     return raw
 
@@ -254,11 +260,11 @@ def _blocks(path: Path, consumed: Consumed, size: int = 1 << 20) -> Iterator[byt
             try:
                 block = stream.read(size)
             except (EOFError, zlib.error, OSError) as error:
-                raise UserError(f"{path} is damaged or incomplete: {error}") from error
+                raise UserError(f"{path} is damaged or incomplete ({one_line(error)}).") from error
             except Exception as error:
                 if type(error).__name__ != "ZstdError":  # a class of an optional package
                     raise
-                raise UserError(f"{path} is damaged or incomplete: {error}") from error
+                raise UserError(f"{path} is damaged or incomplete ({one_line(error)}).") from error
             position = raw.tell()
             consumed(position - told)
             told = position
@@ -276,12 +282,3 @@ def _lines(path: Path, consumed: Consumed) -> Iterator[bytes]:
             raise UserError(f"{path} has a line of more than {_MAX_LINE >> 20} MiB: is it JSON Lines?")
     if rest:
         yield rest
-
-
-def _needed(module: str, what: Path | str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"{what} needs the package {module.partition('.')[0]} ({error}): install slmjax[data]"
-        ) from error

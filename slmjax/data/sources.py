@@ -20,7 +20,7 @@ from slmjax.data.readers import (
     read_tfds,
     tfds_records,
 )
-from slmjax.errors import UserError
+from slmjax.errors import UserError, first_few, one_line
 from slmjax.files import local_path
 
 _TEXT_SUFFIXES = frozenset(
@@ -71,7 +71,7 @@ def read_documents(source: SourceConfig, consumed: Consumed = lambda _: None) ->
             count += 1
             yield text
     if count == 0:
-        raise UserError(f"{source.path} holds no text")
+        raise UserError(f"{source.path} has no text.")
 
 
 def read_records(source: SourceConfig, consumed: Consumed = lambda _: None) -> Iterator[tuple[str, Any]]:
@@ -91,11 +91,11 @@ def read_records(source: SourceConfig, consumed: Consumed = lambda _: None) -> I
     for path in source_files(source):
         format = _format_of(path) if kind == "auto" else kind
         if format not in readers:
-            raise UserError(f"{path} holds no records with fields: give JSON Lines, a JSON array, Parquet or tfds:…")
+            raise UserError(f"{path} has no records with fields: give JSON Lines, a JSON array, Parquet or tfds:….")
         try:
             yield from readers[format](path, consumed)
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)}).") from error
 
 
 def source_files(source: SourceConfig) -> list[Path]:
@@ -113,16 +113,19 @@ def source_files(source: SourceConfig) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+        matching = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
     elif glob.has_magic(str(path)):
-        found = (Path(p) for p in glob.glob(str(path), recursive=True))
+        matching = (Path(p) for p in glob.glob(str(path), recursive=True))
     else:
-        raise UserError(f"there is no data at {source.path}: give a file, a directory, a glob, tfds:… or python:stdlib")
-    files = sorted(p for p in found if p.is_file())
+        raise UserError(
+            f"There is no data at {source.path}: give a file, a directory, a glob, tfds:… or python:stdlib."
+        )
+    files = sorted(p for p in matching if p.is_file())
     known = [p for p in files if kind != "auto" or _format_of(p) is not None]
     if not known:
-        names = ", ".join(p.name for p in files[:5])
-        raise UserError(f"{source.path} holds " + (f"no file of a known format, but {names}" if names else "no files"))
+        names = first_few([path.name for path in files], 5)
+        found = f"has no file of a known format, only {names}" if names else "has no files"
+        raise UserError(f"{source.path} {found}: give another path, or set the format of the source.")
     return known
 
 
@@ -131,7 +134,7 @@ def source_format(source: SourceConfig) -> SourceFormat:
     for prefix, kind in (("tfds:", "tfds"), ("python:", "python")):
         if source.path.startswith(prefix):
             if kind == "python" and source.path.partition("?")[0] != "python:stdlib":
-                raise UserError(f"{source.path} is unknown: the one source of this kind is python:stdlib")
+                raise UserError(f"{source.path} is unknown: the only source of this kind is python:stdlib.")
             return cast(SourceFormat, kind)
     return source.format
 
@@ -149,11 +152,13 @@ def _read(source: SourceConfig, consumed: Consumed) -> Iterator[str]:
         format = _format_of(path) if kind == "auto" else kind
         if format is None:
             choices = ", ".join(readers)
-            raise UserError(f"{path}: the name does not tell the format: set the source's format to one of {choices}")
+            raise UserError(
+                f"The name of {path} does not tell its format: set the source's format to one of {choices}."
+            )
         try:
             yield from readers[format](path, source.text_field, consumed)
         except OSError as error:  # includes gzip.BadGzipFile
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise UserError(f"{path} cannot be read ({error.strerror or one_line(error)}).") from error
 
 
 def _format_of(path: Path) -> str | None:

@@ -17,9 +17,12 @@ from typing import Any, Self
 import numpy as np
 
 from slmjax.data.config import StoreFormat
+from slmjax.data.optional_packages import import_optional
 from slmjax.errors import UserError
 
 FORMAT_VERSION = 1
+_AGAIN = "prepare the data again."
+_ARRAY_RECORD = "array_record.python.array_record_module"
 _FILES = {"memmap": "tokens.bin", "array_record": "tokens.array_record"}
 
 
@@ -44,9 +47,8 @@ class StoreWriter:
         if encoding == "memmap":
             self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in __exit__)
         else:
-            from array_record.python.array_record_module import ArrayRecordWriter
-
-            self._file = ArrayRecordWriter(path, "group_size:1")
+            module = import_optional(_ARRAY_RECORD, "data.store_format=array_record")
+            self._file = module.ArrayRecordWriter(path, "group_size:1")
 
     def append(self, tokens: Sequence[int] | np.ndarray, num_bytes: int) -> None:
         """Add a document of token ids that stands for `num_bytes` bytes of UTF-8 text."""
@@ -54,7 +56,7 @@ class StoreWriter:
         if wide.size:
             low, high = int(wide.min()), int(wide.max())
             if low < 0 or high >= self._vocab_size:
-                raise UserError(f"token id {min(low, 0) or high} is not in the vocabulary of {self._vocab_size}")
+                raise UserError(f"The token id {min(low, 0) or high} is not in the vocabulary of {self._vocab_size}.")
             self._max_token = max(self._max_token, high)
         self._file.write(wide.astype(self._dtype).tobytes())
         self._offsets.append(self._offsets[-1] + wide.size)
@@ -105,37 +107,16 @@ class TokenStore:
         self.num_bytes: int = self.metadata["num_bytes"]
         self.vocab_size: int = self.metadata["vocab_size"]
         self.tokenizer_fingerprint: str = self.metadata.get("tokenizer_fingerprint", "")
-        self._dtype = np.dtype(self.metadata["dtype"])
         self.offsets = _read_offsets(self.directory, self.num_documents, self.num_tokens)
-        self._path = self.directory / _FILES[self.metadata["encoding"]]
-        if not self._path.is_file():
-            raise UserError(f"{self.directory} is incomplete: {self._path.name} is missing; prepare the data again")
+        path = self.directory / _FILES[self.metadata["encoding"]]
+        if not path.is_file():
+            raise UserError(f"{self.directory} is incomplete, since {path.name} is missing: {_AGAIN}")
+        dtype = np.dtype(self.metadata["dtype"])
+        self._storage: _MappedTokens | _RecordedTokens
         if self.metadata["encoding"] == "memmap":
-            self._open_memmap()
+            self._storage = _MappedTokens(path, dtype, self.offsets)
         else:
-            self._open_array_record()
-
-    def _open_memmap(self) -> None:
-        found, expected = self._path.stat().st_size, self.num_tokens * self._dtype.itemsize
-        if found != expected:
-            raise UserError(
-                f"{self._path} has {found:,} bytes, not {expected:,}: it is damaged; prepare the data again"
-            )
-        # A plain ndarray over the mapping: numpy's memmap subclass makes every small slice several times dearer.
-        mapped = np.memmap(self._path, self._dtype, "r") if found else np.zeros(0, self._dtype)
-        self._tokens = np.asarray(mapped)
-        self._reader: Any = None
-
-    def _open_array_record(self) -> None:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        try:
-            self._reader = ArrayRecordReader(str(self._path))
-            found = self._reader.num_records()
-        except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"{self._path} is damaged; prepare the data again") from error
-        if found != self.num_documents:
-            raise UserError(f"{self._path} has {found:,} records, not {self.num_documents:,}; prepare the data again")
+            self._storage = _RecordedTokens(path, dtype, self.num_documents)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
         return type(self), (self.directory,)  # a worker process maps the files itself
@@ -158,17 +139,7 @@ class TokenStore:
         Args:
             documents, starts, lengths: integers [n]; the pieces must lie inside their documents.
         """
-        if self._reader is None:
-            begin = np.asarray(self.offsets[documents] + starts, np.int64)
-            if len(begin) == 1:
-                return self._tokens[begin[0] : begin[0] + lengths[0]].astype(np.int32)
-            # Index of every token: its piece's begin plus its place in the piece.
-            skipped = np.cumsum(lengths) - lengths
-            index = np.repeat(begin - skipped, lengths) + np.arange(int(np.sum(lengths)))
-            return self._tokens[index].astype(np.int32)
-        records = self._reader.read([int(d) for d in documents])
-        parts = [np.frombuffer(record, self._dtype)[s : s + n] for record, s, n in zip(records, starts, lengths)]  # noqa: B905
-        return np.concatenate(parts).astype(np.int32)
+        return self._storage.pieces(documents, starts, lengths)
 
     def loss_weights(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """float32 [sum(lengths)]: every token of a corpus is learned."""
@@ -177,36 +148,82 @@ class TokenStore:
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse a model whose vocabulary does not hold every id stored here.
 
-        The largest id was recorded when the store was written; a sample of the tokens is looked at as well.
+        The largest id was recorded when the store was written; where tokens are mapped, a sample is looked at as well.
         """
-        largest = self.metadata["max_token_id"]
-        if self._reader is None and self.num_tokens:
-            sample = self._tokens[:: max(1, self.num_tokens // (1 << 16))]
-            largest = max(largest, int(sample.max()))
+        largest = max(self.metadata["max_token_id"], self._storage.largest_of_sample())
         if largest >= vocab_size:
             raise UserError(
-                f"token id {largest} in {self.directory} is beyond the vocabulary of {vocab_size}: "
-                f"give the model a vocabulary of at least {largest + 1}, or prepare the data with its tokenizer"
+                f"The token id {largest} in {self.directory} is beyond the vocabulary of {vocab_size}: "
+                f"set model.vocab_size to at least {largest + 1}, or prepare the data with the model's tokenizer."
             )
+
+
+class _MappedTokens:
+    """All tokens in one file, mapped into memory."""
+
+    def __init__(self, path: Path, dtype: np.dtype, offsets: np.ndarray):
+        found, expected = path.stat().st_size, int(offsets[-1]) * dtype.itemsize
+        if found != expected:
+            raise UserError(f"{path} has {found:,} bytes instead of {expected:,} and is damaged: {_AGAIN}")
+        # A plain ndarray over the mapping: numpy's memmap subclass makes every small slice several times dearer.
+        self._tokens = np.asarray(np.memmap(path, dtype, "r") if found else np.zeros(0, dtype))
+        self._offsets = offsets
+
+    def pieces(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        begin = np.asarray(self._offsets[documents] + starts, np.int64)
+        if len(begin) == 1:
+            return self._tokens[begin[0] : begin[0] + lengths[0]].astype(np.int32)
+        # Index of every token: its piece's begin plus its place in the piece.
+        skipped = np.cumsum(lengths) - lengths
+        index = np.repeat(begin - skipped, lengths) + np.arange(int(np.sum(lengths)))
+        return self._tokens[index].astype(np.int32)
+
+    def largest_of_sample(self) -> int:
+        sample = self._tokens[:: max(1, len(self._tokens) // (1 << 16))]
+        return int(sample.max()) if len(sample) else -1
+
+
+class _RecordedTokens:
+    """One ArrayRecord record for each document."""
+
+    def __init__(self, path: Path, dtype: np.dtype, num_documents: int):
+        module = import_optional(_ARRAY_RECORD, path)
+        self._dtype = dtype
+        try:
+            self._reader = module.ArrayRecordReader(str(path))
+            found = self._reader.num_records()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(f"{path} is damaged: {_AGAIN}") from error
+        if found != num_documents:
+            raise UserError(f"{path} has {found:,} records instead of {num_documents:,}: {_AGAIN}")
+
+    def pieces(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        records = self._reader.read([int(document) for document in documents])
+        parts = [
+            np.frombuffer(record, self._dtype)[start : start + length]
+            for record, start, length in zip(records, starts, lengths, strict=True)
+        ]
+        return np.concatenate(parts).astype(np.int32)
+
+    def largest_of_sample(self) -> int:
+        return -1
 
 
 def _read_meta(directory: Path) -> dict[str, Any]:
     path = directory / "meta.json"
     if not path.is_file():
-        raise UserError(f"{directory} is no token store (it has no meta.json): prepare the data first")
+        raise UserError(f"{directory} is not a token store (it has no meta.json): prepare the data first.")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         counts = [meta[key] for key in ("num_documents", "num_tokens", "num_bytes", "vocab_size")]
         valid = all(isinstance(count, int) and count >= 0 for count in counts) and isinstance(meta["max_token_id"], int)
         valid = valid and meta["encoding"] in _FILES and meta["dtype"] in ("<u2", "<u4")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; prepare the data again") from error
+        raise UserError(f"{path} is damaged: {_AGAIN}") from error
     if meta.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} is of format {meta.get('format_version')}, not {FORMAT_VERSION}; prepare the data again"
-        )
+        raise UserError(f"{path} is of format {meta.get('format_version')}, not {FORMAT_VERSION}: {_AGAIN}")
     if not valid:
-        raise UserError(f"{path} is damaged; prepare the data again")
+        raise UserError(f"{path} is damaged: {_AGAIN}")
     return meta
 
 
@@ -215,7 +232,7 @@ def _read_offsets(directory: Path, num_documents: int, num_tokens: int) -> np.nd
     try:
         offsets = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is missing or damaged; prepare the data again") from error
+        raise UserError(f"{path} is missing or damaged: {_AGAIN}") from error
     valid = offsets.dtype == np.int64 and offsets.shape == (num_documents + 1,)
     if valid:
         offsets = np.asarray(offsets)
@@ -224,5 +241,5 @@ def _read_offsets(directory: Path, num_documents: int, num_tokens: int) -> np.nd
             part = offsets[start : start + (1 << 20) + 1]
             valid = valid and bool((part[1:] >= part[:-1]).all())
     if not valid:
-        raise UserError(f"{path} does not fit meta.json; prepare the data again")
+        raise UserError(f"{path} does not fit meta.json: {_AGAIN}")
     return offsets

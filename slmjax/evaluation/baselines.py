@@ -31,7 +31,7 @@ def ngram_bits_per_byte(train: bytes, heldout: bytes, order: int = 5, limit: int
     types(c) is how many different bytes were seen after the context c. At most a quarter of `limit` is measured.
     """
     if not 1 <= order <= MAX_ORDER:
-        raise UserError(f"order={order} must lie between 1 and {MAX_ORDER}.")
+        raise UserError(f"The n-gram order {order} must lie between 1 and {MAX_ORDER}.")
     data = np.frombuffer(train[:limit], np.uint8).astype(np.int64)
     test = np.frombuffer(heldout[: max(limit // 4, 1)], np.uint8).astype(np.int64)
     if not len(test):

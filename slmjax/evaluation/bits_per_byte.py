@@ -10,14 +10,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from slmjax.data.conversations.examples import ExampleStore
 from slmjax.data.packing import PackedRows, empty_row, stack_rows
 from slmjax.errors import UserError
 from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.text import starts_with_bos
-from slmjax.models.transformer import Transformer, head_weights
-from slmjax.objectives.cross_entropy import linear_cross_entropy, logits_bytes_for
-from slmjax.peft.interception import Options, applied
+from slmjax.models.transformer import head_weights
+from slmjax.objectives.chunks import logits_bytes_for
+from slmjax.objectives.cross_entropy import linear_cross_entropy
+from slmjax.peft.forward import Network, forward
 
 ROWS = 8  # of a batch
 
@@ -45,8 +47,9 @@ def evaluate_text(
     tokenizer = lm.require_tokenizer()
     bos = tokenizer.bos_id
     start = [bos] if bos is not None and starts_with_bos(tokenizer) else []
-    documents = _Documents([[*start, *ids] for ids in tokenizer.encode_batch(list(texts)) if ids])
-    largest = documents.max_token
+    encoded = [np.asarray([*start, *ids], np.int32) for ids in tokenizer.encode_batch(list(texts)) if ids]
+    documents = ExampleStore("The text", [(ids, np.ones(len(ids), bool)) for ids in encoded])
+    largest = max(int(ids.max()) for ids in encoded)
     if largest >= lm.config.vocab_size:
         raise UserError(f"The tokenizer gives token id {largest}, the model's vocabulary is {lm.config.vocab_size}.")
     longest = -(-int(documents.lengths.max()) // 64) * 64
@@ -57,7 +60,7 @@ def evaluate_text(
     with tqdm(total=rows.num_transitions, desc="evaluate", unit="tok", unit_scale=True, disable=not progress) as bar:
         for first in range(0, len(rows), ROWS):
             batch = stack_rows(rows[i] if i < len(rows) else empty_row(T) for i in range(first, first + ROWS))
-            nats += float(_nll(lm.model, lm.options, lm.variables, batch))
+            nats += float(_nll(Network(lm.model, lm.options), lm.variables, batch))
             count = float(batch["loss_weights"].sum())
             tokens += count
             bar.update(int(count))
@@ -73,33 +76,15 @@ def evaluate_text(
     }
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _nll(model: Transformer, options: Options, variables, batch) -> jax.Array:
+@partial(jax.jit, static_argnums=0)
+def _nll(network: Network, variables, batch) -> jax.Array:
     """Summed negative log-likelihood of a batch's targets, in nats."""
     inputs = (batch["inputs"], batch["positions"], batch["segments"])
-    hidden = applied(model, variables, *inputs, hidden=True, options=options)
+    model = network.model
+    hidden = forward(network, variables, *inputs, hidden=True)
     kernel, bias = head_weights(model.config, variables["params"])
     logits_bytes = logits_bytes_for(jax.default_backend(), model.config)
     targets, weights = batch["targets"], batch["loss_weights"]
-    return linear_cross_entropy(model.config, 0.0, None, logits_bytes, hidden, kernel, bias, targets, weights).nll
-
-
-class _Documents:
-    """Token ids in memory."""
-
-    name = "the text"
-
-    def __init__(self, documents: Sequence[Sequence[int]]):
-        self.lengths = np.asarray([len(document) for document in documents], np.int64)
-        self._begins = np.cumsum(self.lengths) - self.lengths
-        self._tokens = np.fromiter((t for document in documents for t in document), np.int32, int(self.lengths.sum()))
-        self.max_token = int(self._tokens.max())
-
-    def pieces(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """int32 [sum(lengths)]: the pieces document[start : start + length], one after another."""
-        begins = self._begins[documents] + starts
-        return np.concatenate([self._tokens[b : b + n] for b, n in zip(begins, lengths, strict=True)])
-
-    def loss_weights(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """float32 [sum(lengths)]: every token counts."""
-        return np.ones(int(lengths.sum()), np.float32)
+    return linear_cross_entropy(
+        hidden, kernel, bias, targets, weights, config=model.config, logits_bytes=logits_bytes
+    ).nll

@@ -14,8 +14,8 @@ from slmjax.errors import UserError
 from slmjax.inference.generate import bucket
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.text import encode_prompt
-from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
-from slmjax.peft.interception import Options, applied
+from slmjax.models.transformer import head_weights, logits_from_hidden
+from slmjax.peft.forward import Network, forward
 
 ROWS = 4  # of a batch: prompts are long, and longer ones run no faster side by side on a CPU
 
@@ -49,7 +49,7 @@ def choice_log_likelihoods(
             ends_B = np.ones(ROWS, np.int32)
             for b, row in enumerate(part):
                 tokens_BT[b, : len(row)], ends_B[b] = row, len(row)
-            log_probs_BNV = np.asarray(_last(lm.model, lm.options, most, lm.variables, tokens_BT, ends_B))
+            log_probs_BNV = np.asarray(_last(Network(lm.model, lm.options), most, lm.variables, tokens_BT, ends_B))
             for b, row in enumerate(part):
                 for r, c, tail in wanted[row]:
                     places = range(most - len(tail), most)
@@ -58,10 +58,11 @@ def choice_log_likelihoods(
     return scores
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _last(model: Transformer, options: Options, count: int, variables, tokens_BT, ends_B) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _last(network: Network, count: int, variables, tokens_BT, ends_B) -> jax.Array:
     """float32 log-probabilities [B, count, V] of what follows the last `count` tokens before each row's end."""
-    hidden_BTE = applied(model, variables, tokens_BT, hidden=True, options=options)
+    model = network.model
+    hidden_BTE = forward(network, variables, tokens_BT, hidden=True)
     places_BN = jnp.maximum(ends_B[:, None] - count + jnp.arange(count), 0)
     hidden_BNE = jnp.take_along_axis(hidden_BTE, places_BN[..., None], axis=1)
     return jax.nn.log_softmax(

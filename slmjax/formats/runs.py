@@ -126,7 +126,8 @@ def _restore(run: Run, mesh: jax.sharding.Mesh | None) -> Params:
         for path, leaf in abstract_leaves(run.description.model).items()
     }
     name = "ema" if run.description.averaged else "params"
-    return Checkpointer(run.checkpoints).restore_params(unflatten(shapes), step=run.step, name=name)
+    wanted = {"params": unflatten(shapes)}
+    return Checkpointer(run.checkpoints).restore_params(wanted, step=run.step, name=name)["params"]
 
 
 def _cast(params: Params, dtype: str | None) -> Params:

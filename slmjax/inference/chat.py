@@ -101,12 +101,12 @@ class Conversation:
         return self.messages[-1]["content"]
 
     def _generate(self, ids: list[int], max_new_tokens: int, show: TokenStream) -> list[int]:
-        network, variables = self._lm.decoding(1)
+        decoder, variables = self._lm.decoding(1)
         stops = padded_stops(stop_ids_of(self._lm))
         state, self._cache = self._prefilled(ids, stops), None  # the cache's buffers are given to what runs next
 
         def decode_until(state: DecodeState, count: int) -> DecodeState:
-            return decode(network, variables, state, count, stops, self._sampling)
+            return decode(decoder, variables, state, count, stops, self._sampling)
 
         def restart(state: DecodeState, count: int) -> DecodeState:
             return self._run(state, [*ids, *np.asarray(state.tokens_BN)[0, :count].tolist()], 0, stops)
@@ -123,9 +123,9 @@ class Conversation:
     def _prefilled(self, ids: list[int], stops: np.ndarray) -> DecodeState:
         """One row of these tokens, of which those that the cache holds are not run."""
         if self._cache is None:
-            network, variables = self._lm.decoding(1)
+            decoder, variables = self._lm.decoding(1)
             length = -(-self._context // BUCKET) * BUCKET + CHUNKS[-1]  # room for the padding of the last piece
-            self._cache = new_cache(network, variables, 1, length)
+            self._cache = new_cache(decoder, variables, 1, length)
             self._held = []
         at = next((i for i, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), len(self._held))
         at = min(at, len(ids) - 1)  # the last is always run: the next token is drawn from it
@@ -148,13 +148,13 @@ class Conversation:
 
     def _run(self, state: DecodeState, piece: Sequence[int], at: int, stops: np.ndarray) -> DecodeState:
         """The state's cache with these tokens from the text's position `at`; the next is drawn."""
-        network, variables = self._lm.decoding(1)
+        decoder, variables = self._lm.decoding(1)
         size = next((size for size in CHUNKS if len(piece) <= size), bucket(len(piece)))
         tokens_1T = np.zeros((1, size), np.int32)
         tokens_1T[0, : len(piece)] = piece
         start = np.int32(at + prefix_length(self._lm.peft))
         state = state.replace(cache=state.cache.replace(index=start))  # type: ignore[attr-defined, union-attr]
-        return extend(network, variables, state, tokens_1T, len(piece), stops, self._sampling)
+        return extend(decoder, variables, state, tokens_1T, len(piece), stops, self._sampling)
 
 
 def pieces(ids: Sequence[int]) -> list[Sequence[int]]:

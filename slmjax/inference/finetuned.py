@@ -18,14 +18,14 @@ from slmjax.peft.config import PeftConfig
 from slmjax.peft.fingerprint import fingerprint
 from slmjax.peft.merging import merge
 from slmjax.peft.method import Encode, Method, make_method
-from slmjax.peft.methods.expansion import expand, larger_config, unexpanded
+from slmjax.peft.methods.expansion import expand, larger_config, unexpand
 from slmjax.quantization.weights import dequantized
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """`variables` goes to `peft.interception.applied` with `method.options`."""
+    """`variables` goes to `peft.forward.forward` with `method.options`."""
 
     method: Method
     trained: Any
@@ -53,7 +53,7 @@ def expand_config(model: ModelConfig, peft: PeftConfig) -> tuple[ModelConfig, Pe
 
 def expand_base(model: ModelConfig, peft: PeftConfig, base: Any) -> Any:
     """The base's parameters with new layers that start as the identity. model: after `expand_config`."""
-    return expand(unexpanded(model, peft.expand), base, peft.expand)[1] if peft.expand else base
+    return expand(unexpand(model, peft.expand), base, peft.expand)[1] if peft.expand else base
 
 
 def count_trained(model: ModelConfig, peft: PeftConfig, encode: Encode | None = None) -> tuple[int, int]:

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.inference.decoding import NONE, DecodeState, Network, decode, initial_state, prefill
+from slmjax.inference.decoding import NONE, Decoder, DecodeState, decode, initial_state, prefill
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import DecodeUntil, decode_across_switches, switches
 from slmjax.inference.sampling import GREEDY, Sampling, sampling_from
 from slmjax.inference.text import Continuation, encode_prompt
-from slmjax.peft.adapters_by_row import num_rows
 
 # What is streamed is told as soon as it is there; where the answer is True, its row ends with it.
 TokenStream = Callable[[int, int], object]  # (row, token)
@@ -75,14 +74,11 @@ def generate_ids(
     the row ends with that token. Without it the host takes no part between the tokens.
     """
     _check(prompts, max_new_tokens, lm.config.vocab_size, lm.context_length)
-    rows = num_rows(lm.peft)
-    if rows is not None and len(prompts) != rows:
-        raise UserError(f"The model has adapters for {rows} rows, but there are {len(prompts)} prompts: give as many.")
     if not prompts:
         return []
-    network, variables = lm.decoding(len(prompts))
+    decoder, variables = lm.decoding(len(prompts))
     return decode_prompts(
-        network,
+        decoder,
         variables,
         prompts,
         max_new_tokens=max_new_tokens,
@@ -94,7 +90,7 @@ def generate_ids(
 
 
 def decode_prompts(
-    network: Network,
+    decoder: Decoder,
     arrays: Any,
     prompts: Sequence[Sequence[int]],
     *,
@@ -104,13 +100,13 @@ def decode_prompts(
     stop_ids: Sequence[int] = (),
     stream: TokenStream | None = None,
 ) -> list[list[int]]:
-    """`generate_ids` of any network and its arrays, those of a training state on a mesh among them.
+    """`generate_ids` of any decoder and its arrays, those of a training state on a mesh among them.
 
-    arrays: as `network.collections` takes them. With the same `network` (the object, or an equal one), number of
+    arrays: as `decoder.collections` takes them. With the same `decoder` (the object, or an equal one), number of
     prompts and stop ids nothing is compiled twice. Every process of a run calls this and gets all rows. The prompts
     must have tokens, and with `max_new_tokens` fit into the network's context (less its prefix).
     """
-    config = network.model.config
+    config = decoder.model.config
     capacity = -(-max_new_tokens // BUCKET) * BUCKET
     stops = padded_stops(stop_ids)
     state = initial_state(
@@ -120,10 +116,10 @@ def decode_prompts(
     def run_prompts(state: DecodeState, texts: Sequence[Sequence[int]]) -> DecodeState:
         inputs = pad_left(texts)
         length = inputs[0].shape[1] + capacity
-        return prefill(network, arrays, state.replace(cache=None), length, inputs, stops, sampling)  # type: ignore[attr-defined]
+        return prefill(decoder, arrays, state.replace(cache=None), length, inputs, stops, sampling)  # type: ignore[attr-defined]
 
     def decode_until(state: DecodeState, count: int) -> DecodeState:
-        return decode(network, arrays, state, count, stops, sampling)
+        return decode(decoder, arrays, state, count, stops, sampling)
 
     def restart(state: DecodeState, count: int) -> DecodeState:
         drawn_BN = np.maximum(np.asarray(state.tokens_BN), 0)[:, :count].tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
-from slmjax.inference.decoding import Network
+from slmjax.inference.decoding import Decoder
 from slmjax.models.attention.kernels import attention_for
 from slmjax.models.config import ModelConfig
 from slmjax.models.execution import Execution
@@ -20,8 +19,8 @@ from slmjax.models.linear import cast_weights
 from slmjax.models.parameters import Params, flatten
 from slmjax.models.transformer import Transformer
 from slmjax.models.unstacked import unstack
-from slmjax.peft.adapters_by_row import for_rows, stack_adapters
-from slmjax.peft.interception import NOTHING_MORE, Options, applied
+from slmjax.peft.forward import Network, forward
+from slmjax.peft.options import PLAIN, Options
 from slmjax.peft.prefix_cache import prefix_length
 from slmjax.quantization.weights import dequantized
 from slmjax.tokenization.tokenizer import Tokenizer
@@ -36,7 +35,7 @@ class LanguageModel:
     tokenizer: Tokenizer | None = None  # None: token ids in, token ids out
     stop_ids: tuple[int, ...] = ()  # at which generation ends; none: the tokenizer's eos alone
     peft: dict[str, Any] = field(default_factory=dict)  # what a fine-tune adds beside `params`, if it is not merged
-    options: Options = NOTHING_MORE  # of what is added
+    options: Options = PLAIN  # of what is added
     path: str = field(default="", compare=False)  # where it was read from, for what is said of it
 
     def require_tokenizer(self) -> Tokenizer:
@@ -59,7 +58,7 @@ class LanguageModel:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The collections of the network, as `peft.interception.applied` takes them with `options`."""
+        """The collections of the network, as `peft.forward.forward` takes them with `options`."""
         return self._with_peft(self.params)
 
     @property
@@ -67,7 +66,7 @@ class LanguageModel:
         """Tokens of text that the model may be given: its context without the prefix, if it has one."""
         return self.config.context_length - prefix_length(self.peft)
 
-    def decoding(self, num_rows: int) -> tuple[Network, dict[str, Any]]:
+    def decoding(self, num_rows: int) -> tuple[Decoder, dict[str, Any]]:
         """What generation of so many rows runs, and its variables.
 
         On CPU these are a second copy of the parameters, made at the first use and kept until another arrangement is
@@ -85,31 +84,20 @@ class LanguageModel:
     def _arranged(self) -> dict[str, Any]:
         return {}
 
-    def _arrange(self, layout: str) -> tuple[Network, dict[str, Any]]:
+    def _arrange(self, layout: str) -> tuple[Decoder, dict[str, Any]]:
         model, dtype = self.model, self.model.execution.dtype
         if layout == "stacked":
-            return Network(model, self.options), self._with_peft(cast_weights(self.params, dtype))
+            return Decoder(Network(model, self.options)), self._with_peft(cast_weights(self.params, dtype))
         execution = dataclasses.replace(model.execution, layout=layout)
         # Quantized weights are made whole here: a CPU would do it again for every token.
         variables = {"params": unstack(self.config, dequantized(self.params), dtype, layout=layout)}
         if self.peft:
             variables["peft"] = unstack(self.config, self.peft, dtype)
-        return Network(Transformer(self.config, execution), self.options), variables
+        return Decoder(Network(Transformer(self.config, execution), self.options)), variables
 
     def apply(self, params: Any, tokens_BT: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of int32 tokens [B, T]; pure, and may be jitted."""
-        return applied(self.model, self._with_peft(params), tokens_BT, options=self.options)
-
-    def with_adapters(self, rows: Sequence[Any]) -> LanguageModel:
-        """This base with an adapter for each row of a batch, which must then have as many rows.
-
-        rows: collections of LoRA, as `peft` of runs on this base that were loaded with merge=False; {}: the base alone.
-        """
-        if not any(rows):
-            return dataclasses.replace(self, peft={}, options=NOTHING_MORE)
-        return dataclasses.replace(
-            self, peft=for_rows(stack_adapters(rows), jnp.arange(len(rows))), options=NOTHING_MORE
-        )
+        return forward(Network(self.model, self.options), self._with_peft(params), tokens_BT)
 
     def _with_peft(self, params: Any) -> dict[str, Any]:
         return {"params": params, "peft": self.peft} if self.peft else {"params": params}

@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from slmjax.models.transformer import Transformer, head_weights
-from slmjax.objectives.cross_entropy import LOGITS_BYTES, linear_cross_entropy
+from slmjax.objectives.chunks import LOGITS_BYTES
+from slmjax.objectives.cross_entropy import linear_cross_entropy
 from slmjax.objectives.loss import Batch, Loss, Mean, Objective
-from slmjax.peft.interception import applied
-from slmjax.peft.method import Method, full
+from slmjax.peft.forward import Network, forward
+from slmjax.peft.method import Method
 
 
 def next_token(
@@ -31,13 +32,14 @@ def next_token(
 
     Args:
         model: the network.
-        method: how `params` and `frozen` make up the network's variables; None: `params` are all of them.
+        method: how `params` and `frozen` make up the network's variables; None: `params` is {"params": all
+            of them}.
         token_bytes: int32 [V], UTF-8 bytes of each token; None counts one byte a token.
         z_loss: coefficient of the squared log-normalizer.
         mesh: the devices; None: one.
         logits_bytes: bound on the float32 logits that a device holds at once.
     """
-    method = method or full()
+    method = method or Method()
 
     def objective(params, frozen, batch, rng):
         side = hidden_and_head(model, method, method.variables(params, frozen), batch, rng)
@@ -58,7 +60,9 @@ def cross_entropy_loss(
 ) -> Loss:
     """The cross-entropy of `batch["targets"]` from `hidden_and_head`, weighted by `loss_weights`, and its metrics."""
     weights_BT = batch["loss_weights"].astype(jnp.float32)
-    sums = linear_cross_entropy(model.config, z_loss, mesh, logits_bytes, *side, batch["targets"], weights_BT)
+    sums = linear_cross_entropy(
+        *side, batch["targets"], weights_BT, config=model.config, z_loss=z_loss, mesh=mesh, logits_bytes=logits_bytes
+    )
     sizes = np.ones(model.config.vocab_size, np.int32)
     if token_bytes is not None:
         sizes[: len(token_bytes)] = token_bytes[: len(sizes)]
@@ -77,5 +81,5 @@ def hidden_and_head(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """What a loss multiplies to logits: hidden states [B, T, E], the head's kernel [E, V] and its bias [V] or None."""
     inputs = (batch["inputs"], batch["positions"], batch["segments"])
-    hidden_BTE = applied(model, variables, *inputs, hidden=True, options=method.options, rng=rng)
+    hidden_BTE = forward(Network(model, method.options), variables, *inputs, hidden=True, rng=rng)
     return hidden_BTE, *head_weights(model.config, variables["params"])

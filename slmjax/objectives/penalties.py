@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
-from slmjax.peft.targets import flatten
+from slmjax.models.parameters import flatten
 
 
 def squared_distance(trained: Any, start: Any, factors: Any = None) -> jax.Array:
@@ -30,7 +30,7 @@ def lora_distance(collection: Any) -> jax.Array:
     """The squared Frobenius norm of all that LoRA adds to the weights, sum of ||s A B||^2, float32.
 
     It is tr((A^T A)(B B^T)) s^2: products of the rank's size, never the weight's. `collection` is what the network sees
-    (`lora.collection`). UserError for DoRA, whose weights change in length too.
+    (`Lora.collection`). UserError for DoRA, whose weights change in length too.
     """
     flat = flatten(collection)
     total = jnp.zeros((), jnp.float32)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
-from slmjax.peft.targets import flatten, nested
+from slmjax.models.parameters import flatten, unflatten
 
 METHODS = ("cat", "linear", "ties", "dare", "svd")
 
@@ -29,10 +29,24 @@ def combine(
     rank: int = 0,
     seed: int = 0,
 ) -> Any:
-    """One collection (`lora_a`, `lora_b`, `lora_scale` 1) from several of the same modules, each with its weight.
+    """One adapter from several of the same modules, each with its weight.
 
-    density: the share of each array's numbers that ties and dare keep. rank: svd's; 0: the largest of theirs. seed: of
-    what dare keeps.
+        lms = [slmjax.load(run, merge=False) for run in runs]  # LoRA runs on one base
+        both = dataclasses.replace(lms[0], peft=combine([lm.peft for lm in lms], [0.7, 0.3]))
+
+    Args:
+        adapters: collections of LoRA, as in `LanguageModel.peft`: nested dicts of `lora_a`, `lora_b`, `lora_scale`.
+        weights: one for each adapter.
+        method: cat, linear, ties, dare or svd.
+        density: the share of each array's numbers that ties and dare keep.
+        rank: of svd's result; 0: the largest of theirs.
+        seed: of what dare keeps.
+
+    Returns:
+        A collection of the same form, float32, its scales 1.
+
+    Raises:
+        UserError: the adapters are not plain LoRA, or differ in what the method needs to be equal.
     """
     if method not in METHODS:
         raise UserError(f"The combination is {method!r}; choose one of {', '.join(METHODS)}.")
@@ -65,7 +79,7 @@ def combine(
             up = mix(jnp.stack(b), jnp.stack([r * s for r, s in zip(roots, signs, strict=True)]), 1)
         one = jnp.ones(found[0][2].shape)
         combined |= {f"{path}/lora_a": down, f"{path}/lora_b": up, f"{path}/lora_scale": one}
-    return nested(combined)
+    return unflatten(combined)
 
 
 def _leaves(flat: dict[str, jax.Array], path: str) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -6,10 +6,11 @@ that match nothing, layers that are not there) is checked where a method is plan
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, did_you_mean
 from slmjax.models.activations import ACTIVATIONS
 
 ALL_LINEAR = "all-linear"  # as a target: every weight product of the layers
@@ -37,7 +38,7 @@ class LoraConfig:
     rslora: bool = False  # scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)
     dora: bool = False  # learn each output's magnitude apart (Liu et al. 2024, arXiv:2402.09353)
     init: str = "kaiming"  # kaiming, gaussian, or pissa: the base's principal part (Meng et al. 2024, arXiv:2404.02948)
-    plus_ratio: float = 1.0  # learning rate of B over that of A (LoRA+: Hayou et al. 2024, arXiv:2402.12354, uses 16)
+    loraplus_lr_ratio: float = 1.0  # learning rate of B over that of A (LoRA+, arXiv:2402.12354, uses 16)
 
     def __post_init__(self):
         for name in ("rank_pattern", "alpha_pattern"):  # lists come from JSON
@@ -49,8 +50,8 @@ class LoraConfig:
             raise UserError(f"peft.lora.dropout={self.dropout} must be at least 0 and below 1.")
         if self.init not in ("kaiming", "gaussian", "pissa"):
             raise UserError(f"peft.lora.init is {self.init!r}; choose one of kaiming, gaussian, pissa.")
-        if not self.plus_ratio > 0:
-            raise UserError(f"peft.lora.plus_ratio={self.plus_ratio} must be above 0.")
+        if not self.loraplus_lr_ratio > 0:
+            raise UserError(f"peft.lora.loraplus_lr_ratio={self.loraplus_lr_ratio} must be above 0.")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class AdapterConfig:
     """Which kind, and its sizes where they are not the kind's own."""
 
     kind: str = "pfeiffer"  # houlsby, pfeiffer, parallel
-    reduction: int = 0  # the bottleneck is embed_dim / reduction; 0: the kind's own (16, 16, 2)
+    reduction_factor: int = 0  # the bottleneck is embed_dim / reduction_factor; 0: the kind's own (16, 16, 2)
     activation: str = ""  # "": the kind's own (silu, relu, relu)
     scale: float = 0.0  # 0: the kind's own (1, 1, 4)
 
@@ -66,12 +67,12 @@ class AdapterConfig:
         if self.kind not in ADAPTER_KINDS:
             raise UserError(f"peft.adapter.kind is {self.kind!r}; choose one of {', '.join(ADAPTER_KINDS)}.")
         _, reduction, activation, scale = ADAPTER_KINDS[self.kind]
-        for name, value in (("reduction", reduction), ("activation", activation), ("scale", scale)):
+        for name, value in (("reduction_factor", reduction), ("activation", activation), ("scale", scale)):
             object.__setattr__(self, name, getattr(self, name) or value)
         if self.activation not in ACTIVATIONS:
             raise UserError(f"peft.adapter.activation is {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}.")
-        if self.reduction < 1:
-            raise UserError(f"peft.adapter.reduction={self.reduction} must be at least 1.")
+        if self.reduction_factor < 1:
+            raise UserError(f"peft.adapter.reduction_factor={self.reduction_factor} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -86,45 +87,45 @@ class IA3Config:
 class PrefixConfig:
     """n keys and values in each layer; they start as those of real tokens, from which training is fastest."""
 
-    num_tokens: int = 20
+    num_virtual_tokens: int = 20
     init: str = "vocabulary"  # of random tokens' keys and values, "text": of init_text's; "random": normal; "zero"
     init_text: str = ""
     projection: bool = False  # learn them through an MLP (which starts at random); False is P-tuning v2
     hidden_size: int = 0  # of the MLP; 0: embed_dim
 
     def __post_init__(self):
-        _check("prefix", self.num_tokens, self.init, self.init_text)
+        _check("prefix", self.num_virtual_tokens, self.init, self.init_text)
 
 
 @dataclass(frozen=True)
 class PromptConfig:
     """n input vectors; they start as real tokens' (arXiv:2104.08691, section 3.2: random ones do much worse)."""
 
-    num_tokens: int = 20
+    num_virtual_tokens: int = 20
     init: str = "vocabulary"  # vectors of random tokens, "text": of init_text's; "random": normal; "zero"
     init_text: str = ""
 
     def __post_init__(self):
-        _check("prompt", self.num_tokens, self.init, self.init_text)
+        _check("prompt", self.num_virtual_tokens, self.init, self.init_text)
 
 
 @dataclass(frozen=True)
 class PTuningConfig:
     """n input vectors that an encoder makes of n learned ones."""
 
-    num_tokens: int = 20
+    num_virtual_tokens: int = 20
     encoder: str = "mlp"  # mlp: three layers with ReLU; lstm: two bidirectional layers and two of an MLP
     hidden_size: int = 0  # 0: embed_dim
 
     def __post_init__(self):
-        _check("p_tuning", self.num_tokens, "random", "")
+        _check("p_tuning", self.num_virtual_tokens, "random", "")
         if self.encoder not in ("mlp", "lstm"):
             raise UserError(f"peft.p_tuning.encoder is {self.encoder!r}; choose mlp or lstm.")
 
 
-def _check(section: str, num_tokens: int, init: str, text: str) -> None:
-    if num_tokens < 1:
-        raise UserError(f"peft.{section}.num_tokens={num_tokens} must be at least 1.")
+def _check(section: str, num_virtual_tokens: int, init: str, text: str) -> None:
+    if num_virtual_tokens < 1:
+        raise UserError(f"peft.{section}.num_virtual_tokens={num_virtual_tokens} must be at least 1.")
     if init not in INITS:
         raise UserError(f"peft.{section}.init is {init!r}; choose one of {', '.join(INITS)}.")
     if (init == "text") != bool(text):
@@ -133,9 +134,8 @@ def _check(section: str, num_tokens: int, init: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """What is trained of the base; all else is frozen. The three add up. Patterns are those of `targets.choose`."""
+    """Layers that are trained besides what `peft.train` names; all else is frozen."""
 
-    train: tuple[str, ...] = ()  # names of arrays: "lm_head/kernel", "layers/[0-3]/attention/.*"
     first_layers: int = 0  # train the first so many layers
     last_layers: int = 0  # train the last so many layers
 
@@ -144,6 +144,15 @@ class FreezeConfig:
             raise UserError("peft.freeze.first_layers and peft.freeze.last_layers must be 0 (none) or above.")
 
 
+# Keys of earlier versions, which are still read -> those of today.
+OLD_KEYS = {
+    "lora.plus_ratio": "lora.loraplus_lr_ratio",
+    "adapter.reduction": "adapter.reduction_factor",
+    "prefix.num_tokens": "prefix.num_virtual_tokens",
+    "prompt.num_tokens": "prompt.num_virtual_tokens",
+    "p_tuning.num_tokens": "p_tuning.num_virtual_tokens",
+    "freeze.train": "train",
+}
 _SECTIONS: dict[str, Any] = {
     "lora": LoraConfig,
     "adapter": AdapterConfig,
@@ -164,7 +173,7 @@ class PeftConfig:
     method: str = "full"
     base: str = ""  # path of the model that is fine-tuned; "": begin from random parameters
     fingerprint: str = ""  # of the base's parameters; filled in when a run begins, refused when it changes
-    train: tuple[str, ...] = ()  # base arrays that are trained wholly besides what the method adds ("lm_head/kernel")
+    train: tuple[str, ...] = ()  # base arrays that are trained too: "lm_head/kernel", "layers/[0-3]/attention/.*"
     quantize: str = ""  # of the frozen base's weight products: int8, int4 or nf4; "": as they are
     expand: int = 0  # so many new layers, spread over the base's and the identity at first; with method=freeze
     new_layers: tuple[int, ...] = ()  # the numbers of those; filled in when a run begins
@@ -178,6 +187,9 @@ class PeftConfig:
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
 
     def __post_init__(self):
+        for name, cls in _SECTIONS.items():
+            if isinstance(value := getattr(self, name), Mapping):  # from a config file or JSON
+                object.__setattr__(self, name, self._read(name, cls, value))
         if self.method not in METHODS:
             raise UserError(f"peft.method is {self.method!r}; choose one of {', '.join(METHODS)}.")
         if self.quantize not in ("", "int8", "int4", "nf4"):
@@ -192,15 +204,19 @@ class PeftConfig:
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"peft.layer_decay={self.layer_decay} must be above 0 and at most 1.")
         if self.method == "full" and self.train:
-            raise UserError("peft.train adds to a method that freezes the rest: with peft.method=full all is trained.")
-        for name, cls in _SECTIONS.items():
-            if isinstance(value := getattr(self, name), dict):  # from a config file or JSON
-                object.__setattr__(self, name, _section(name, cls, value))
+            raise UserError("peft.train has no effect with peft.method=full, which trains everything: remove it.")
 
-
-def _section(name: str, cls: Any, values: dict[str, Any]) -> Any:
-    known = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in known:
-            raise UserError(f"The config has an unknown key peft.{name}.{key}; known are {', '.join(known)}.")
-    return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    def _read(self, section: str, cls: Any, values: Mapping[str, Any]) -> Any:
+        known = [f.name for f in fields(cls)]
+        given: dict[str, Any] = {}
+        for key, value in values.items():
+            value = tuple(value) if isinstance(value, list) else value
+            place, _, name = OLD_KEYS.get(f"{section}.{key}", f"{section}.{key}").rpartition(".")
+            if place and name not in known:
+                raise UserError(f"The config has an unknown key peft.{section}.{key}; {did_you_mean(key, known)}")
+            if not place:  # freeze.train, which only its method looked at
+                value = value if self.method == section else ()
+                object.__setattr__(self, name, tuple(dict.fromkeys((*getattr(self, name), *value))))
+            elif given.setdefault(name, value) != value:
+                raise UserError(f"peft.{section}.{name} is given twice, once by an old name: set it once.")
+        return cls(**given)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
-from slmjax.peft.targets import flatten
+from slmjax.models.parameters import flatten
 
 
 @jax.jit

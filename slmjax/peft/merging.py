@@ -1,4 +1,4 @@
-"""What was added, worked into the weights and out of them again, in float32."""
+"""Merging what was added into the weights, in float32."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import jax
 
 from slmjax.errors import UserError
+from slmjax.models.parameters import Params, flatten, unflatten
 from slmjax.peft.methods import ia3, lora
-from slmjax.peft.targets import flatten, nested
 
 Leaves = dict[str, jax.Array]
 
 
-def merge(params: Any, added: Any) -> Any:
+def merge(params: Params, added: Params) -> Params:
     """The parameters of the plain network that computes the same; what is changed is float32, the rest as it was.
 
     params: the base, not quantized. added: a collection of LoRA, DoRA or IA3, as `Method.parts` gives it. UserError for
@@ -22,29 +22,11 @@ def merge(params: Any, added: Any) -> Any:
     base = flatten(params)
     for path, leaves in _modules(added).items():
         if "lora_a" in leaves:
-            base[_matrix(base, path)] = lora.changed_weight(lora.weight_of(base, path), leaves)
+            base[_matrix(base, path)] = lora.change_weight(lora.matrix_of(base, path), leaves)
         else:
-            changed = ia3.changed_weights(base, path, leaves)
+            changed = ia3.change_weights(base, path, leaves)
             base |= {f"{path}/{name}": leaf for name, leaf in changed.items()}
-    return nested(base)
-
-
-def unmerge(params: Any, added: Any) -> Any:
-    """The base again, to float32 rounding (a sum and a difference round twice: not bitwise). Not for DoRA.
-
-    DoRA's merged columns have the length of its magnitudes: that of the base's is lost. Keep the base for that.
-    """
-    base = flatten(params)
-    for path, leaves in _modules(added).items():
-        if "dora_magnitude" in leaves:
-            raise UserError("A merged DoRA cannot be unmerged, the base's norms are gone: load the base again.")
-        if "lora_a" in leaves:
-            back = leaves | {"lora_scale": -leaves["lora_scale"]}
-            base[_matrix(base, path)] = lora.changed_weight(lora.weight_of(base, path), back)
-        else:
-            changed = ia3.changed_weights(base, path, {name: 1.0 / leaf for name, leaf in leaves.items()})
-            base |= {f"{path}/{name}": leaf for name, leaf in changed.items()}
-    return nested(base)
+    return unflatten(base)
 
 
 def _modules(added: Any) -> dict[str, Leaves]:

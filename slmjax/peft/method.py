@@ -3,58 +3,115 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from slmjax.errors import UserError
+from slmjax.models.parameters import Params, abstract_params
 from slmjax.models.transformer import Transformer
-from slmjax.peft.config import PeftConfig, PrefixConfig, PromptConfig
-from slmjax.peft.interception import NOTHING_MORE, Options
+from slmjax.peft.anchors import Anchors
+from slmjax.peft.config import PeftConfig
 from slmjax.peft.methods import bottleneck, ia3, lora, prompts
-from slmjax.peft.methods.freezing import chosen_by, joined, layer_factors, partition
-from slmjax.peft.targets import arrays_of, choose
+from slmjax.peft.options import PLAIN, Options
+from slmjax.peft.selection import ALL, Selection, select_frozen, select_named
 from slmjax.quantization.weights import dequantized, quantized
 
 Encode = Callable[[str], list[int]]
 
 
-@dataclass(frozen=True)
-class Method:
-    """`split(base, key)` gives (trained, frozen), `parts(trained, frozen)` the base and what is added to it.
-
-    Of the full method, `trained` is the base's own tree. Otherwise it is {"peft": what is added, "params": the part of
-    the base that is trained} and `frozen` the same with the rest; both without what they do not have.
-    """
-
-    options: Options
-    split: Callable[[Any, jax.Array], tuple[Any, Any]]
-    parts: Callable[[Any, Any], dict[str, Any]]
-    multipliers: Callable[[Any], Any] | None = None  # trained -> a tree of factors on each array's learning rate
-    whole: bool = False  # the full method's: `trained` is the base's own tree
-
-    def variables(self, trained: Any, frozen: Any) -> dict[str, Any]:
-        """The network's collections, `params` and `peft`, as `interception.applied` takes them."""
-        return in_weights(self.parts(trained, frozen))
-
-
-@dataclass(frozen=True)
-class _Added:
+class Added(Protocol):
     """What a method adds to the base."""
 
-    init: Callable[[Any, jax.Array], tuple[Any, Any]]  # (base, key) -> (trained, constants)
-    collection: Callable[[Any, Any, Any], Any]  # (trained, constants, base) -> what the network sees
-    options: Options = NOTHING_MORE
-    multipliers: Callable[[Any], Any] | None = None
+    @property
+    def options(self) -> Options:
+        """What the arrays do not say."""
+
+    @property
+    def changes_at_start(self) -> bool:
+        """Whether the network computes something else than the base before the first step."""
+
+    @property
+    def rate_factors(self) -> Mapping[str, float]:
+        """Factors on the learning rate, by the name of a leaf; what is not named has 1."""
+
+    def init(self, base: Params, key: jax.Array) -> tuple[Params, Params]:
+        """(what is trained, constants)."""
+
+    def collection(self, trained: Params, constants: Params, base: Params) -> Params:
+        """What the network sees: its collection `peft`."""
 
 
-def full() -> Method:
-    """Everything is trained."""
-    return Method(NOTHING_MORE, lambda base, key: (base, {}), lambda trained, frozen: {"params": trained}, whole=True)
+@dataclass(frozen=True, eq=False)
+class Method:
+    """What is trained of a network and what is frozen. The default trains all of it and adds nothing.
+
+    Both are dicts with `params`, arrays of the base by their paths there, and `peft`, what is added (trained) and its
+    constants (frozen); neither has a key for what it does not have. `frozen` may also hold `Anchors`.
+    """
+
+    selection: Selection = ALL  # of the base's arrays, those that are trained
+    added: Added | None = None
+    options: Options = PLAIN
+    quantize: str = ""  # what the base's frozen weight products become: int8, int4, nf4
+    layer_decay: float = 1.0
+    anchors: Literal["", "start", "ewc"] = ""  # what `frozen` keeps of the start: see `anchor`
+
+    @property
+    def changes_at_start(self) -> bool:
+        """Whether the network computes something else than the base before the first step."""
+        return self.added is not None and self.added.changes_at_start
+
+    def split(self, base: Params, key: jax.Array) -> tuple[Params, Params]:
+        """(trained, frozen) at the start, from the base's parameters; key: of what is added."""
+        wholly, rest = self.selection.split(base)
+        if self.quantize:
+            rest = quantized(rest, self.quantize)
+            base = self.selection.join(wholly, dequantized(rest))  # what is added fits the base as it will be seen
+        added, constants = self.added.init(base, key) if self.added else ({}, {})
+        trained, frozen = _without_empty(added, wholly), _without_empty(constants, rest)
+        if self.anchors:
+            frozen = Anchors.at(trained, ewc=self.anchors == "ewc").put_into(frozen)
+        return trained, frozen
+
+    def parts(self, trained: Params, frozen: Params) -> dict[str, Params]:
+        """{"params": the base's parameters as they are now, "peft": what is added}, the latter where there is any."""
+        base = self.selection.join(trained.get("params", {}), frozen.get("params", {}))
+        if self.added is None:
+            return {"params": base}
+        return {"params": base, "peft": self.added.collection(trained["peft"], frozen.get("peft", {}), base)}
+
+    def variables(self, trained: Params, frozen: Params) -> dict[str, Params]:
+        """The network's collections, `params` and `peft`, as `forward` takes them."""
+        return change_tables(self.parts(trained, frozen))
+
+    def base_params(self, trained: Params, frozen: Params) -> Params:
+        """The parameters of the base as it was at the start, of an anchored method."""
+        start = Anchors.of(frozen).start
+        return self.parts(trained if start is None else trained | {"params": start}, frozen)["params"]
+
+    def without_added(self) -> Method:
+        """The same network without what is added to the base."""
+        return dataclasses.replace(self, added=None, options=PLAIN)
+
+    @property
+    def scales_rates(self) -> bool:
+        """Whether `multipliers` differ from 1."""
+        return self.layer_decay < 1 or (self.added is not None and bool(self.added.rate_factors))
+
+    def multipliers(self, trained: Params) -> Params:
+        """A tree of factors on the learning rate of each trained array."""
+        factors = {}
+        if "peft" in trained:
+            own = self.added.rate_factors if self.added else {}
+            factors["peft"] = jax.tree_util.tree_map_with_path(
+                lambda path, _: np.float32(own.get(path[-1].key, 1)), trained["peft"]
+            )
+        if "params" in trained:
+            factors["params"] = self.selection.layer_factors(self.layer_decay, trained["params"])
+        return factors
 
 
 def make_method(config: PeftConfig, model: Transformer, encode: Encode | None = None) -> Method:
@@ -62,109 +119,43 @@ def make_method(config: PeftConfig, model: Transformer, encode: Encode | None = 
 
     encode: the tokenizer's, for soft prompts that start from a text.
     """
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    network, decay = model.config, config.layer_decay
-    arrays = arrays_of(network, shapes)
-    if config.method == "full":
-        decayed = (lambda trained: layer_factors(network, decay, trained, arrays, {})) if decay < 1 else None
-        return dataclasses.replace(full(), multipliers=decayed)
-    if config.method == "freeze":
-        chosen, added = chosen_by(config.freeze, network, shapes, config.new_layers), None
-    else:
-        chosen = choose(arrays, config.train, where="peft.train") if config.train else {}
-        added = _added(config, model, shapes, encode)
-
-    def split(base, key):
-        wholly, rest = partition(base, arrays, chosen)
-        if config.quantize:
-            rest = quantized(rest, config.quantize)
-            base = joined(wholly, dequantized(rest), chosen)  # what is added fits the base as it will be seen
-        trained, constants = added.init(base, key) if added else ({}, {})
-        return _without_empty(trained, wholly), _without_empty(constants, rest)
-
-    def parts(trained, frozen):
-        base = joined(trained.get("params", {}), frozen.get("params", {}), chosen)
-        if added is None:
-            return {"params": base}
-        return {"params": base, "peft": added.collection(trained["peft"], frozen.get("peft", {}), base)}
-
-    def multipliers(trained):
-        factors = {}
-        if "peft" in trained:
-            ones = lambda tree: jax.tree.map(lambda _: np.float32(1), tree)  # noqa: E731
-            factors["peft"] = (added.multipliers if added and added.multipliers else ones)(trained["peft"])
-        if "params" in trained:
-            factors["params"] = layer_factors(network, decay, trained["params"], arrays, chosen)
-        return factors
-
-    plain = decay == 1 and not (added and added.multipliers)
-    return Method(added.options if added else NOTHING_MORE, split, parts, None if plain else multipliers)
-
-
-def _added(config: PeftConfig, model: Transformer, shapes: Any, encode: Encode | None) -> _Added:
-    network = model.config
+    network, shapes = model.config, abstract_params(model.config)
+    added: Added | None = None
+    match config.method:
+        case "full":
+            return Method(dataclasses.replace(ALL, network=network), layer_decay=config.layer_decay)
+        case "freeze":
+            selection = select_frozen(config, network, shapes)
+        case _:
+            selection = select_named(config.train, network, shapes)
     match config.method:
         case "lora":
-            adapted = lora.plan(config.lora, network, shapes)
-            ratio = config.lora.plus_ratio
-
-            def factors(trained):
-                return jax.tree_util.tree_map_with_path(
-                    lambda path, _: np.float32(ratio if path[-1].key == "lora_b" else 1), trained
-                )
-
-            return _Added(
-                lambda base, key: lora.init(config.lora, adapted, base, key),
-                lambda trained, constants, base: lora.collection(adapted, trained, constants),
-                Options(dropout=config.lora.dropout),
-                factors if ratio != 1 else None,
-            )
+            added = lora.plan(config.lora, network, shapes)
         case "adapter":
-            adapter = config.adapter
-            return _Added(
-                lambda base, key: (bottleneck.init(adapter, network, key), {}),
-                lambda trained, constants, base: trained,
-                Options(activation=adapter.activation, scale=adapter.scale, parallel=adapter.kind == "parallel"),
-            )
+            added = bottleneck.plan(config.adapter, network)
         case "ia3":
-            ia3.init(config.ia3, network, shapes)  # its mistakes show now, not under jit
-            return _Added(
-                lambda base, key: (ia3.init(config.ia3, network, base), {}),
-                lambda trained, constants, base: trained,
-            )
+            added = ia3.plan(config.ia3, network, shapes)
         case "prefix":
-            ids = _ids(config.prefix, encode)
-            return _Added(
-                lambda base, key: (prompts.init_prefix(config.prefix, model, base, ids, key), {}),
-                lambda trained, constants, base: prompts.prefix_collection(config.prefix, network, trained),
-            )
+            added = prompts.Prefix(config.prefix, model, prompts.initial_ids(config.prefix, encode))
         case "prompt":
-            ids = _ids(config.prompt, encode)
-            return _Added(
-                lambda base, key: (prompts.init_prompt(config.prompt, network, base, ids, key), {}),
-                lambda trained, constants, base: prompts.keys_and_values(model, base, prompts.prompt_of(trained)),
-            )
+            added = prompts.Prompt(config.prompt, model, prompts.initial_ids(config.prompt, encode))
         case "p_tuning":
-            return _Added(
-                lambda base, key: (prompts.init_p_tuning(config.p_tuning, network, key), {}),
-                lambda trained, constants, base: prompts.keys_and_values(model, base, prompts.prompt_of(trained)),
-            )
-    raise AssertionError(config.method)
+            added = prompts.PTuning(config.p_tuning, model)
+    return Method(
+        selection,
+        added,
+        added.options if added else PLAIN,
+        quantize=config.quantize,
+        layer_decay=config.layer_decay,
+    )
 
 
-def _ids(config: PrefixConfig | PromptConfig, encode: Encode | None) -> np.ndarray | None:
-    if config.init != "text":
-        return None
-    if encode is None:
-        raise UserError("peft: a soft prompt that starts from init_text needs the tokenizer.")
-    return prompts.tile_ids(encode(config.init_text), config.num_tokens)
+def anchor(method: Method, *, ewc: bool) -> Method:
+    """The method with the start of its base's weights in `frozen`; ewc: also what EWC needs."""
+    return dataclasses.replace(method, anchors="ewc" if ewc else "start")
 
 
-def _without_empty(peft: Any, params: Any) -> dict[str, Any]:
-    return {name: part for name, part in (("peft", peft), ("params", params)) if part}
-
-
-def in_weights(variables: dict[str, Any]) -> dict[str, Any]:
+def change_tables(variables: dict[str, Params]) -> dict[str, Params]:
     """The variables with the tables' and the head's low-rank terms added to their weights, where they are used.
 
     These are no products of the network's own modules: a table is looked up and the loss multiplies the head. A tied
@@ -176,5 +167,9 @@ def in_weights(variables: dict[str, Any]) -> dict[str, Any]:
     params, added = dict(variables["params"]), dict(variables["peft"])
     for module in tables:
         leaf = "kernel" if module == "lm_head" else "embedding"
-        params[module] = params[module] | {leaf: lora.changed_weight(params[module][leaf], added.pop(module))}
+        params[module] = params[module] | {leaf: lora.change_weight(params[module][leaf], added.pop(module))}
     return {"params": params, "peft": added}
+
+
+def _without_empty(peft: Any, params: Any) -> Params:
+    return {name: part for name, part in (("peft", peft), ("params", params)) if part}

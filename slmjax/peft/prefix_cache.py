@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from slmjax.models.kv_cache import KVCache
-from slmjax.peft.targets import flatten
+from slmjax.models.parameters import flatten
 
 
 def prefix_of_cache(cache: KVCache) -> dict:
@@ -26,7 +26,7 @@ def prefix_length(collection: Any) -> int:
 
 
 def start_cache(cache: KVCache, collection: Any) -> KVCache:
-    """An empty cache with the prefix in its first positions, as `applied` expects it; unchanged without a prefix.
+    """An empty cache with the prefix in its first positions, as `forward` expects it; unchanged without a prefix.
 
     Both are stacked, or both are unstacked (see `KVCache`).
     """

@@ -1,4 +1,4 @@
-"""Which weights of a network are meant: by name, by regular expression, by layer, or "all-linear"."""
+"""Selecting arrays of a network by name, by regular expression, by layer, or as "all-linear"."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import Params, flatten, is_matrix, layers_of, within_block
 from slmjax.peft.config import ALL_LINEAR
 
-Chosen = dict[str, tuple[int, ...]]  # path -> places in the stack (ascending); () for what belongs to no layer
+Chosen = dict[str, tuple[int, ...]]  # path -> indices in the stack (ascending); () for what belongs to no layer
 
 
 @dataclass(frozen=True)
@@ -25,54 +24,27 @@ class Array:
     layers: tuple[int, ...]  # the network's layer numbers along the stack; () where there is none
 
     def names(self) -> tuple[str, ...]:
-        """What patterns are matched with, one a place: "layers/3/attention/q_proj/kernel"."""
+        """The names that patterns are matched with, one per index: "layers/3/attention/q_proj/kernel"."""
         if not self.layers:
             return (self.path,)
-        rest = self.path.split("/", 2)[2]
-        return tuple(f"layers/{layer}/{rest}" for layer in self.layers)
+        return tuple(f"layers/{layer}/{within_block(self.path)}" for layer in self.layers)
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """{"a": {"b": x}} -> {"a/b": x}; `nested` is its inverse."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *rooms, last = path.split("/")
-        node = tree
-        for room in rooms:
-            node = node.setdefault(room, {})
-        node[last] = value
-    return tree
-
-
-def arrays_of(config: ModelConfig, params: Any) -> dict[str, Array]:
+def arrays_of(config: ModelConfig, params: Params) -> dict[str, Array]:
     """Every array of the parameters (or of their shapes) by path."""
-    arrays, starts = {}, [0]
-    for segment in config.segments:
-        starts.append(starts[-1] + len(segment.period) * segment.repeats)
+    arrays = {}
     for path, leaf in flatten(params).items():
-        found = re.match(r"segment_(\d+)/block_(\d+)/", path)
-        if found is None:
-            arrays[path] = Array(path, tuple(leaf.shape), ())
-            continue
-        s, block = map(int, found.groups())
-        size = len(config.segments[s].period)
-        layers = tuple(starts[s] + block + size * repeat for repeat in range(config.segments[s].repeats))
-        arrays[path] = Array(path, tuple(leaf.shape[1:]), layers)
+        layers = layers_of(config, path)
+        arrays[path] = Array(path, tuple(leaf.shape[1:] if layers else leaf.shape), layers)
     return arrays
 
 
-def weights_of(config: ModelConfig, params: Any) -> dict[str, Array]:
+def matrices_of(config: ModelConfig, params: Params) -> dict[str, Array]:
     """The modules that hold a matrix, by the module's path: weight products, lookup tables, the head."""
     matrices = {}
     for path, array in arrays_of(config, params).items():
-        module, _, leaf = path.rpartition("/")
-        if leaf in ("kernel", "embedding"):
+        if is_matrix(path):
+            module = path.rpartition("/")[0]
             matrices[module] = Array(module, array.shape, array.layers)
     return matrices
 
@@ -85,7 +57,7 @@ def choose(
     exclude: Sequence[str] = (),
     layers: Iterable[int] | None = None,
 ) -> Chosen:
-    """The places that `wanted` names. UserError for a pattern that matches nothing, listing what could.
+    """The indices that `wanted` names. UserError for a pattern that matches nothing, listing what could.
 
     A pattern is the end of a name ("q_proj", "attention/q_proj"), a regular expression for the whole of it
     ("layers/[0-3]/.*"), or "all-linear": every weight product of the layers. `where` is the config's key, for errors.
@@ -94,17 +66,17 @@ def choose(
     chosen: Chosen = {}
     unmatched = dict.fromkeys(wanted)
     for path, array in arrays.items():
-        places = []
-        for place, name in enumerate(array.names()):
+        indices = []
+        for index, name in enumerate(array.names()):
             hits = [pattern for pattern in wanted if matches(pattern, name, where)]
             for pattern in hits:
                 unmatched.pop(pattern, None)
             skipped = any(matches(pattern, name, where) for pattern in exclude)
-            outside = allowed is not None and bool(array.layers) and array.layers[place] not in allowed
+            outside = allowed is not None and bool(array.layers) and array.layers[index] not in allowed
             if hits and not skipped and not outside:
-                places.append(place)
-        if places:
-            chosen[path] = tuple(places) if array.layers else ()
+                indices.append(index)
+        if indices:
+            chosen[path] = tuple(indices) if array.layers else ()
     if unmatched or not chosen:
         kinds = sorted({re.sub(r"layers/\d+/", "layers/N/", name) for a in arrays.values() for name in a.names()})
         what = next(iter(unmatched), None)
@@ -116,7 +88,7 @@ def choose(
 
 
 def matches(pattern: str, name: str, where: str) -> bool:
-    """Whether a pattern (see `choose`) means this name. UserError when it is no regular expression."""
+    """Whether a pattern (see `choose`) means this name. UserError when it is not a regular expression."""
     if pattern == ALL_LINEAR:
         return name.startswith(("layers/", "embed_in_proj", "embed_out_proj"))
     if name == pattern or name.endswith("/" + pattern):
@@ -124,7 +96,9 @@ def matches(pattern: str, name: str, where: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise UserError(f"{where} {pattern!r} is no regular expression ({error}).") from error
+        raise UserError(
+            f"{where} {pattern!r} is not a regular expression ({error}): escape its special characters."
+        ) from error
 
 
 def last_match(patterns: Sequence[tuple[str, Any]], name: str, default: Any, where: str) -> Any:

@@ -11,7 +11,6 @@ from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
 from slmjax.models.parameters import abstract_params
 from slmjax.models.transformer import Transformer
-from slmjax.peft.anchoring import base_weights
 from slmjax.recipes.config import RunConfig
 from slmjax.recipes.language_model import execution_for, training_method
 from slmjax.sharding.activations import check_mesh_fits
@@ -39,7 +38,7 @@ def check(config: RunConfig, devices: Sequence[jax.Device] | None = None, base: 
     method = training_method(config, model, encode=lambda text: [0])
     shapes = abstract_params(config.model) if base is None else jax.eval_shape(lambda tree: tree, base)
     trained = jax.eval_shape(method.split, shapes, jax.random.key(0))[0]
-    if config.forgetting.l2_sp and config.peft.method != "lora" and not base_weights(method, trained):
+    if config.forgetting.l2_sp and config.peft.method != "lora" and "params" not in trained:
         raise UserError(
             f"forgetting.l2_sp={config.forgetting.l2_sp} has no effect, since peft.method={config.peft.method} trains "
             "none of the base's weights: use forgetting.kl."

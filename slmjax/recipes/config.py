@@ -14,11 +14,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slmjax.data.config import DataConfig
-from slmjax.data.sft_config import SftConfig
+from slmjax.data.sft_config import SftConfig, data_config_class
 from slmjax.errors import UserError, did_you_mean
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
-from slmjax.peft.config import PeftConfig
+from slmjax.peft.config import OLD_KEYS, PeftConfig
 from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.sharding.config import MeshConfig
 from slmjax.training.checkpoints.config import CheckpointConfig
@@ -85,15 +85,18 @@ def default_config(model: ModelConfig, *, data: type[DataConfig] | type[SftConfi
     data: what is read, text (DataConfig) or conversations to fine-tune on (SftConfig).
     """
 
-    def section(name: str, cls: Any) -> ConfigDict:
+    def section_of(name: str, cls: Any) -> ConfigDict:
         if name == "model":
             values = dataclasses.asdict(model)
         else:
             values = {f.name: _default(f) for f in dataclasses.fields(cls)}
         return ConfigDict({k: _plain(v) for k, v in values.items()}, convert_dict=True)
 
-    config = ConfigDict({name: section(name, cls) for name, cls in (SECTIONS | {"data": data}).items()})
+    config = ConfigDict({name: section_of(name, cls) for name, cls in (SECTIONS | {"data": data}).items()})
     config.training.tokens_per_param = CHINCHILLA_TOKENS_PER_PARAM
+    for old, new in OLD_KEYS.items():  # a config file may still set the old one, which is the same value
+        (section, _, name), (parent, _, today) = old.rpartition("."), new.rpartition(".")
+        config.peft[section][name] = (config.peft[parent] if parent else config.peft).get_ref(today)
     config.lock()
     for name in ("sources", "validation"):  # the places where names are the user's own
         if name in config.data:
@@ -141,8 +144,8 @@ def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
         section = values.get(name) or {}
         if not isinstance(section, Mapping):
             raise UserError(f"The config's section {name!r} is {section!r}: it must be a table of keys and values.")
-        if name == "data" and "chat_template" in section:  # a stored config says its kind by its keys alone
-            cls = SftConfig
+        if name == "data":
+            cls = data_config_class(section)
         built[name] = _section(name, cls, section)
     return RunConfig(**built)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from slmjax.data.config import DataConfig
-from slmjax.data.conversations.examples import ExampleStore, load_examples, sft_template
-from slmjax.data.pipeline import Replay, epoch_size, training_batches, validation_batches
+from slmjax.data.conversations.encoding import sft_template
+from slmjax.data.conversations.examples import ExampleStore, load_examples
+from slmjax.data.mixture import Mixture, repeats, rows_for_epochs
+from slmjax.data.pipeline import Interleaved, training_batches, validation_batches
 from slmjax.data.prepare import open_stores, prepare, tokenizer_for
 from slmjax.data.sft_config import SftConfig
 from slmjax.data.store import TokenStore
@@ -27,49 +28,39 @@ class Corpus:
     """What a run reads."""
 
     tokenizer: Tokenizer
-    train: list[tuple[TokenStore | ExampleStore, float]]  # with mixture weights
+    train: Mixture
     validation: list[TokenStore | ExampleStore]
 
-    def batches(self, config: RunConfig, rows: list[int], replay: Replay | None = None) -> Any:
+    def batches(self, config: RunConfig, rows: list[int], interleaved: Interleaved | None = None) -> Any:
         """The endless, resumable iterator over this process's rows of the training batches."""
         data = config.data
         return training_batches(
             self.train,
-            sequence_length=data.sequence_length,
-            packing=data.packing,
+            data.row_layout(),
             batch_size=config.training.batch_size,
             rows=rows,
             seed=data.seed,
             num_threads=data.num_threads,
             prefetch=data.prefetch,
-            replay=replay,
+            interleaved=interleaved,
         )
 
     def passes(self, data: DataConfig | SftConfig, num_rows: int) -> dict[str, float]:
         """How often each source is read through by so many training rows."""
-        total = sum(weight for _, weight in self.train)
-        rows = self._rows(data)
-        return {store.name: num_rows * weight / total / rows[store.name] for store, weight in self.train}
+        return repeats(self.train, data.row_layout(), num_rows)
 
     def rows_per_epoch(self, data: DataConfig | SftConfig) -> int:
         """Training rows after which each source has been read through at least once."""
-        total, rows = sum(weight for _, weight in self.train), self._rows(data)
-        return max(math.ceil(rows[store.name] * total / weight) for store, weight in self.train)
-
-    def _rows(self, data: DataConfig | SftConfig) -> dict[str, int]:
-        T, packing = data.sequence_length, data.packing
-        sizes = [(store.name, epoch_size(store, sequence_length=T, packing=packing)[0]) for store, _ in self.train]
-        return {name: max(1, size) for name, size in sizes}
+        return rows_for_epochs(self.train, data.row_layout(), 1.0)
 
     def validation_batches(self, config: RunConfig, rows: list[int]) -> Iterator[dict[str, np.ndarray]]:
         """The first `training.eval_batches` batches of each source's validation split (0: all), in order."""
         for store in self.validation:
             yield from validation_batches(
                 store,
-                sequence_length=config.data.sequence_length,
+                config.data.row_layout(),
                 batch_size=config.training.batch_size,
                 rows=rows,
-                packing=config.data.packing,
                 max_batches=config.training.eval_batches or None,
             )
 
@@ -101,7 +92,7 @@ def open_corpus(
     weights = {name: config.sources[name].weight if name in config.sources else 1.0 for name in stores}
     return Corpus(
         tokenizer=tokenizer,
-        train=[(store, weights[name]) for name, store in stores.items()],
+        train=Mixture(stores, weights),
         validation=list(open_stores(prepared, "validation").values()),
     )
 
@@ -113,10 +104,10 @@ def _conversations(config: SftConfig, tokenizer: Tokenizer | None, *, progress: 
     if template is not None:
         tokenizer.settings["chat_template"] = template.source  # what the fine-tuned model will be talked to with
     examples = load_examples(config, tokenizer, progress=progress)
-    return Corpus(tokenizer, list(examples.train), list(examples.validation))
+    return Corpus(tokenizer, examples.train, list(examples.validation))
 
 
 def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
     """UserError when the corpus holds a token id that the model's embedding does not have."""
-    for store in [store for store, _ in corpus.train] + corpus.validation:
+    for store in [*corpus.train.stores.values(), *corpus.validation]:
         store.check_vocabulary(vocab_size)

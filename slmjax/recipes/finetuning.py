@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from slmjax.data.pipeline import Replay
+from slmjax.data.pipeline import Interleaved
 from slmjax.models.counting import count_parameters
 from slmjax.peft.fingerprint import fingerprint
 from slmjax.recipes.check import check
@@ -62,7 +62,8 @@ def finetuning(
     general, replay = None, None
     if measuring or held.replay or held.ewc:
         general = open_general(config, workdir / "data" / "general", corpus.tokenizer, progress=is_primary())
-        replay = Replay(general.train, held.replay, held.general_rows_are_held) if held.replay else None
+        mark = "kl_weights" if held.general_rows_are_held else None
+        replay = Interleaved(general.train, held.replay, mark) if held.replay else None
 
     def start() -> TrainState:
         state = lm.program.initialize(base)

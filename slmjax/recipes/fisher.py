@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from slmjax.data.packing import Row, empty_row, stack_rows
-from slmjax.objectives.cross_entropy import logits_bytes_for
+from slmjax.objectives.chunks import logits_bytes_for
 from slmjax.objectives.next_token import next_token
+from slmjax.peft.anchors import Anchors
 from slmjax.recipes.language_model import ModelProgram
 from slmjax.training.program import process_rows
 from slmjax.training.state import TrainState
 
 
 def with_fisher(lm: ModelProgram, state: TrainState, rows: list[Row]) -> TrainState:
-    """The state with `frozen["fisher"]` estimated on these rows, each [T], at the parameters as they are.
+    """The state with its Fisher information estimated on these rows, each [T], at the parameters as they are.
 
     It is the empirical one: of each row the gradient of the log-likelihood of its own tokens, summed over the row,
     squared; the squares are added up and divided by the number of tokens. Half of it times a squared step is then about
@@ -30,8 +31,9 @@ def with_fisher(lm: ModelProgram, state: TrainState, rows: list[Row]) -> TrainSt
     mine = process_rows(sharding, together)
     logits_bytes = logits_bytes_for(program.mesh.devices.flat[0].platform, lm.config.model)
     objective = next_token(lm.model, lm.method, mesh=program.mesh, logits_bytes=logits_bytes)
-    fisher = state.frozen["fisher"]
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.frozen["fisher"])
+    anchors = Anchors.of(state.frozen)
+    fisher = anchors.fisher
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, Anchors.of(program.state.frozen).fisher)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=shardings)
     def add(total: Any, params: Any, frozen: Any, batch: Any) -> Any:
@@ -42,7 +44,7 @@ def with_fisher(lm: ModelProgram, state: TrainState, rows: list[Row]) -> TrainSt
 
         return jax.lax.scan(visit, total, jnp.arange(together))[0]
 
-    others = {name: tree for name, tree in state.frozen.items() if name != "fisher"}
+    others = dataclasses.replace(anchors, fisher=None).put_into(state.frozen)
     T = lm.config.data.sequence_length
     for first in range(0, len(rows), together):
         group = [rows[i] if i < len(rows) else empty_row(T) for i in range(first, first + together)]
@@ -53,4 +55,4 @@ def with_fisher(lm: ModelProgram, state: TrainState, rows: list[Row]) -> TrainSt
         fisher = add(fisher, state.params, others, batch)
     tokens = max(float(sum(np.sum(row["loss_weights"]) for row in rows)), 1.0)
     scale = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf / tokens, tree), out_shardings=shardings)
-    return dataclasses.replace(state, frozen=state.frozen | {"fisher": scale(fisher)})
+    return dataclasses.replace(state, frozen=dataclasses.replace(anchors, fisher=scale(fisher)).put_into(others))

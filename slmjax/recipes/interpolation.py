@@ -17,8 +17,8 @@ from slmjax.data.packing import Row
 from slmjax.errors import UserError
 from slmjax.formats.models import load, save
 from slmjax.formats.runs import open_run
+from slmjax.models.parameters import flatten
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.targets import flatten
 from slmjax.recipes.config import RunConfig, run_config
 from slmjax.recipes.corpus import Corpus, open_corpus
 from slmjax.recipes.finetuned import expanded
@@ -86,20 +86,20 @@ def interpolate(
     plot_interpolation(results, plot, title=f"{run} and its base")
     if save_as:
         weight, directory = save_as
-        save(dataclasses.replace(tuned, params=mixed(base_params, tuned.params, weight)), directory)
+        save(dataclasses.replace(tuned, params=mix_weights(base_params, tuned.params, weight)), directory)
     return report
 
 
-def mixed(base: Any, tuned: Any, weight: float) -> Any:
+def mix_weights(base: Any, tuned: Any, weight: float) -> Any:
     """(1 - weight) base + weight tuned, float32, leaf by leaf; exactly the base at 0 and the tuned at 1."""
     ours, theirs = ({path: leaf.shape for path, leaf in flatten(tree).items()} for tree in (base, tuned))
     if ours != theirs:
-        raise UserError("Only networks of the same shape can be mixed: these two differ in their parameters.")
-    return _mixed(base, tuned, jnp.float32(weight))
+        raise UserError("Only networks of the same shape can be interpolated: these two differ in their parameters.")
+    return _mix(base, tuned, jnp.float32(weight))
 
 
 @jax.jit
-def _mixed(base: Any, tuned: Any, weight: jax.Array) -> Any:
+def _mix(base: Any, tuned: Any, weight: jax.Array) -> Any:
     return jax.tree.map(lambda b, t: (1 - weight) * b.astype(jnp.float32) + weight * t.astype(jnp.float32), base, tuned)
 
 
@@ -127,8 +127,8 @@ def curve(
     T, B, state = plain.data.sequence_length, training.batch_size, lm.program.state
     results = []
     for weight in points:
-        params = jax.device_put(mixed(base, tuned, weight), SingleDeviceSharding(first))
-        state = dataclasses.replace(state, params=params, frozen={}, ema=None)
+        params = jax.device_put(mix_weights(base, tuned, weight), SingleDeviceSharding(first))
+        state = dataclasses.replace(state, params={"params": params}, frozen={}, ema=None)
         losses = {}
         if corpus.validation:
             batches = corpus.validation_batches(plain, lm.rows)

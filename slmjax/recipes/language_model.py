@@ -16,12 +16,12 @@ from slmjax.models.attention.kernels import attention_for
 from slmjax.models.counting import count_parameters, flops_per_token
 from slmjax.models.execution import Execution
 from slmjax.models.transformer import Transformer
-from slmjax.objectives.cross_entropy import logits_bytes_for
+from slmjax.objectives.chunks import logits_bytes_for
 from slmjax.objectives.loss import Objective
 from slmjax.objectives.next_token import next_token
 from slmjax.objectives.regularized import regularized
-from slmjax.peft.anchoring import OF_BASE, anchored
-from slmjax.peft.method import Method, full, make_method
+from slmjax.peft.anchors import REBUILT
+from slmjax.peft.method import Method, anchor, make_method
 from slmjax.recipes.config import RunConfig
 from slmjax.sharding.activations import make_constrain, sharded_attention, sharded_sum_rows
 from slmjax.sharding.chunked_feedforward import chunked_feedforward
@@ -118,7 +118,7 @@ def build(
     method = training_method(config, model, encode)
     schedule = make_schedule(config.schedule, config.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    if method.multipliers is not None:
+    if method.scales_rates:
         optimizer = with_multipliers(optimizer, method.multipliers)
     strengths: dict[str, Any] = config.forgetting.strengths
     platform = mesh.devices.flat[0].platform
@@ -129,9 +129,6 @@ def build(
         "logits_bytes": logits_bytes_for(platform, config.model),
     }
     objective = next_token(model, method, **losses)
-    bare = dataclasses.replace(
-        full(), parts=lambda trained, frozen: {"params": method.parts(trained, frozen)["params"]}
-    )
     text = _fields(config, mesh, TEXT | {"loss_weights": jnp.float32})
     trained = _fields(config, mesh, {"kl_weights": jnp.float32}) if config.forgetting.general_rows_are_held else {}
     kind = StepKind(regularized(model, method, **strengths, **losses) if strengths else objective, text | trained)
@@ -143,7 +140,7 @@ def build(
         mesh,
         config.training,
         base=base,
-        rebuilt=OF_BASE,
+        rebuilt=REBUILT,
         remat=model.execution.remat,
     )
     return ModelProgram(
@@ -153,7 +150,7 @@ def build(
         method=method,
         objective=objective,
         eval_step=jax.jit(make_eval_step(objective)),
-        base_eval_step=jax.jit(make_eval_step(next_token(model, bare, **losses))),
+        base_eval_step=jax.jit(make_eval_step(next_token(model, method.without_added(), **losses))),
         batch=text,
     )
 
@@ -165,7 +162,7 @@ def training_method(config: RunConfig, model: Transformer, encode: Callable[[str
         options = dataclasses.replace(method.options, neftune=config.training.neftune_alpha)
         method = dataclasses.replace(method, options=options)
     strengths = config.forgetting.strengths
-    return anchored(method, added="ewc" in strengths) if strengths else method
+    return anchor(method, ewc="ewc" in strengths) if strengths else method
 
 
 def budget_of(config: RunConfig, trained_share: float = 1.0) -> Budget:

@@ -15,7 +15,7 @@ from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte,
 from slmjax.files import local_path
 from slmjax.formats.models import load, save
 from slmjax.inference.generate import generate
-from slmjax.recipes.config import run_config, set_budget
+from slmjax.recipes.config import set_budget
 from slmjax.recipes.quickstart_config import get_config
 from slmjax.recipes.train import train
 from slmjax.tokenization.tokenizer import load_tokenizer
@@ -68,7 +68,7 @@ def quickstart(
         set_budget(config, steps=steps)
         config.schedule.warmup_steps = max(1, min(config.schedule.warmup_steps, steps // 5))
     say("Text: the documentation topics, docstrings and sources of this Python installation. No network is used.")
-    result = train(run_config(config), workdir)
+    result = train(config, workdir)
     rows: dict[str, float] = {}
     heldout = b""
     samples: Sequence[str] = ()

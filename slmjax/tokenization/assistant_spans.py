@@ -49,8 +49,8 @@ def find_spans(messages: list[dict[str, Any]], render: Render) -> tuple[str, lis
         ]
     whole, *parts = render(renderings)
     if "text" not in whole:
-        prefix = "refuses the conversation: " if whole["raised"] else "cannot render the conversation: "
-        raise UserError("the chat template " + prefix + " ".join(whole["error"].split())[:300])
+        verb = "refuses" if whole["raised"] else "cannot render"
+        raise UserError(f"The chat template {verb} the conversation ({' '.join(whole['error'].split())[:300]}).")
     text: str = whole["text"]
     spans: list[Span] = []
     for number, i in enumerate(turns):
@@ -58,8 +58,8 @@ def find_spans(messages: list[dict[str, Any]], render: Render) -> tuple[str, lis
         span = _by_prefix(text, prompt, past, probe, after) or _by_replacement(text, messages, i, render)
         if span is None or span[0] >= span[1] or (spans and span[0] < spans[-1][1]):
             raise UserError(
-                f"the chat template does not show which text message {i + 1}, of the assistant, became: "
-                "mark it with {% generation %} and {% endgeneration %} in the template"
+                f"The chat template does not show which text message {i + 1}, of the assistant, became: "
+                "mark it with {% generation %} and {% endgeneration %} in the template."
             )
         spans.append(span)
     return text, spans

@@ -245,7 +245,9 @@ def _piece_spans(pieces: list[str], text: str) -> Offsets:
     sizes = [1 if _BYTE_PIECE.fullmatch(piece) else len(piece.replace(SPACE, " ").encode()) for piece in pieces]
     prefix = sum(sizes) - len(character)  # 1 where the model puts a space before the text
     if prefix not in (0, 1):
-        raise UserError("this SentencePiece model rewrites the text, so its tokens cannot be told apart by place")
+        raise UserError(
+            "This SentencePiece model rewrites the text, so its tokens cannot be mapped to character offsets."
+        )
     spans, end = [], -prefix
     for size in sizes:
         begin, end = max(end, 0), end + size

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from slmjax.errors import UserError
 from slmjax.tokenization.assistant_spans import Rendering, Span, find_spans
-from slmjax.tokenization.template_renderer import TemplateRenderer, one_line
+from slmjax.tokenization.template_renderer import TemplateRenderer, shorten
 from slmjax.tokenization.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # role, content (text, or what else the template takes), tool_calls ...
@@ -53,7 +53,7 @@ class ChatTemplate:
             found = (found.get("tool_use") if tools else None) or found.get("default")
         if not isinstance(found, str):
             raise UserError(
-                "the model has no chat template: put a chat_template.jinja beside its tokenizer, or prompt it with text"
+                "The model has no chat template: put a chat_template.jinja beside its tokenizer, or give it plain text."
             )
         return cls(found, template_tokens(tokenizer))
 
@@ -101,7 +101,7 @@ class ChatTemplate:
         """
         plain = _plain_messages(messages)
         if all(message["role"] != "assistant" for message in plain):
-            raise UserError("the conversation holds no message of the assistant, so there is nothing to learn")
+            raise UserError("The conversation has no message of the assistant, so there is nothing to learn.")
         fixed = self._fixed(tools, documents, variables)
         if self._renderer.has_generation:
             return self._marked(plain, fixed)
@@ -118,7 +118,9 @@ class ChatTemplate:
                 spans.append((len(text), len(text) + len(inside)))
             text += inside + rest
         if not spans or after in text:
-            raise UserError("the chat template's {% generation %} blocks hold nothing of this conversation, or nest")
+            raise UserError(
+                "The chat template's {% generation %} blocks have nothing of this conversation, or are nested."
+            )
         return text, spans
 
     def _fixed(self, tools: Any, documents: Any, variables: Any) -> dict[str, Any]:
@@ -138,7 +140,7 @@ class ChatTemplate:
         try:
             return self._renderer.render(requests)
         except TypeError as error:
-            raise UserError(f"messages and tools must be plain text, numbers, lists and dicts ({error})") from error
+            raise UserError(f"Messages and tools must be plain text, numbers, lists and dicts ({error}).") from error
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
@@ -155,11 +157,11 @@ def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
 def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Without fields that are None, which templates would print; the reasoning under each name that they read."""
     if not messages:
-        raise UserError("the conversation is empty: give it at least one message")
+        raise UserError("The conversation is empty: give it at least one message.")
     plain = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise UserError(f"message {number} must be a dict with a role and a content, got {one_line(repr(message))}")
+            raise UserError(f"Message {number} must be a dict with a role and a content, not {shorten(repr(message))}.")
         fields = {name: value for name, value in message.items() if value is not None}
         reasoning = next((fields[name] for name in _REASONING if name in fields), None)
         if reasoning is not None:
@@ -176,5 +178,5 @@ def _text(answer: dict[str, Any]) -> str:
     if "text" in answer:
         return answer["text"]
     if answer["raised"]:
-        raise UserError(f"the chat template refuses the conversation: {one_line(answer['error'])}")
-    raise UserError(f"the chat template cannot render the conversation ({one_line(answer['error'])})")
+        raise UserError(f"The chat template refuses the conversation ({shorten(answer['error'])}).")
+    raise UserError(f"The chat template cannot render the conversation ({shorten(answer['error'])}).")

@@ -1,18 +1,16 @@
-"""The program of the process that renders a chat template: `python template_process.py`, one JSON line in, one out.
+"""The program that renders a chat template in a limited process.
 
 A template is a program of strangers. Jinja's sandbox keeps it from Python's insides, but not from taking forever or
 all of memory within one operation that no Python code can interrupt (comparing nested lists is one). So it runs here,
 where memory, files and processor time are limited by the system, and whoever waits for it can end it.
 
-First line in: {"source", "output_limit", "memory_limit", "seconds"}. Out: {"generation": are there such blocks}.
-Further lines in: a list of {"variables", "marks"}. Out: a list of {"text"}. In place of each out: {"error", "raised"}.
+Settings: {"source", "output_limit"}. First answer: {"generation": are there such blocks}. Requests: a list of
+{"variables", "marks"}. Answers: a list of {"text"}. In place of each answer: {"error", "raised"}.
 """
 
-import contextlib
 import datetime
 import json
-import sys
-import time
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -106,49 +104,15 @@ def _failure(error: Exception) -> dict[str, Any]:
     return {"error": text + (f" in line {line}" if line else ""), "raised": isinstance(error, Raised)}
 
 
-def _limit(memory: int) -> None:
-    """Memory and files, from now on."""
-    _set_limit("RLIMIT_AS", memory)
-    _set_limit("RLIMIT_FSIZE", 0)
-    _set_limit("RLIMIT_CORE", 0)
-
-
-def _limit_seconds(seconds: float) -> None:
-    """Of processor time, from now on: whoever waits counts too, but may itself be killed meanwhile."""
-    _set_limit("RLIMIT_CPU", int(time.process_time() + seconds) + 2)
-
-
-def _set_limit(name: str, limit: int) -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # a system without it: the waiting side's clock remains
-        import resource
-
-        kind = getattr(resource, name)
-        _, most = resource.getrlimit(kind)
-        resource.setrlimit(kind, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
-
-
-def main() -> None:
-    """Serve until the input ends."""
-    requests, answers = sys.stdin, sys.stdout
-    first = json.loads(requests.readline())
-    _limit(first["memory_limit"])
+def start(settings: dict[str, Any]) -> tuple[dict[str, Any], Callable[[Any], Any] | None]:
+    """Compile the template. See `limited_process_child.py`."""
     env: Any = environment()
-
-    def answer(value: Any) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
     try:
-        _limit_seconds(first["seconds"])
-        template = env.from_string(first["source"])
+        template = env.from_string(settings["source"])
     except Exception as error:
-        answer(_failure(error))
-        return
-    answer({"generation": env.has_generation})
-    for line in requests:
-        _limit_seconds(first["seconds"])
-        answer([render(env, template, request, first["output_limit"]) for request in json.loads(line)])
+        return _failure(error), None
 
+    def handle(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [render(env, template, request, settings["output_limit"]) for request in requests]
 
-if __name__ == "__main__":
-    main()
+    return {"generation": env.has_generation}, handle

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, first_few, one_line
 from slmjax.tokenization.backends import Backend, HuggingFaceBackend, SentencePieceBackend
 
 END_OF_TEXT = "<|endoftext|>"
@@ -136,7 +136,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if not path.exists():
         raise UserError(
-            f"there is no tokenizer at {path}: give a tokenizer.json, a SentencePiece .model or a directory"
+            f"There is no tokenizer at {path}: give a tokenizer.json, a SentencePiece .model or a directory."
         )
     directory = path if path.is_dir() else path.parent
     file = _tokenizer_file(path) if path.is_dir() else path
@@ -150,7 +150,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:  # the libraries raise plain Exception, RuntimeError, OSError ... for a damaged file
-        raise UserError(f"{file} is not a tokenizer that can be read ({_one_line(error)})") from error
+        raise UserError(f"{file} is not a readable tokenizer ({one_line(error)}).") from error
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = True) -> Tokenizer:
@@ -166,7 +166,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = True) -
     """
     if vocab_size < 257:
         raise UserError(
-            f"a byte-level vocabulary needs at least 257 tokens (256 bytes and one special), got {vocab_size}"
+            f"A byte-level vocabulary needs at least 257 tokens (256 bytes and one special), not {vocab_size}."
         )
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
@@ -205,7 +205,7 @@ def _encodable(text: str) -> str:
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 20) : error.start]
         raise UserError(
-            f"the text after {near!r} holds a lone surrogate, which is no character: repair the text"
+            f"The text after {near!r} contains a lone surrogate, which UTF-8 cannot encode: fix the input."
         ) from error
     return text
 
@@ -230,20 +230,20 @@ def _tokenizer_file(directory: Path) -> Path:
         found = sorted(directory.glob(pattern))
         if len(found) > 1:
             raise UserError(
-                f"{directory} holds several tokenizers ({', '.join(f.name for f in found)}): name one of them"
+                f"{directory} has several tokenizers ({', '.join(f.name for f in found)}): name one of them."
             )
         if found:
             return found[0]
-    names = ", ".join(sorted(f.name for f in directory.iterdir())[:8]) or "nothing"
+    names = first_few(sorted(f.name for f in directory.iterdir()), 8) or "nothing"
     raise UserError(
-        f"{directory} holds no tokenizer.json, SentencePiece .model or *vocab.json with *merges.txt, but {names}"
+        f"{directory} has no tokenizer.json, SentencePiece .model or *vocab.json with *merges.txt, only {names}."
     )
 
 
 def _gpt2(vocabulary: Path) -> tokenizers.Tokenizer:
     merges = vocabulary.with_name(vocabulary.name.removesuffix("vocab.json") + "merges.txt")
     if not merges.is_file():
-        raise UserError(f"{vocabulary} needs its merges beside it: there is no {merges.name}")
+        raise UserError(f"{vocabulary} needs its merges beside it: there is no {merges.name}.")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -261,7 +261,7 @@ def _settings(directory: Path) -> dict[str, Any]:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{file} is not valid JSON ({_one_line(error)})") from error
+            raise UserError(f"{file} is not valid JSON ({one_line(error)}).") from error
         if isinstance(content, dict):
             settings |= content
     template = directory / "chat_template.jinja"
@@ -269,9 +269,5 @@ def _settings(directory: Path) -> dict[str, Any]:
         try:
             settings["chat_template"] = template.read_text(encoding="utf-8")
         except ValueError as error:
-            raise UserError(f"{template} is not UTF-8 text ({_one_line(error)})") from error
+            raise UserError(f"{template} is not UTF-8 text ({one_line(error)}).") from error
     return settings
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

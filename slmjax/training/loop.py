@@ -42,7 +42,7 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
     begun = _begin(recipe, checkpointer)
     state, step, total = begun.state, begun.step, recipe.budget.total_steps
     with (
-        Journal(recipe, workdir, step, say) as journal,
+        Journal(recipe, workdir, step, begun.unobserved, say) as journal,
         StopRequest() as stop,
         explain_out_of_memory(program.footprint),  # a step's error comes when its metrics are read
         _closing(checkpointer),
@@ -62,6 +62,7 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
         if failure is not None:
             raise failure
         pending: Mapping[str, jax.Array] | None = None  # metrics of the step that is still running
+        missed = False  # whether the last evaluation that was due is left to who continues
         while step < total and not _verdict(recipe):
             journal.profile(step, state)
             with journal.waiting():
@@ -81,7 +82,7 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
             _report(recipe, step, pending, journal, checkpointer)
             pending = None
             before, values = _positions(recipe), dict[str, float]()
-            observing = due and (not stopping or any(observer.essential for observer in observers))
+            observing = due and (not stopping or step == total or any(observer.essential for observer in observers))
             if observing:
                 values, failure = _observe(recipe, step, state, journal)
             if saving or failure is not None or _verdict(recipe) or any(observer.keep for observer in observers):
@@ -97,7 +98,7 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
             if stopping:
                 break
         checkpointer.wait()
-        complete = step == total or bool(_verdict(recipe))
+        complete = (step == total or bool(_verdict(recipe))) and not missed
         end = End(step, complete, journal.latest, journal.say)
         reports = {observer.name: report for observer in observers if (report := observer.finish(end)) is not None}
         if stop.signal is not None and not complete:
@@ -159,7 +160,7 @@ def _observe(
                 "saved and continues from there once that is mended."
             )
             failure.__cause__ = error
-            return {}, failure
+            return evaluation.values, failure
         evaluation.final |= bool(observer.verdict)
     journal.evaluation(step, evaluation.values, remarks)
     return evaluation.values, None

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slmjax.errors import UserError, did_you_mean
 from slmjax.objectives.loss import Batch
@@ -83,6 +83,8 @@ class Program:
             warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
             if elsewhere:
                 return jax.device_put(jax.jit(make)(base), shardings)
+            if any(leaf.devices() != here for leaf in arrays):  # a file's arrays are committed to the first device
+                base = jax.device_put(base, NamedSharding(self.mesh, PartitionSpec()))
             return jax.jit(make, out_shardings=shardings, donate_argnums=donated)(base)
 
     def compile(self) -> dict[str, Any]:

@@ -118,6 +118,9 @@ def test_a_config_file_may_be_given_an_argument(tmp_path):
         load_config(f"{tmp_path / 'none.py'}:two", [])
 
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
 def write(directory, **modules):
     """Python files by name; returns the path of the one called config."""
     directory.mkdir(exist_ok=True)
@@ -189,12 +192,18 @@ def test_a_source_starts_from_the_defaults_of_its_kind_of_data(config):
         assert kind(**of.data.sources.new.to_dict()) == kind("a.jsonl")
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda path: path.stem)
+def test_every_config_that_ships_is_valid_and_points_at_nothing_outside(path):
+    built = run_config(load_config(str(path), []))
+    assert ".." not in path.read_text() and run_config(built.to_dict()) == built
+
+
 @pytest.mark.parametrize("file", ["text2sql", "medical"])
 def test_the_studies_configs_are_valid_with_every_argument(file):
-    path = Path(__file__).parents[2] / "configs" / "finetune" / f"{file}.py"
-    with pytest.raises(UserError, match="it has ") as error:
-        load_config(f"{path}:nothing", [])
-    names = str(error.value).rpartition("it has ")[2].rstrip(".").split(", ")
+    path = CONFIGS / "finetune" / f"{file}.py"
+    with pytest.raises(UserError, match="choose one of ") as error:
+        load_config(f"{path}:0000", [])
+    names = str(error.value).rpartition("choose one of ")[2].rstrip(".").split(", ")
     assert len(names) > 1
     for name in names:
         run_config(load_config(f"{path}:{name}", []))

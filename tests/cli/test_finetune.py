@@ -32,7 +32,7 @@ def test_a_fine_tune_trains_loads_merged_and_speaks(finished, tmp_path, capsys):
 
 def test_a_prefix_is_run_beside_its_base_and_not_saved_as_weights(ready, tmp_path, capsys):
     run = tmp_path / "run"
-    assert main([*ready, "--config.peft.method=prefix", "--config.peft.prefix.num_tokens=4"]) == 0
+    assert main([*ready, "--config.peft.method=prefix", "--config.peft.prefix.num_virtual_tokens=4"]) == 0
     base, tuned = slmjax.load(tmp_path / "base"), slmjax.load(run)
     jax.tree.map(np.testing.assert_array_equal, base.params, tuned.params)
     assert prefix_length(tuned.peft) == 4

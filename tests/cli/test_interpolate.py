@@ -9,8 +9,8 @@ import pytest
 import slmjax
 from slmjax.cli.main import main
 from slmjax.errors import UserError
-from slmjax.peft.targets import flatten
-from slmjax.recipes.interpolation import mixed
+from slmjax.models.parameters import flatten
+from slmjax.recipes.interpolation import mix_weights
 
 
 @pytest.fixture
@@ -42,15 +42,15 @@ def test_the_curve_runs_from_the_base_to_the_fine_tune(trained, capsys):
 
 def test_the_ends_are_exact_and_shapes_must_agree():
     base, tuned = ({"a": {"kernel": jax.random.normal(jax.random.key(i), (5, 3))}} for i in range(2))
-    np.testing.assert_array_equal(mixed(base, tuned, 0.0)["a"]["kernel"], base["a"]["kernel"])
-    np.testing.assert_array_equal(mixed(base, tuned, 1.0)["a"]["kernel"], tuned["a"]["kernel"])
+    np.testing.assert_array_equal(mix_weights(base, tuned, 0.0)["a"]["kernel"], base["a"]["kernel"])
+    np.testing.assert_array_equal(mix_weights(base, tuned, 1.0)["a"]["kernel"], tuned["a"]["kernel"])
     with pytest.raises(UserError, match="same shape"):
-        mixed(base, {"a": {"kernel": np.zeros((5, 4))}}, 0.5)
+        mix_weights(base, {"a": {"kernel": np.zeros((5, 4))}}, 0.5)
 
 
 def test_mistakes_get_a_sentence(trained, capsys):
     for arguments, words in (
-        ([str(trained / "base")], "is not a fine-tune"),
+        ([str(trained / "base")], "is a model and not a run"),
         ([str(trained / "run"), "--points", "0,2"], "from 0 (the base) to 1"),
         ([str(trained / "run"), "--output", str(trained / "nowhere" / "x")], "no directory"),
     ):

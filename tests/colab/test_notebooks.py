@@ -53,7 +53,12 @@ def test_a_notebook_is_valid_and_bare(path):
     for cell in code_cells(path):
         assert cell["outputs"] == [] and cell["execution_count"] is None
         if "install" in cell["metadata"].get("tags", []):
-            assert '%pip install -q "slmjax{EXTRA} @ git+{REPOSITORY}"' in "".join(cell["source"])
+            lines = "".join(cell["source"]).splitlines()
+            assert lines[-1] == '%pip install -q "{PACKAGE}"'
+            for repository, package in (("", "slmjax[tpu]"), ("https://a/b", "slmjax[tpu] @ git+https://a/b")):
+                names = {"EXTRA": "[tpu]", "REPOSITORY": repository}
+                exec(lines[-2], names)
+                assert names["PACKAGE"] == package
         else:
             compile("".join(cell["source"]), cell["id"], "exec")  # no magic outside of the installation
 

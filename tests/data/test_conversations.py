@@ -63,16 +63,16 @@ def test_calls_of_tools_have_their_arguments_as_values():
 BAD = {
     "unknown role": (
         {"messages": [{"role": "narrator", "content": "x"}]},
-        r"message 1 has the unknown role 'narrator'",
+        r"Message 1 has the unknown role 'narrator'",
     ),
-    "unknown speaker": ({"conversations": [{"from": "bing", "value": "x"}]}, "turn 1 is from the unknown 'bing'"),
-    "empty answer": ({"messages": [MESSAGES[1], {"role": "assistant", "content": " "}]}, "message 2.*assistant.*empty"),
-    "no answer": ({"messages": [MESSAGES[1], {"role": "assistant", "content": None}]}, "message 2.*empty"),
-    "empty completion": ({"prompt": "q", "completion": "\n"}, "the completion is empty"),
+    "unknown speaker": ({"conversations": [{"from": "bing", "value": "x"}]}, "Turn 1 is from the unknown 'bing'"),
+    "empty answer": ({"messages": [MESSAGES[1], {"role": "assistant", "content": " "}]}, "Message 2.*assistant.*empty"),
+    "no answer": ({"messages": [MESSAGES[1], {"role": "assistant", "content": None}]}, "Message 2.*empty"),
+    "empty completion": ({"prompt": "q", "completion": "\n"}, "The completion is empty"),
     "empty output": ({"instruction": "q", "output": ""}, "assistant.*empty"),
-    "no messages": ({"messages": []}, "not a list with at least one"),
+    "no messages": ({"messages": []}, "must be a list of at least one"),
     "picture": ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "parts that are not text"),
-    "number": ({"messages": [{"role": "user", "content": 5}]}, "is int, not text"),
+    "number": ({"messages": [{"role": "user", "content": 5}]}, "must be text, not int"),
     "completion without assistant": (
         {"prompt": MESSAGES[:1], "completion": MESSAGES[:1]},
         "no message of the assistant",
@@ -80,11 +80,11 @@ BAD = {
     "call without name": ({"messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}]}, "without the name"),
     "broken arguments": (
         {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
-        "no JSON",
+        "not valid JSON",
     ),
-    "broken tools": ({"messages": MESSAGES, "tools": "{}"}, "tools is dict"),
-    "other fields": ({"body": "x"}, "none of messages.*but body: set the source's fields"),
-    "no object": ([1], "is a list, not an object"),
+    "broken tools": ({"messages": MESSAGES, "tools": "{}"}, "tools must be a list, not dict"),
+    "other fields": ({"body": "x"}, "none of messages.*only body: set the fields"),
+    "no object": ([1], "must be an object with fields, not list"),
     "columns of different lengths": ({"messages": {"role": ["user"], "content": []}}, "different lengths"),
     "bytes that are no text": ({"text": b"\xff"}, "not UTF-8"),
 }
@@ -99,5 +99,5 @@ def test_what_cannot_be_learned_from_gets_one_sentence(name):
 
 
 def test_a_renamed_field_that_is_missing_is_named():
-    with pytest.raises(UserError, match="no field 'question', but text"):
+    with pytest.raises(UserError, match="no field 'question', only text"):
         parse_record({"text": "t"}, {"prompt": "question"})

@@ -31,5 +31,5 @@ def test_a_corpus_is_described_by_split_and_source(tmp_path):
 
 
 def test_anything_else_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no prepared corpus"):
+    with pytest.raises(UserError, match="not a prepared corpus"):
         describe(tmp_path)

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slmjax.data.conversations.examples import ExampleStore, load_examples, sft_template
+from slmjax.data.config import RowLayout
+from slmjax.data.conversations.encoding import sft_template
+from slmjax.data.conversations.examples import ExampleStore, load_examples
+from slmjax.data.mixture import Mixture
 from slmjax.data.packing import PackedRows, stack_rows
 from slmjax.data.pipeline import training_batches, validation_batches
 from slmjax.data.sft_config import SftConfig
@@ -49,7 +52,7 @@ def _load(write, tokenizer, records, **values):
 
 
 def _learned(examples, tokenizer, index=0):
-    store = examples.train[0][0]
+    store = examples.train.stores["a"]
     where = np.array([index]), np.zeros(1, int), store.lengths[index : index + 1]
     ids, weights = store.pieces(*where), store.loss_weights(*where)
     return tokenizer.decode(ids[weights > 0], keep_special=True)
@@ -79,7 +82,7 @@ def test_what_is_learned_and_its_end(write, tokenizer, record, loss, learned):
 def test_eos_is_learned_though_it_is_pad_and_padding_is_not(write, tokenizer):
     assert tokenizer.pad_id == tokenizer.eos_id
     examples = _load(write, tokenizer, [_chat("q", "a"), _chat("r", "bb")], sequence_length=128)
-    row = PackedRows(examples.train[0][0], 128, "best_fit", seed=None)[0]
+    row = PackedRows(examples.train.stores["a"], 128, "best_fit", seed=None)[0]
     ends = (row["targets"] == tokenizer.eos_id) & (row["segments"] > 0)
     assert row["loss_weights"][ends].tolist() == [0, 1, 0, 1]  # of the user, of the assistant
     assert not row["loss_weights"][row["segments"] == 0].any()
@@ -88,11 +91,11 @@ def test_eos_is_learned_though_it_is_pad_and_padding_is_not(write, tokenizer):
 @pytest.mark.parametrize(
     ("record", "values", "message"),
     [
-        ({"messages": [{"role": "narrator", "content": "x"}]}, {}, r"a.jsonl line 2: message 1 has the unknown role"),
-        ({"prompt": "q", "completion": ""}, {}, "line 2: the completion is empty"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, {}, r"a.jsonl line 2: Message 1 has the unknown role"),
+        ({"prompt": "q", "completion": ""}, {}, "line 2: The completion is empty"),
         (_chat("q"), {}, "line 2: .*no message of the assistant"),
-        (_chat("q", "a", "r"), {"loss": "completion"}, "line 2: its last message is not the assistant's"),
-        ({"text": "t"}, {}, "line 2: it is a text without turns"),
+        (_chat("q", "a", "r"), {"loss": "completion"}, "line 2: The last message is not the assistant's"),
+        ({"text": "t"}, {}, "line 2: The record is plain text without turns"),
     ],
 )
 def test_a_bad_record_stops_or_is_skipped_counted_and_told(write, tokenizer, capsys, record, values, message):
@@ -103,22 +106,24 @@ def test_a_bad_record_stops_or_is_skipped_counted_and_told(write, tokenizer, cap
     report = load_examples(config, tokenizer, progress=True).report
     assert (report.examples, sum(report.skipped.values())) == (2, 1)
     told = capsys.readouterr().err
-    assert "1 skipped (cannot be learned from); the first: " in told
+    assert "1 skipped (cannot be learned from). The first: " in told
     assert "line 2: " in told
-    with pytest.raises(UserError, match="nothing of the source 'a' can be learned from"):
+    with pytest.raises(UserError, match="Nothing of the source 'a' can be learned from"):
         _load(write, tokenizer, [record], on_invalid="skip", **values)
 
 
 def test_what_is_too_long_stops_or_is_skipped_or_cut_and_told(write, tokenizer):
     records = [_chat("q", "a"), _chat("q", "b " * 40), _chat("q " * 60, "c")]
-    with pytest.raises(UserError, match=r"line 2 has \d+ tokens, more than the 41 .*set on_long to truncate or skip"):
+    with pytest.raises(
+        UserError, match=r"line 2 has \d+ tokens, more than the 41 .*set data.on_long to truncate or skip"
+    ):
         _load(write, tokenizer, records, sequence_length=40)
     skipped = _load(write, tokenizer, records, sequence_length=40, on_long="skip").report
     assert (skipped.examples, skipped.skipped) == (1, {"too long": 2})
     cut = _load(write, tokenizer, records, sequence_length=40, on_long="truncate")
     assert (cut.report.examples, cut.report.truncated) == (2, 1)
     assert cut.report.skipped == {"too long, and what is learned lies beyond the end": 1}
-    assert cut.train[0][0].lengths.max() == 41
+    assert cut.train.stores["a"].lengths.max() == 41
     assert f"lost {cut.report.tokens_cut} tokens" in str(cut.report)
     whole = _load(write, tokenizer, records[:2], sequence_length=400).report.tokens
     assert cut.report.tokens_cut == whole - cut.report.tokens
@@ -132,7 +137,7 @@ def test_a_template_that_does_not_end_turns_is_told(write, tokenizer, tmp_path):
 
 def test_a_tokenizer_without_a_template_needs_one_for_conversations(write):
     bare = train_bpe(["abc"], 257, progress=False)
-    with pytest.raises(UserError, match='set chat_template to "plain"'):
+    with pytest.raises(UserError, match=r'set data\.chat_template to "plain"'):
         _load(write, bare, [_chat("q", "a")])
     assert _learned(_load(write, bare, [_chat("q", "a")], chat_template="plain"), bare) == f" a{EOS}"
     assert _learned(_load(write, bare, [{"prompt": "q", "completion": "a"}]), bare) == f"a{EOS}"
@@ -142,7 +147,7 @@ def test_a_tokenizer_without_a_template_needs_one_for_conversations(write):
 def test_validation_is_apart_by_content(write, tokenizer):
     records = [_chat(f"q{i % 100}", f"a{i % 100}") for i in range(200)]
     examples = _load(write, tokenizer, records, validation_fraction=0.2, sequence_length=64)
-    train, validation = examples.train[0][0], examples.validation[0]
+    train, validation = examples.train.stores["a"], examples.validation[0]
     assert train.num_documents + validation.num_documents == 200
     assert 10 <= validation.num_documents <= 70
 
@@ -155,7 +160,7 @@ def test_validation_is_apart_by_content(write, tokenizer):
     assert not contents(train) & contents(validation)
     own = SftConfig(sources={"a": write(records)}, validation={"v": write(records[:3], "v.jsonl")}, sequence_length=64)
     loaded = load_examples(own, tokenizer, progress=False)
-    assert (loaded.train[0][0].num_documents, loaded.validation[0].num_documents) == (200, 3)
+    assert (loaded.train.stores["a"].num_documents, loaded.validation[0].num_documents) == (200, 3)
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.parquet"])
@@ -167,22 +172,22 @@ def test_other_files_hold_the_same_records(tmp_path, write, tokenizer, name):
         pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / name)
     config = SftConfig(sources={"a": {"path": str(tmp_path / name)}}, validation_fraction=0.0)
-    (other, _), (lines, _) = (
-        load_examples(config, tokenizer, progress=False).train[0],
-        _load(write, tokenizer, records).train[0],
-    )
-    assert np.array_equal(other._ids, lines._ids)
-    assert np.array_equal(other._learned, lines._learned)
+    other = load_examples(config, tokenizer, progress=False).train.stores["a"]
+    lines = _load(write, tokenizer, records).train.stores["a"]
+    assert np.array_equal(other.lengths, lines.lengths)
+    everything = np.arange(len(lines.lengths)), np.zeros_like(lines.lengths), lines.lengths
+    assert np.array_equal(other.pieces(*everything), lines.pieces(*everything))
+    assert np.array_equal(other.loss_weights(*everything), lines.loss_weights(*everything))
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({}, "name at least one source"),
-        ({"sources": {"a": {"path": "x", "fields": {"promt": "q"}}}}, "'promt' is none of"),
-        ({"sources": {"a": {"pathh": "x"}}}, "needs a path"),
-        ({"loss": "answer"}, "loss must be one of"),
-        ({"on_long": "cut"}, "on_long must be one of"),
+        ({"sources": {"a": {"path": "x", "fields": {"promt": "q"}}}}, "unknown 'promt': did you mean 'prompt'"),
+        ({"sources": {"a": {"pathh": "x"}}}, "sources.a=.* must give a path"),
+        ({"loss": "answer"}, "data.loss='answer' is unknown"),
+        ({"on_long": "cut"}, "data.on_long='cut' is unknown"),
         ({"sources": {"a": {"path": "absent.jsonl"}}}, "no data at absent.jsonl"),
     ],
 )
@@ -216,7 +221,7 @@ def test_rows_of_real_instructions_are_97_percent_full(assets):
     tokenizer = load_tokenizer(assets / "models" / "smollm2-135m-instruct")
     source = {"path": str(assets / "data" / "sft" / "alpaca_en_999.json")}
     examples = load_examples(SftConfig(sources={"alpaca": source}), tokenizer, progress=False)
-    store = examples.train[0][0]
+    store = examples.train.stores["alpaca"]
     rows = PackedRows(store, 1024, "best_fit")
     assert examples.report.examples == 999
     assert rows.num_transitions / (len(rows) * 1024) >= 0.97
@@ -224,22 +229,22 @@ def test_rows_of_real_instructions_are_97_percent_full(assets):
 
 def test_batches_are_resumed_bitwise_and_shared_among_processes():
     store = ExampleStore("a", _ragged(200, 64))
-    arguments = {"sequence_length": 64, "packing": "best_fit", "batch_size": 4, "seed": 3, "num_threads": 0}
-    whole = list(islice(training_batches([(store, 1.0)], **arguments), 60))  # more than an epoch
-    resumed = training_batches([(store, 1.0)], **arguments)
+    layout, mixture = RowLayout(64, "best_fit"), Mixture({"a": store})
+    arguments = {"batch_size": 4, "seed": 3, "num_threads": 0}
+    whole = list(islice(training_batches(mixture, layout, **arguments), 60))  # more than an epoch
+    resumed = training_batches(mixture, layout, **arguments)
     resumed.set_state({"next_index": 37})
-    half = training_batches([(store, 1.0)], **arguments, rows=[2, 3])
+    half = training_batches(mixture, layout, **arguments, rows=[2, 3])
     for n, batch in enumerate(whole):
         part = next(half)
         assert all(np.array_equal(batch[name][2:], part[name]) for name in batch)
         if n >= 37:
             again = next(resumed)
             assert all(np.array_equal(batch[name], again[name]) for name in batch)
-    seen = sum(
-        int(b["loss_weights"].sum())
-        for b in validation_batches(store, sequence_length=64, batch_size=4, packing="best_fit")
-    )
-    assert seen == store._learned.sum() - sum(store._learned[store._begins])
+    seen = sum(int(b["loss_weights"].sum()) for b in validation_batches(store, layout, batch_size=4))
+    each = np.arange(len(store.lengths))
+    all_but_first = store.loss_weights(each, np.ones_like(each), store.lengths - 1)
+    assert seen == all_but_first.sum()
 
 
 def test_packed_losses_are_those_of_each_example_alone():
@@ -260,7 +265,7 @@ def test_packed_losses_are_those_of_each_example_alone():
     key = jax.random.key(0)
     params = jax.jit(model.init)(key, jnp.zeros((1, T), jnp.int32))["params"]
     objective = jax.jit(next_token(model))
-    packed_loss, (packed_weight, _) = objective(params, {}, packed, None)
-    alone_loss, (alone_weight, _) = objective(params, {}, alone, None)
+    packed_loss, (packed_weight, _) = objective({"params": params}, {}, packed, None)
+    alone_loss, (alone_weight, _) = objective({"params": params}, {}, alone, None)
     assert packed_weight == alone_weight
     assert abs(packed_loss / packed_weight - alone_loss / alone_weight) < 1e-5

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmjax.data.packing import PackedRows, best_fit_decreasing, stack_rows
+from slmjax.data.packing import BATCH_FIELDS, PackedRows, best_fit_decreasing, empty_row, make_batch, stack_rows
 
 lengths_of_documents = st.lists(st.integers(0, 40), max_size=20)
 packings = pytest.mark.parametrize("packing", ["concat", "best_fit"])
@@ -144,3 +144,12 @@ def test_best_fit_of_a_million_documents_is_fast_and_full():
     _, num_bins = best_fit_decreasing(sizes, 1024)
     assert time.perf_counter() - start < 5
     assert sizes.sum() / (num_bins * 1024) > 0.99
+
+
+def test_a_batch_of_whole_documents_is_what_packing_makes_of_them(make_store):
+    tokens = np.random.default_rng(0).integers(1, 100, (3, 9))
+    batch, packed = make_batch(tokens), stack_rows(_rows(make_store(tokens), 8, "best_fit", seed=None))
+    assert list(batch) == list(packed) == list(BATCH_FIELDS) == list(empty_row(8))
+    for name, dtype in BATCH_FIELDS.items():
+        assert batch[name].dtype == packed[name].dtype == dtype
+        np.testing.assert_array_equal(batch[name], packed[name])

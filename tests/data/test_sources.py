@@ -103,36 +103,39 @@ def test_characters_are_not_lost_where_a_block_ends(tmp_path_factory, junk, star
         try:
             expected = content.decode()
         except UnicodeDecodeError as error:
-            pattern = rf"not UTF-8: .*byte {error.start}\b|is zero"
+            pattern = rf"not UTF-8.*byte {error.start}\b|is NUL"
             with pytest.raises(UserError, match=pattern):
                 _read(path)
         else:
             if "\0" in expected:
-                with pytest.raises(UserError, match=f"byte {content.index(0)} is zero"):
+                with pytest.raises(UserError, match=f"byte {content.index(0)} is NUL"):
                     _read(path)
             else:
                 assert _read(path) == [expected]
 
 
 BAD = {
-    "latin1.txt": (b"caf\xe9 au lait", r"latin1.txt is not UTF-8: byte 3"),
+    "latin1.txt": (b"caf\xe9 au lait", r"latin1.txt is not UTF-8 at byte 3"),
     "cut.txt": ("abc☃".encode()[:-1], "ends inside a character, at byte 3"),
-    "binary.txt": (b"ab\0\0\1", r"binary.txt is no text: byte 2 is zero"),
-    "empty.txt": (b"", "empty.txt holds no text"),
-    "blank.txt": (b" \n ", "blank.txt holds no text"),
+    "binary.txt": (b"ab\0\0\1", r"binary.txt is not a text file: byte 2 is NUL"),
+    "empty.txt": (b"", "empty.txt has no text"),
+    "blank.txt": (b" \n ", "blank.txt has no text"),
     "bad.jsonl": (_jsonl(["a", "b"]) + b"{oops\n", "bad.jsonl line 3 is not a JSON record"),
     "deep.jsonl": (b"[" * 200_000 + b"\n", "deep.jsonl line 1 is not a JSON record"),
     "list.jsonl": (b"[1]\n", "list.jsonl line 1 is a JSON list, not an object"),
     "field.jsonl": (b'{"body": "x", "n": 1}\n', r"field.jsonl line 1 has no field 'text': .* one of body, n"),
-    "number.jsonl": (b'{"text": 5}\n', "line 1: the field 'text' is int, not text"),
-    "latin1.jsonl": (_jsonl(["a"]) + b'{"text": "caf\xe9"}\n', "latin1.jsonl line 2 is not UTF-8: byte 13 of the line"),
+    "number.jsonl": (b'{"text": 5}\n', "line 1: the field 'text' must be text, not int"),
+    "latin1.jsonl": (
+        _jsonl(["a"]) + b'{"text": "caf\xe9"}\n',
+        "latin1.jsonl line 2 is not UTF-8 at byte 13 of the line",
+    ),
     "surrogate.jsonl": (b'{"text": "ab\\ud800"}\n', "line 1: character 2 of 'text' is a lone surrogate"),
     "cut.jsonl.gz": (gzip.compress(_jsonl(TEXTS))[:-20], "cut.jsonl.gz is damaged or incomplete"),
     "no.jsonl.gz": (b"plain", "no.jsonl.gz is damaged or incomplete"),
     "cut.jsonl.zst": (b"\x28\xb5\x2f\xfd junk", "cut.jsonl.zst is damaged or incomplete"),
-    "bad.parquet": (b"PAR1 junk PAR1", "bad.parquet is not a Parquet file"),
-    "cut.array_record": (b"junk" * 100, "cut.array_record holds no records"),
-    "data.csv": (b"a,b", "data.csv: the name does not tell the format"),
+    "bad.parquet": (b"PAR1 junk PAR1", "bad.parquet is not a readable Parquet file"),
+    "cut.array_record": (b"junk" * 100, "cut.array_record has no records"),
+    "data.csv": (b"a,b", "The name of .*data.csv does not tell its format"),
 }
 
 
@@ -151,12 +154,12 @@ def test_a_missing_column_names_the_present_ones(tmp_path):
 
 
 def test_missing_places_are_refused(tmp_path):
-    with pytest.raises(UserError, match="there is no data at"):
+    with pytest.raises(UserError, match="There is no data at"):
         _read(tmp_path / "absent.txt")
-    with pytest.raises(UserError, match="holds no files"):
+    with pytest.raises(UserError, match="has no files"):
         _read(tmp_path / "*.txt")
     (tmp_path / "a.csv").write_text("a")
-    with pytest.raises(UserError, match=r"holds no file of a known format, but a.csv"):
+    with pytest.raises(UserError, match=r"has no file of a known format, only a.csv"):
         _read(tmp_path)
     assert _read(tmp_path / "a.csv", format="text") == ["a"]
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_ids_beyond_the_tokenizer_are_not_written(tmp_path):
             StoreWriter(tmp_path / str(bad), vocab_size=10, encoding="memmap", metadata={}) as writer,
         ):
             writer.append([1, bad], 1)
-        with pytest.raises(UserError, match="no token store"):  # what failed half-way is no store
+        with pytest.raises(UserError, match="not a token store"):  # what failed half-way is no store
             TokenStore(tmp_path / str(bad))
 
 
@@ -86,14 +87,14 @@ def _edit(path, **values):
 
 
 DAMAGE = {
-    "tokens cut": (lambda d: _cut(d / "tokens.bin"), r"tokens.bin has 9 bytes, not 10"),
+    "tokens cut": (lambda d: _cut(d / "tokens.bin"), r"tokens.bin has 9 bytes instead of 10"),
     "tokens gone": (lambda d: (d / "tokens.bin").unlink(), "tokens.bin is missing"),
     "offsets cut": (lambda d: _cut(d / "offsets.npy"), "offsets.npy"),
     "offsets gone": (lambda d: (d / "offsets.npy").unlink(), "offsets.npy is missing"),
     "offsets shuffled": (lambda d: np.save(d / "offsets.npy", np.array([0, 9, 2, 5])), "offsets.npy does not fit"),
     "offsets beyond": (lambda d: np.save(d / "offsets.npy", np.array([0, 1, 2, 6])), "offsets.npy does not fit"),
     "offsets of objects": (lambda d: np.save(d / "offsets.npy", np.array([0, None])), "offsets.npy"),
-    "meta gone": (lambda d: (d / "meta.json").unlink(), "no token store"),
+    "meta gone": (lambda d: (d / "meta.json").unlink(), "not a token store"),
     "meta cut": (lambda d: _cut(d / "meta.json") or _cut(d / "meta.json"), "meta.json is damaged"),
     "meta of a list": (lambda d: (d / "meta.json").write_text("[]"), "meta.json is damaged"),
     "meta with a huge count": (lambda d: _edit(d / "meta.json", num_documents=10**15), "offsets.npy does not fit"),
@@ -116,5 +117,14 @@ def test_a_damaged_array_record_is_named(make_store, tmp_path):
     directory = shutil.copytree(make_store([[1], [2]], encoding="array_record").directory, tmp_path / "store")
     path = directory / "tokens.array_record"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"tokens.array_record (is damaged|has 0 records, not 2)"):
+    with pytest.raises(UserError, match=r"tokens.array_record (is damaged|has 0 records instead of 2)"):
         TokenStore(directory)
+
+
+def test_array_record_without_its_package_says_what_to_install(make_store, monkeypatch):
+    store = make_store([[1, 2]], encoding="array_record")
+    monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
+    with pytest.raises(UserError, match=r"store_format=array_record needs .*install slmjax\[data\]"):
+        make_store([[1, 2]], encoding="array_record")
+    with pytest.raises(UserError, match=r"tokens.array_record needs .*install slmjax\[data\]"):
+        TokenStore(store.directory)

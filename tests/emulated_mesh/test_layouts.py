@@ -70,7 +70,7 @@ def value_and_grad(config, batch, mesh=None):
 
 def compile_value_and_grad(config, batch, mesh=None):
     """The compiled program of `value_and_grad`, and its arguments where the rules put them."""
-    params, execution, shardings = make_params(config), Execution(remat="full"), None
+    params, execution, shardings = {"params": make_params(config)}, Execution(remat="full"), None
     if mesh is not None:
         attention = sharded_attention(xla_attention, mesh)
         execution = Execution(remat="full", attention=attention, constrain=make_constrain(mesh))
@@ -80,7 +80,8 @@ def compile_value_and_grad(config, batch, mesh=None):
         batch = jax.device_put(batch, NamedSharding(mesh, spec))
     objective = next_token(Transformer(config, execution), z_loss=1e-2, mesh=mesh, logits_bytes=1)
     step = jax.jit(
-        jax.value_and_grad(objective, has_aux=True), out_shardings=None if mesh is None else (None, shardings)
+        jax.value_and_grad(lambda *args: ((loss := objective(*args)).sum, loss), has_aux=True),
+        out_shardings=None if mesh is None else (None, shardings),
     )
     arguments = params, {}, batch, None
     return step.lower(*arguments).compile(), arguments

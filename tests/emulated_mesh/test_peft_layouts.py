@@ -24,11 +24,11 @@ CONFIG = ModelConfig(
 METHODS = {
     "lora": {"method": "lora", "lora": {"r": 4, "targets": ("all-linear", "embedder")}},
     "dora on nf4": {"method": "lora", "lora": {"r": 4, "dora": True}, "quantize": "nf4"},
-    "houlsby": {"method": "adapter", "adapter": {"kind": "houlsby", "reduction": 4}},
+    "houlsby": {"method": "adapter", "adapter": {"kind": "houlsby", "reduction_factor": 4}},
     "parallel on int8": {"method": "adapter", "adapter": {"kind": "parallel"}, "quantize": "int8"},
-    "prefix": {"method": "prefix", "prefix": {"num_tokens": 3}},
-    "prompt": {"method": "prompt", "prompt": {"num_tokens": 3}, "train": ("final_norm/scale",)},
-    "p-tuning": {"method": "p_tuning", "p_tuning": {"num_tokens": 3, "encoder": "lstm"}},
+    "prefix": {"method": "prefix", "prefix": {"num_virtual_tokens": 3}},
+    "prompt": {"method": "prompt", "prompt": {"num_virtual_tokens": 3}, "train": ("final_norm/scale",)},
+    "p-tuning": {"method": "p_tuning", "p_tuning": {"num_virtual_tokens": 3, "encoder": "lstm"}},
     "ia3": {"method": "ia3"},
     "freeze": {"method": "freeze", "freeze": {"last_layers": 1}},
 }
@@ -51,10 +51,10 @@ def value_and_grad(peft, trained, frozen, mesh=None):
     model = Transformer(CONFIG, execution)
     objective = next_token(model, make_method(PeftConfig(**peft), model), mesh=mesh)
     step = jax.jit(
-        jax.value_and_grad(objective, has_aux=True),
+        jax.value_and_grad(lambda *args: objective(*args).sum),
         out_shardings=None if mesh is None else (None, shardings),
     )
-    (loss, _), grads = step(trained, frozen, batch, None)
+    loss, grads = step(trained, frozen, batch, None)
     return loss, grads
 
 

@@ -18,7 +18,7 @@ from slmjax.formats.adapters.names import names_of
 from slmjax.formats.huggingface.export import save_huggingface
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import make_method
 from slmjax.sharding.mesh import MeshConfig, make_mesh
 
@@ -55,7 +55,7 @@ def adapter(tuned, tmp_path):
 
 @cache
 def network(config):
-    return quick_jit(lambda variables: applied(Transformer(config), variables, TOKENS))
+    return quick_jit(lambda variables: forward(Network(Transformer(config)), variables, TOKENS))
 
 
 def logits(lm, added=None):
@@ -173,7 +173,7 @@ def test_a_base_that_is_an_adapter_or_another_one(adapter, base):
 
 
 def test_prompts_of_another_size(lm, base, tmp_path):
-    tuned = tuned_from(lm, base, method="prefix", prefix={"num_tokens": 3})
+    tuned = tuned_from(lm, base, method="prefix", prefix={"num_virtual_tokens": 3})
     directory = save_as_peft(tuned, tmp_path / "prefix")
     jax.tree.map(np.testing.assert_array_equal, slmjax.load(directory).peft, tuned.adapter.added)
     change(directory, config={"num_virtual_tokens": 4})
@@ -188,7 +188,9 @@ def test_prompts_of_another_size(lm, base, tmp_path):
 
 
 def test_a_window_or_alibi_is_no_prefix_of_peft(lm, base, tmp_path):
-    directory = save_as_peft(tuned_from(lm, base, method="prefix", prefix={"num_tokens": 3}), tmp_path / "prefix")
+    directory = save_as_peft(
+        tuned_from(lm, base, method="prefix", prefix={"num_virtual_tokens": 3}), tmp_path / "prefix"
+    )
     windowed = dataclasses.replace(lm.config, window=16, layer_pattern=("local",))
     other = dataclasses.replace(lm, config=windowed)
     with pytest.raises(UserError, match="window of 16"):
@@ -198,7 +200,7 @@ def test_a_window_or_alibi_is_no_prefix_of_peft(lm, base, tmp_path):
 def test_what_peft_cannot_say_is_not_written(lm, base, tmp_path):
     with pytest.raises(UserError, match="choose --format adapterhub"):
         save_as_peft(tuned_from(lm, base, method="adapter"), tmp_path / "x")
-    trained = tuned_from(lm, base, method="prefix", prefix={"num_tokens": 2}, train=("final_norm/scale",))
+    trained = tuned_from(lm, base, method="prefix", prefix={"num_virtual_tokens": 2}, train=("final_norm/scale",))
     with pytest.raises(UserError, match=r"peft\.train cannot be written"):
         save_as_peft(trained, tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -16,7 +16,7 @@ from slmjax.inference.generate import generate_ids
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import make_method
 
 METHODS = {
@@ -24,11 +24,11 @@ METHODS = {
     "dora": {"method": "lora", "lora": {"r": 2, "dora": True}},
     "qlora": {"method": "lora", "lora": {"r": 2}, "quantize": "int8"},
     "ia3": {},
-    "houlsby": {"method": "adapter", "adapter": {"kind": "houlsby", "reduction": 4}},
+    "houlsby": {"method": "adapter", "adapter": {"kind": "houlsby", "reduction_factor": 4}},
     "parallel": {"method": "adapter", "adapter": {"kind": "parallel"}},
-    "prefix": {"prefix": {"num_tokens": 5}},
-    "prompt": {"prompt": {"num_tokens": 5}},
-    "p_tuning": {"p_tuning": {"num_tokens": 3}},
+    "prefix": {"prefix": {"num_virtual_tokens": 5}},
+    "prompt": {"prompt": {"num_virtual_tokens": 5}},
+    "p_tuning": {"p_tuning": {"num_virtual_tokens": 3}},
 }
 PREFIXED = ("prefix", "prompt", "p_tuning")
 PROMPTS = [[5, 6, 7], list(range(40, 70)), [9]]
@@ -114,7 +114,7 @@ def test_evaluation_is_of_the_fine_tuned_network(lm, tuned, name):
     nll = 0.0
     for ids in texts:
         log_probs_TV = jax.nn.log_softmax(
-            applied(model.model, model.variables, np.asarray([ids]), options=model.options)[0]
+            forward(Network(model.model, model.options), model.variables, np.asarray([ids]))[0]
         )
         nll -= float(sum(log_probs_TV[t, ids[t + 1]] for t in range(len(ids) - 1)))
     nll += len(texts) * np.log(lm.config.vocab_size)  # the first token of each
@@ -126,22 +126,10 @@ def test_evaluation_is_of_the_fine_tuned_network(lm, tuned, name):
 def test_a_prefix_takes_of_the_context(lm, tuned, name):
     model = tuned(name)
     longest = model.context_length
-    n = next(iter(METHODS[name].values()))["num_tokens"]
+    n = next(iter(METHODS[name].values()))["num_virtual_tokens"]
     assert longest == lm.context_length - n
     with pytest.raises(UserError, match=f"context is {longest}"):
         generate_ids(model, [[5] * (longest - 3)], max_new_tokens=4)
-
-
-def test_rows_of_a_batch_have_adapters_of_their_own(lm, tuned):
-    first, second = tuned("lora", seed=1), tuned("lora", seed=2)
-    together = lm.with_adapters([second.peft, {}, first.peft])
-    prompts = [PROMPTS[0]] * 3
-    alone = [generate_ids(model, prompts[:1], max_new_tokens=8)[0] for model in (second, lm, first)]
-    assert generate_ids(together, prompts, max_new_tokens=8) == alone
-    assert len(set(map(tuple, alone))) == 3
-    with pytest.raises(UserError, match="adapters for 3 rows"):
-        generate_ids(together, prompts[:2])
-    assert generate_ids(lm.with_adapters([{}]), prompts, max_new_tokens=8)[0] == alone[1]
 
 
 @pytest.mark.parametrize(("name", "said"), [("prefix", "prefix"), ("houlsby", "bottleneck"), ("lora", "not merged")])
@@ -163,7 +151,7 @@ def test_a_prompt_of_real_tokens_continues_as_the_text_in_front_does(assets):
         lm.tokenizer.encode("The capital of France is Paris."),
         lm.tokenizer.encode(" The capital of Italy is"),
     )
-    prompt = {"num_tokens": len(front), "init": "text", "init_text": "front"}
+    prompt = {"num_virtual_tokens": len(front), "init": "text", "init_text": "front"}
     method = make_method(PeftConfig(method="prompt", prompt=prompt), Transformer(lm.config), lambda _: front)
     trained, frozen = method.split(lm.params, jax.random.key(0))
     variables = method.variables(trained, frozen)

@@ -44,16 +44,17 @@ if int(stop):
         return step == int(stop)
     StopRequest.wanted = wanted
 read, to_devices = [], loop.to_devices
-def recording(batch, p):
+def recording(batch, fields):
     if len(read) < 100:
         read.append(batch["inputs"].copy())
-    return to_devices(batch, p)
+    return to_devices(batch, fields)
 loop.to_devices = recording
 p = language_model.build(config)
+rows = p.rows
 result = train(config, workdir)
 np.savez(
     out,
-    rows=process_rows(p.batch_sharding, config.training.batch_size),
+    rows=rows,
     read=np.stack(read),
     loss=result.metrics["loss"],
     validation_loss=result.metrics.get("validation_loss", np.nan),
@@ -166,7 +167,7 @@ def test_two_processes_stopped_and_continued_are_one_that_was_not(tmp_path, star
     for out in second:
         assert out["loss"] == pytest.approx(result.metrics["loss"], rel=1e-5)
         assert out["validation_loss"] == pytest.approx(result.metrics["validation_loss"], rel=1e-5)
-    abstract = language_model.build(config).state
+    abstract = language_model.build(config).program.stored
     pair, one = (Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(abstract) for workdir in (pair_dir, one_dir))
     assert pair.step == one.step == STEPS and pair.position == one.position
     for x, y in zip(jax.tree.leaves(pair.state.params), jax.tree.leaves(one.state.params), strict=True):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.models.config import ModelConfig
-from slmjax.objectives.cross_entropy import chunk_size, linear_cross_entropy
+from slmjax.objectives.chunks import chunk_size
+from slmjax.objectives.cross_entropy import linear_cross_entropy
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -65,9 +66,10 @@ def test_sums_and_gradients_are_those_of_log_softmax(case, limit):
     arguments = inputs(bias=bias)
     x, kernel, bias_V, targets, weights = arguments
     wanted = (0, 1, 2) if bias else (0, 1)
+    head_loss = partial(linear_cross_entropy, config=config(**changes), z_loss=z_loss, logits_bytes=limit)
 
     def chunked(x, kernel, bias_V):
-        sums = linear_cross_entropy(config(**changes), z_loss, None, limit, x, kernel, bias_V, targets, weights)
+        sums = head_loss(x, kernel, bias_V, targets, weights)
         return 3.0 * sums.loss, sums  # a cotangent other than 1
 
     def whole(x, kernel, bias_V):
@@ -79,13 +81,14 @@ def test_sums_and_gradients_are_those_of_log_softmax(case, limit):
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
-    without_gradient = quick_jit(partial(linear_cross_entropy, config(**changes), z_loss, None, limit))(*arguments)
+    without_gradient = quick_jit(head_loss)(*arguments)
     np.testing.assert_allclose(without_gradient, sums, rtol=1e-6)
 
 
 def test_tokens_without_weight_have_no_gradient():
     x, kernel, _, targets, weights = inputs(bias=False)
-    loss = lambda x, t: linear_cross_entropy(config(), 1e-2, None, CHUNKS, x, kernel, None, t, weights).loss  # noqa: E731
+    head_loss = partial(linear_cross_entropy, config=config(), z_loss=1e-2, logits_bytes=CHUNKS)
+    loss = lambda x, t: head_loss(x, kernel, None, t, weights).loss  # noqa: E731
     gradient = quick_jit(jax.grad(loss))(x, targets)
     loss = quick_jit(loss)
     assert not np.any(np.asarray(gradient)[np.asarray(weights) == 0])
@@ -97,7 +100,7 @@ def test_tokens_without_weight_have_no_gradient():
 def test_huge_logits_stay_finite():
     x, kernel, _, targets, weights = inputs(bias=False)
     run = jax.value_and_grad(
-        lambda x: linear_cross_entropy(config(), 0.0, None, CHUNKS, x, kernel, None, targets, weights).loss
+        lambda x: linear_cross_entropy(x, kernel, None, targets, weights, config=config(), logits_bytes=CHUNKS).loss
     )
     loss, gradient = run(1e4 * x)
     assert np.isfinite(loss) and np.isfinite(gradient).all()
@@ -107,7 +110,7 @@ def test_bfloat16_states_keep_float32_sums_and_kernel_gradients():
     x, kernel, _, targets, weights = inputs(bias=False, dtype=jnp.bfloat16)
 
     def loss(x, kernel):
-        sums = linear_cross_entropy(config(), 0.0, None, CHUNKS, x, kernel, None, targets, weights)
+        sums = linear_cross_entropy(x, kernel, None, targets, weights, config=config(), logits_bytes=CHUNKS)
         return sums.loss, sums
 
     (dx, dkernel), sums = quick_jit(jax.grad(loss, (0, 1), has_aux=True))(x, kernel)
@@ -149,6 +152,6 @@ def test_the_logits_of_all_tokens_are_never_held():
 
     whole_logits = 4 * tokens * vocab
     limit = whole_logits // 16
-    chunked = partial(linear_cross_entropy, config(), 1e-4, None, limit)
+    chunked = partial(linear_cross_entropy, config=config(), z_loss=1e-4, logits_bytes=limit)
     assert temporary_bytes(lambda *a: chunked(*a).loss) < whole_logits / 4
     assert temporary_bytes(lambda *a: naive(config(), 1e-4, *a)[0]) > whole_logits

@@ -48,15 +48,18 @@ def test_loss_and_gradients_are_those_of_the_whole_logits(tied):
 
     expected, expected_gradients = quick_jit(jax.value_and_grad(whole))(params)
     objective = next_token(model, logits_bytes=1)
-    step = quick_jit(jax.value_and_grad(objective, has_aux=True))
-    (loss, (weight, metrics)), gradients = step(params, {}, batch, None)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(metrics["nll"], expected, rtol=1e-5)
-    np.testing.assert_allclose(weight, batch["loss_weights"].sum(), rtol=1e-6)
-    assert 0 <= metrics["correct"] <= weight
+    step = quick_jit(jax.value_and_grad(lambda *args: ((loss := objective(*args)).sum, loss), has_aux=True))
+    (value, loss), gradients = step({"params": params}, {}, batch, None)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics["loss"].sum, expected, rtol=1e-5)
+    np.testing.assert_allclose(loss.weight, batch["loss_weights"].sum(), rtol=1e-6)
+    logits = model.apply({"params": params}, batch["inputs"], batch["positions"], batch["segments"])
+    right = jnp.sum((jnp.argmax(logits, -1) == batch["targets"]) * batch["loss_weights"])
+    assert right > 0
+    np.testing.assert_allclose(loss.metrics["accuracy"].sum, right, rtol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.abs(b).max() + 1e-3)),
-        gradients,
+        gradients["params"],
         expected_gradients,
     )
 
@@ -64,10 +67,10 @@ def test_loss_and_gradients_are_those_of_the_whole_logits(tied):
 def test_sums_add_up_over_parts_of_a_batch():
     objective = quick_jit(next_token(Transformer(CONFIG), z_loss=1e-3))
     params, batch = make_params(CONFIG), make_batch(4)
-    whole = objective(params, {}, batch, None)
-    parts = [objective(params, {}, {k: v[i : i + 2] for k, v in batch.items()}, None) for i in (0, 2)]
+    whole = objective({"params": params}, {}, batch, None)
+    parts = [objective({"params": params}, {}, {k: v[i : i + 2] for k, v in batch.items()}, None) for i in (0, 2)]
     jax.tree.map(lambda w, a, b: np.testing.assert_allclose(w, a + b, rtol=1e-5), whole, *parts)
-    assert whole[0] > whole[1][1]["nll"]  # z-loss is part of the loss and not of the measurement
+    assert whole.sum > whole.metrics["loss"].sum  # z-loss is part of the loss and not of the measurement
 
 
 def test_padding_has_no_part_in_the_loss():
@@ -81,10 +84,11 @@ def test_padding_has_no_part_in_the_loss():
         "inputs": jnp.where(padding, 7, batch["inputs"]),
         "targets": jnp.where(padding, 9, batch["targets"]),
     }
-    jax.tree.map(np.testing.assert_array_equal, objective(params, {}, batch, None), objective(params, {}, other, None))
+    results = (objective({"params": params}, {}, given, None) for given in (batch, other))
+    jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 def test_bfloat16_compute_gives_float32_sums():
     objective = quick_jit(next_token(Transformer(CONFIG, Execution(dtype=jnp.bfloat16))))
-    sums = objective(make_params(CONFIG), {}, make_batch(2), None)
+    sums = objective({"params": make_params(CONFIG)}, {}, make_batch(2), None)
     assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype("float32")}

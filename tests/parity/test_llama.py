@@ -81,7 +81,7 @@ def test_loss_and_gradients():
     }
 
     def mean_loss(params):
-        loss, (weight, _) = next_token(Transformer(CONFIG))(params, {}, batch, None)
+        loss, (weight, _) = next_token(Transformer(CONFIG))({"params": params}, {}, batch, None)
         return loss / weight
 
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(nested(to_ours(theirs)))

@@ -9,7 +9,7 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import flatten, unflatten
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import make_method
 
 torch = pytest.importorskip("torch")
@@ -78,7 +78,7 @@ def compare(model, theirs, ours, base):
     assert all(jax.tree.leaves(same))
     with torch.no_grad():
         expected = model(input_ids=torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
-    run = jax.jit(lambda t, f: applied(Transformer(CONFIG), method.variables(t, f), jnp.asarray(TOKENS)))
+    run = jax.jit(lambda t, f: forward(Network(Transformer(CONFIG)), method.variables(t, f), jnp.asarray(TOKENS)))
     logits = np.asarray(run({"peft": theirs}, frozen))
     expected = expected[:, -TOKENS.shape[1] :]  # prompt tuning gives logits for the prompt too
     plain = np.asarray(Transformer(CONFIG).apply({"params": base}, TOKENS))
@@ -144,7 +144,7 @@ def test_prefix_tuning(llama, projection):
     vectors = shaken(model)["prompt_embeddings"].numpy().reshape(N, L, 2, 2, 8).transpose(1, 2, 0, 3, 4)
     prefix = {"prefix_key": jnp.asarray(vectors[:, 0]), "prefix_value": jnp.asarray(vectors[:, 1])}
     trained = {"segment_0": {"block_0": {"attention": prefix}}}
-    compare(model, trained, {"method": "prefix", "prefix": {"num_tokens": N}}, base)
+    compare(model, trained, {"method": "prefix", "prefix": {"num_virtual_tokens": N}}, base)
 
 
 @pytest.mark.parametrize("kind", ["prompt", "MLP", "LSTM"])
@@ -158,7 +158,7 @@ def test_prompt_tuning(llama, kind):
         )
     model = peft.get_peft_model(llama, config).eval()
     trained = {"prompt": jnp.asarray(shaken(model)["prompt_embeddings"].numpy())}
-    compare(model, trained, {"method": "prompt", "prompt": {"num_tokens": N}}, base)
+    compare(model, trained, {"method": "prompt", "prompt": {"num_virtual_tokens": N}}, base)
 
 
 def test_the_names_of_the_small_tree_are_those_of_the_base():

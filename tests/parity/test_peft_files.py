@@ -18,7 +18,7 @@ from slmjax.formats.adapters.door import Tuned, adapter_of, family_at, read_adap
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import make_method
 
 torch = pytest.importorskip("torch")
@@ -96,7 +96,7 @@ def their_logits(model):
 
 @functools.cache  # by the network: most cases merge into one of the same shapes
 def network(config, options):
-    return quick_jit(lambda variables: applied(Transformer(config), variables, TOKENS, options=options))
+    return quick_jit(lambda variables: forward(Network(Transformer(config), options), variables, TOKENS))
 
 
 def our_logits(lm):
@@ -243,9 +243,9 @@ OURS = {
     },
     "both": {"lora": {"r": 2, "targets": ("q_proj",)}, "train": ("embedder/embedding", "layers/0/attention/q_proj/.*")},
     "ia3": {},
-    "prefix": {"prefix": {"num_tokens": N, "projection": True, "hidden_size": 16}},
-    "prompt": {"prompt": {"num_tokens": N}},
-    "p_tuning": {"p_tuning": {"num_tokens": N, "hidden_size": 16}},
+    "prefix": {"prefix": {"num_virtual_tokens": N, "projection": True, "hidden_size": 16}},
+    "prompt": {"prompt": {"num_virtual_tokens": N}},
+    "p_tuning": {"p_tuning": {"num_virtual_tokens": N, "hidden_size": 16}},
 }
 
 
@@ -261,7 +261,9 @@ def fine_tuned(base, case):
     moved = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), start)
     moved = jax.tree_util.tree_map_with_path(functools.partial(_kept, start), moved)
     adapter = adapter_of(config, tuning, moved, frozen)
-    logits = quick_jit(lambda t, f: applied(Transformer(lm.config), tuning.variables(t, f), jnp.asarray(TOKENS)))
+    logits = quick_jit(
+        lambda t, f: forward(Network(Transformer(lm.config)), tuning.variables(t, f), jnp.asarray(TOKENS))
+    )
     return Tuned(adapter, lm, str(base), family_at(str(base), lm.config, [])), np.asarray(logits(moved, frozen))
 
 

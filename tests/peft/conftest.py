@@ -61,7 +61,7 @@ class Tuned:
 
     def plain_loss(self, params):
         """Of the same network with these parameters and nothing added."""
-        return next_token(self.model)(params, {}, make_batch(), None)[0]
+        return next_token(self.model)({"params": params}, {}, make_batch(), None)[0]
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import pytest
 
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
+from slmjax.models.parameters import flatten
 from slmjax.models.transformer import Transformer
 from slmjax.peft.fingerprint import fingerprint, require_same_model
 from slmjax.peft.methods.expansion import expand
-from slmjax.peft.targets import flatten
 from tests.tiny import largest
 
 SMALL = ModelConfig(vocab_size=61, num_layers=4, embed_dim=16, num_heads=4, num_kv_heads=2, ffn_dim=24)
@@ -22,16 +22,17 @@ TAPERED = dataclasses.replace(SMALL, ffn_dim=(16, 16, 24, 24))
 
 
 @pytest.mark.parametrize(
-    ("freeze", "layers"),
+    ("peft", "layers"),
     [
-        ({"last_layers": 1}, {3}),
-        ({"first_layers": 1, "last_layers": 1}, {0, 3}),
+        ({"freeze": {"last_layers": 1}}, {3}),
+        ({"freeze": {"first_layers": 1, "last_layers": 1}}, {0, 3}),
         ({"train": ("layers/[12]/.*",)}, {1, 2}),
+        ({"train": ("layers/1/.*",), "freeze": {"last_layers": 1}}, {1, 3}),
     ],
 )
 @pytest.mark.parametrize("network", [SMALL, ALTERNATING], ids=["one stack", "two stacks"])
-def test_the_layers_that_are_named_are_trained_and_the_parts_make_up_the_base(freeze, layers, network, tune):
-    tuned = tune(model=network, method="freeze", freeze=freeze)
+def test_the_layers_that_are_named_are_trained_and_the_parts_make_up_the_base(peft, layers, network, tune):
+    tuned = tune(model=network, method="freeze", **peft)
     sizes = {path: leaf.size for path, leaf in flatten(tuned.base).items() if path.startswith("segment_")}
     share = sum(leaf.size for leaf in jax.tree.leaves(tuned.trained)) / sum(sizes.values())
     assert share == len(layers) / 4
@@ -44,7 +45,7 @@ def test_the_layers_that_are_named_are_trained_and_the_parts_make_up_the_base(fr
 def test_layer_decay_slows_lower_layers(network, method, tune):
     tuned = tune(model=network, method=method, layer_decay=0.5, freeze={"last_layers": 2})
     factors = tuned.method.multipliers(tuned.trained)
-    params = factors if method == "full" else factors["params"]
+    params = factors["params"]
     blocks = [block["attention"]["q_proj"]["kernel"].ravel() for block in params["segment_0"].values()]
     found = sorted(float(x) for block in blocks for x in block)
     assert found == ([0.125, 0.25, 0.5, 1.0] if method == "full" else [0.5, 1.0])
@@ -54,7 +55,7 @@ def test_layer_decay_slows_lower_layers(network, method, tune):
 
 
 def test_lora_plus_is_a_larger_rate_for_b(tune):
-    tuned = tune(method="lora", lora={"r": 2, "plus_ratio": 16.0}, train=("final_norm/scale",))
+    tuned = tune(method="lora", lora={"r": 2, "loraplus_lr_ratio": 16.0}, train=("final_norm/scale",))
     factors = flatten(tuned.method.multipliers(tuned.trained))
     assert {path.rpartition("/")[2]: float(f) for path, f in factors.items()} == {"lora_a": 1, "lora_b": 16, "scale": 1}
 
@@ -77,7 +78,7 @@ def test_an_expanded_network_is_the_base_until_it_is_trained(network, tune, jit)
     [
         (SMALL, 3, "divisor of 4"),
         (ALTERNATING, 2, "pattern"),
-        (dataclasses.replace(SMALL, norm_placement="post"), 2, "idle layer"),
+        (dataclasses.replace(SMALL, norm_placement="post"), 2, "no layer that can start as the identity"),
     ],
 )
 def test_what_cannot_be_expanded_is_named(network, count, message):

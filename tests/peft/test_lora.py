@@ -10,8 +10,8 @@ import pytest
 
 from slmjax.errors import UserError
 from slmjax.models.execution import Execution
+from slmjax.models.parameters import flatten, unflatten
 from slmjax.peft.config import LoraConfig
-from slmjax.peft.targets import flatten, nested
 from slmjax.sharding.chunked_feedforward import chunked_feedforward
 from tests.tiny import largest
 
@@ -44,7 +44,7 @@ def tuned(request, tune):
         elif made.config.lora.rank_pattern:
             used = np.any(np.asarray(x), axis=-2, keepdims=True)
         moved[path] = np.asarray(x) + (0.3 * used * rng.standard_normal(x.shape)).astype(np.float32)
-    return dataclasses.replace(made, moved=nested(moved))
+    return dataclasses.replace(made, moved=unflatten(moved))
 
 
 def dense(tuned, trained):
@@ -74,7 +74,7 @@ def dense(tuned, trained):
         for place, layer in enumerate(lora.layers or range(3)):
             new = changed(path, weights[name][layer], layer, lambda x, place=place: x[place])
             weights[name] = weights[name].at[layer].set(new)
-    return nested(weights)
+    return unflatten(weights)
 
 
 def test_a_fresh_adapter_changes_nothing(tuned, jit):

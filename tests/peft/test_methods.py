@@ -8,8 +8,8 @@ import pytest
 
 from slmjax.errors import UserError
 from slmjax.models.execution import Execution
+from slmjax.models.parameters import flatten
 from slmjax.models.transformer import Transformer
-from slmjax.peft.targets import flatten
 from tests.tiny import largest, noise
 
 METHODS = {
@@ -17,18 +17,18 @@ METHODS = {
     "dora": {"method": "lora", "lora": {"r": 2, "dora": True}, "train": ("final_norm/scale",)},
     "qlora int8": {"method": "lora", "lora": {"r": 2}, "quantize": "int8"},
     "qdora nf4": {"method": "lora", "lora": {"r": 2, "dora": True}, "quantize": "nf4"},
-    "houlsby": {"method": "adapter", "adapter": {"kind": "houlsby", "reduction": 4}},
-    "pfeiffer": {"method": "adapter", "adapter": {"kind": "pfeiffer", "reduction": 4}},
+    "houlsby": {"method": "adapter", "adapter": {"kind": "houlsby", "reduction_factor": 4}},
+    "pfeiffer": {"method": "adapter", "adapter": {"kind": "pfeiffer", "reduction_factor": 4}},
     "parallel": {"method": "adapter", "adapter": {"kind": "parallel"}},
-    "prefix": {"method": "prefix", "prefix": {"num_tokens": 3}},
-    "prefix mlp": {"method": "prefix", "prefix": {"num_tokens": 3, "projection": True}},
-    "prompt": {"method": "prompt", "prompt": {"num_tokens": 3}},
-    "p-tuning mlp": {"method": "p_tuning", "p_tuning": {"num_tokens": 3}},
-    "p-tuning lstm": {"method": "p_tuning", "p_tuning": {"num_tokens": 3, "encoder": "lstm"}},
+    "prefix": {"method": "prefix", "prefix": {"num_virtual_tokens": 3}},
+    "prefix mlp": {"method": "prefix", "prefix": {"num_virtual_tokens": 3, "projection": True}},
+    "prompt": {"method": "prompt", "prompt": {"num_virtual_tokens": 3}},
+    "p-tuning mlp": {"method": "p_tuning", "p_tuning": {"num_virtual_tokens": 3}},
+    "p-tuning lstm": {"method": "p_tuning", "p_tuning": {"num_virtual_tokens": 3, "encoder": "lstm"}},
     "ia3": {"method": "ia3"},
     "ia3 int4": {"method": "ia3", "quantize": "int4"},
     "full": {"method": "full"},
-    "freeze": {"method": "freeze", "freeze": {"last_layers": 1, "train": ("lm_head/kernel",)}},
+    "freeze": {"method": "freeze", "freeze": {"last_layers": 1}, "train": ("lm_head/kernel",)},
 }
 STARTS_AS_THE_BASE = {"lora", "dora", "houlsby", "pfeiffer", "parallel", "ia3", "full", "freeze"}
 
@@ -109,8 +109,8 @@ def test_the_scan_is_the_loop(name, tuned, start, tune, jit):
         ({"method": "lora", "quantize": "int3"}, "int8, int4, nf4"),
         ({"method": "lora", "train": ("head",)}, "'head' matches nothing.*lm_head/kernel"),
         ({"method": "adapter", "adapter": {"kind": "compacter"}}, "houlsby, pfeiffer, parallel"),
-        ({"method": "adapter", "adapter": {"reduction": 64}}, "leaves nothing"),
-        ({"method": "prefix", "prefix": {"num_tokens": 0}}, "at least 1"),
+        ({"method": "adapter", "adapter": {"reduction_factor": 64}}, "leaves nothing"),
+        ({"method": "prefix", "prefix": {"num_virtual_tokens": 0}}, "at least 1"),
         ({"method": "prompt", "prompt": {"init": "text"}}, "init_text"),
         ({"method": "prompt", "prompt": {"init": "text", "init_text": "a"}}, "tokenizer"),
         ({"method": "p_tuning", "p_tuning": {"encoder": "gru"}}, "mlp or lstm"),

@@ -8,7 +8,7 @@ import pytest
 from slmjax.models.config import ModelConfig
 from slmjax.models.kv_cache import empty_cache
 from slmjax.peft.config import PeftConfig
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import make_method
 from slmjax.peft.methods.lstm import init_lstm, lstm
 from slmjax.peft.prefix_cache import prefix_length, start_cache
@@ -21,7 +21,7 @@ NETWORKS = {
     "alibi": ModelConfig(**SMALL, position="alibi"),
     "learned positions": ModelConfig(**SMALL, position="learned", norm="layer", gated=False, context_length=32),
 }
-METHODS = {"prefix": {"num_tokens": N}, "prompt": {"num_tokens": N}}
+METHODS = {"prefix": {"num_virtual_tokens": N}, "prompt": {"num_virtual_tokens": N}}
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -35,7 +35,7 @@ def tuned(request, network, tune):
 
 
 def run(tuned, tokens, **kwargs):
-    return applied(tuned.model, tuned.method.variables(tuned.trained, tuned.frozen), tokens, **kwargs)
+    return forward(Network(tuned.model), tuned.method.variables(tuned.trained, tuned.frozen), tokens, **kwargs)
 
 
 def test_every_document_of_a_packed_row_sees_the_prefix(tuned, jit):
@@ -77,11 +77,11 @@ def test_a_prompt_of_real_tokens_is_those_tokens_in_front(tune, jit):
     network = NETWORKS["learned positions"]
     whole = np.concatenate([np.tile(text, (2, 1)), tokens], axis=1).astype(np.int32)
     for name in ("prompt", "prefix"):
-        tuned = tune(model=network, method=name, **{name: {"num_tokens": 4}})
-        config = PeftConfig(method=name, **{name: {"num_tokens": 4, "init": "text", "init_text": "four words"}})
+        tuned = tune(model=network, method=name, **{name: {"num_virtual_tokens": 4}})
+        config = PeftConfig(method=name, **{name: {"num_virtual_tokens": 4, "init": "text", "init_text": "four words"}})
         method = make_method(config, tuned.model, encode=lambda _: text)
         trained, frozen = jit(method.split)(tuned.base, jax.random.key(0))
-        logits = jit(lambda v, model=tuned.model: applied(model, v, tokens))(method.variables(trained, frozen))
+        logits = jit(lambda v, model=tuned.model: forward(Network(model), v, tokens))(method.variables(trained, frozen))
         expected = jit(tuned.model.apply)({"params": tuned.base}, whole)
         np.testing.assert_allclose(logits, expected[:, 4:], atol=2e-5)
 
@@ -89,7 +89,7 @@ def test_a_prompt_of_real_tokens_is_those_tokens_in_front(tune, jit):
 def test_a_text_is_cut_or_repeated_to_the_prompt(tune):
     tuned = tune(model=NETWORKS["rope"], method="prompt")
     for ids, wanted in ([1, 2], [1, 2, 1, 2, 1]), ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5]):
-        config = PeftConfig(method="prompt", prompt={"num_tokens": 5, "init": "text", "init_text": "x"})
+        config = PeftConfig(method="prompt", prompt={"num_virtual_tokens": 5, "init": "text", "init_text": "x"})
         method = make_method(config, tuned.model, encode=lambda _, ids=ids: ids)
         prompt = method.split(tuned.base, jax.random.key(0))[0]["peft"]["prompt"]
         np.testing.assert_array_equal(prompt, tuned.base["embedder"]["embedding"][np.asarray(wanted)])

@@ -166,12 +166,12 @@ def test_truncation_and_padding_of_a_file_are_switched_off(trained, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", b"{", "not a tokenizer"),
-        ("tokenizer.json", b"\xff\xfe", "not a tokenizer"),
-        ("tokenizer.model", b"junk", "not a tokenizer"),
-        ("tokenizer.model", b"", "not a tokenizer"),
+        ("tokenizer.json", b"{", "not a readable tokenizer"),
+        ("tokenizer.json", b"\xff\xfe", "not a readable tokenizer"),
+        ("tokenizer.model", b"junk", "not a readable tokenizer"),
+        ("tokenizer.model", b"", "not a readable tokenizer"),
         ("vocab.json", b"{}", "merges.txt"),
-        ("readme.md", b"", "holds no tokenizer.json"),
+        ("readme.md", b"", "has no tokenizer.json"),
     ],
 )
 def test_damaged_or_absent_files_get_one_sentence(tmp_path, name, content, message):

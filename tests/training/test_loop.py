@@ -1,34 +1,32 @@
-"""Runs as a whole: stopped by signals, killed, continued, branched, and laid out over meshes."""
+"""Runs as a whole: stopped by signals, killed, continued, branched, watched, and laid out over meshes."""
 
 import dataclasses
 import json
 import logging
 import random
 import re
+import shutil
 import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from slmjax.errors import UserError
 from slmjax.recipes import language_model
 from slmjax.recipes.corpus import open_corpus
-from slmjax.recipes.train import train
-from slmjax.training import loop
+from slmjax.recipes.observers.losses import Losses
+from slmjax.recipes.train import make_recipe, train
+from slmjax.training import loop, program
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.interrupts import StopRequest
+from slmjax.training.program import TRAIN
+from slmjax.training.recipe import Evaluation, Watching
+from tests.tiny_run import lines_of, stop_at
 
-
-def stop_at(monkeypatch, step):
-    """Make the next run behave as if SIGTERM had come during this step."""
-
-    def wanted(self, now):
-        self.signal = signal.SIGTERM if now == step else None
-        return now == step
-
-    monkeypatch.setattr(StopRequest, "wanted", wanted)
+MESH = {"mesh.fsdp": 4, "mesh.tensor": 2}
 
 
 @pytest.fixture
@@ -37,28 +35,170 @@ def seen(monkeypatch):
     batches = []
     original = loop.to_devices
 
-    def recording(batch, p):
+    def recording(batch, fields):
         batches.append(batch["inputs"].copy())
-        return original(batch, p)
+        return original(batch, fields)
 
     monkeypatch.setattr(loop, "to_devices", recording)
     return batches
 
 
+def wrap_steps(patch, wrap):
+    """Have `wrap(step)` in place of each training step that is made while the patch holds."""
+    make = program.make_train_step
+    patch.setattr(program, "make_train_step", lambda *args, **kwargs: wrap(make(*args, **kwargs)))
+
+
 @pytest.fixture(scope="module")
-def finished(tiny_config, tmp_path_factory):
-    """A run of 6 steps that nobody stopped: (config, workdir), with checkpoints 2, 4 and 6."""
-    config, workdir = tiny_config(), tmp_path_factory.mktemp("finished") / "run"
-    result = train(config, workdir)
+def uninterrupted(tiny_config, tmp_path_factory):
+    """A run of 6 steps that nobody stopped, traced once: (config, workdir), with checkpoints 2, 4 and 6."""
+    config, workdir = tiny_config(**MESH), tmp_path_factory.mktemp("uninterrupted") / "run"
+    traces = []
+
+    def counted(step):
+        return lambda state, batch: traces.append(1) or step(state, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        wrap_steps(patch, counted)
+        result = train(config, workdir)
     assert (result.step, result.total_steps, result.stopped_by) == (6, 6, None)
+    assert len(traces) == 1, "the step was traced more than once"
     return config, workdir
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_stopping_anywhere_and_going_on_is_not_stopping(
+    uninterrupted, tmp_path, monkeypatch, saved, assert_bitwise_equal, step
+):
+    """At step 4 an evaluation is due: the signal does not wait for it, and who continues makes up for it."""
+    config, workdir = uninterrupted
+    with monkeypatch.context() as patched:
+        stop_at(patched, step)
+        stopped = train(config, tmp_path / "run")
+    assert (stopped.step, stopped.stopped_by) == (step, signal.SIGTERM)
+    measured = [line["step"] for line in lines_of(tmp_path / "run") if line["split"] == "validation"]
+    assert measured == [due for due in (2, 4, 6) if due < step]
+    assert train(config, tmp_path / "run").step == 6
+    straight, parts = saved(config, workdir), saved(config, tmp_path / "run")
+    assert straight.step == parts.step == 6 and straight.position == parts.position
+    assert_bitwise_equal(straight.state, parts.state)
+    assert lines_of(tmp_path / "run") == lines_of(workdir)
+
+
+def test_a_signal_in_the_last_step_leaves_its_evaluation_to_the_next_call(uninterrupted, tmp_path, monkeypatch):
+    config, workdir = uninterrupted
+    with monkeypatch.context() as patched:
+        stop_at(patched, 6)
+        stopped = train(config, tmp_path / "run")
+    assert (stopped.step, stopped.stopped_by) == (6, signal.SIGTERM)
+    result = train(config, tmp_path / "run")
+    assert (result.step, result.stopped_by) == (6, None)
+    assert lines_of(tmp_path / "run") == lines_of(workdir)
+    assert result.metrics["validation_loss"] == lines_of(workdir)[-1]["validation_loss"]
+
+
+class Fragile(Watching):
+    """Counts what it has seen, and fails where it is told to."""
+
+    name = "fragile"
+
+    def __init__(self, fails_at=()):
+        self.fails_at, self.seen = fails_at, 0
+
+    def measure(self, evaluation):
+        if evaluation.step in self.fails_at:
+            raise ZeroDivisionError("it broke.")
+        self.seen += 1
+        return {"seen": self.seen}
+
+    def position(self):
+        return {"seen": self.seen}
+
+    def seek(self, position):
+        self.seen = position["seen"]
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_an_observer_that_raises_costs_nothing_once_it_is_mended(
+    tiny_config, uninterrupted, tmp_path, saved, assert_bitwise_equal, step
+):
+    config = tiny_config(**MESH)
+
+    def run(workdir, observer):
+        recipe = make_recipe(config, workdir)
+        return loop.train(dataclasses.replace(recipe, observers=[observer, *recipe.observers]), workdir)
+
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert run(straight, Fragile()).metrics["seen"] == 3
+    said = rf"The observer 'fragile' failed after step {step}: .*it broke; the run is saved"
+    for _ in range(2):  # not mended yet, it fails at the same place, before anything is trained
+        with pytest.raises(UserError, match=said) as caught:
+            run(broken, Fragile([step]))
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert Checkpointer(broken / loop.CHECKPOINTS).latest_step() == step
+    assert run(broken, Fragile()).metrics["seen"] == 3
+    assert lines_of(broken) == lines_of(straight)
+    a, b = saved(config, straight), saved(config, broken)
+    assert_bitwise_equal(a.state, b.state)
+    if step < 6:
+        assert a.position == b.position
+    assert_bitwise_equal(a.state, saved(config, uninterrupted[1]).state)  # watching changes nothing
+
+
+def test_an_evaluation_that_is_made_up_for_twice_is_written_once(uninterrupted, tmp_path, monkeypatch):
+    """Killed after it and before the next checkpoint, the run makes up for it again."""
+    config, workdir = uninterrupted
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4)
+        train(config, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        # As if killed: nothing is saved any more, and the next step does not end.
+        patched.setattr(loop, "_report", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    assert lines_of(tmp_path / "run") == lines_of(workdir)
+
+
+def test_a_config_of_an_earlier_version_is_the_same_run(uninterrupted, tmp_path):
+    config, workdir = uninterrupted
+    shutil.copytree(workdir, tmp_path / "run")
+    stored = json.loads((workdir / "config.json").read_text())
+    del stored["version"], stored["training"]["epochs"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    assert train(config, tmp_path / "run").step == 6
+    assert lines_of(tmp_path / "run") == lines_of(workdir)
+
+
+def test_too_many_skipped_steps_stop_the_run_and_name_the_last_good_checkpoint(tiny_config, tmp_path, monkeypatch):
+    def poisoned(step):
+        def spoiled(state, batch):
+            return step(state, {**batch, "loss_weights": jnp.where(state.step >= 2, jnp.nan, batch["loss_weights"])})
+
+        return spoiled
+
+    wrap_steps(monkeypatch, poisoned)
+    with pytest.raises(UserError, match=r"2 steps in a row.*last good checkpoint is step 2"):
+        train(tiny_config(**{"training.max_skipped": 2}), tmp_path / "run")
+
+
+def test_a_profile_is_left_behind_by_a_short_run_and_not_made_again(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(steps=2, **{"training.profile_at": 0})
+    with monkeypatch.context() as patched:
+        stop_at(patched, 1)  # within the profiled steps
+        train(config, tmp_path / "run")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    shutil.rmtree(tmp_path / "run" / "profile")
+    assert train(config, tmp_path / "run").step == 2
+    assert not (tmp_path / "run" / "profile").exists()
 
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_next_batch_to_the_same_bits(
     tiny_config, tmp_path, monkeypatch, seen, saved, assert_bitwise_equal
 ):
-    """With an average of the weights, and skipping nothing; test_resume.py stops at other steps."""
+    """With an average of the weights, and no evaluation."""
     config = tiny_config(**{"training.ema_decay": 0.5, "training.eval_every": 0, "data.validation_fraction": 0.0})
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_dir=""))
     train(config, tmp_path / "straight")
@@ -94,15 +234,19 @@ def test_nothing_is_compiled_after_the_first_round_of_step_evaluation_and_checkp
     assert len(steps) == 2  # the training step and the evaluation step
 
 
-def test_finished_runs_are_not_run_again(finished, seen):
-    config, workdir = finished
-    before = Checkpointer(workdir / loop.CHECKPOINTS).all_steps()
-    assert train(config, workdir).step == 6
+def test_finished_runs_are_not_run_again(uninterrupted, seen, saved, assert_bitwise_equal):
+    config, workdir = uninterrupted
+    before, state = Checkpointer(workdir / loop.CHECKPOINTS).all_steps(), saved(config, workdir)
+    lines = lines_of(workdir)
+    again = train(config, workdir)
+    assert again.step == 6 and again.metrics["validation_loss"] == lines[-1]["validation_loss"]
     assert Checkpointer(workdir / loop.CHECKPOINTS).all_steps() == before and not seen
+    assert lines_of(workdir) == lines
+    assert_bitwise_equal(state.state, saved(config, workdir).state)
 
 
-def test_a_workdir_of_another_config_is_refused_with_the_keys(finished, tiny_config):
-    _, workdir = finished
+def test_a_workdir_of_another_config_is_refused_with_the_keys(uninterrupted, tiny_config):
+    _, workdir = uninterrupted
     changes = {"optimizer.b2": 0.99, "training.seed": 3}
     with pytest.raises(UserError) as error:
         train(tiny_config(**changes), workdir)
@@ -115,16 +259,18 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(finished, tiny_con
 OTHER_MESH = {"mesh.fsdp": 2, "mesh.tensor": 2, "mesh.sequence": 2, "training.log_every": 3, "checkpoint.every": 5}
 
 
-def test_a_checkpoint_comes_back_bit_for_bit_on_another_mesh(finished, tiny_config, saved, assert_bitwise_equal):
-    config, workdir = finished
+def test_a_checkpoint_comes_back_bit_for_bit_on_another_mesh(uninterrupted, tiny_config, saved, assert_bitwise_equal):
+    config, workdir = uninterrupted
     other = tiny_config(**OTHER_MESH)
     assert_bitwise_equal(saved(config, workdir).state, saved(other, workdir).state)
     train(other, workdir)  # these keys do not make it another run
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_another_mesh_to_the_same_parameters(finished, tiny_config, tmp_path, monkeypatch, saved):
-    config, workdir = finished
+def test_a_run_goes_on_over_another_mesh_to_the_same_parameters(
+    uninterrupted, tiny_config, tmp_path, monkeypatch, saved
+):
+    config, workdir = uninterrupted
     with monkeypatch.context() as patched:
         stop_at(patched, 4)
         train(config, tmp_path / "run")
@@ -135,10 +281,10 @@ def test_a_run_goes_on_over_another_mesh_to_the_same_parameters(finished, tiny_c
 
 
 def test_a_branch_begins_with_the_state_and_the_data_of_its_step(
-    finished, tiny_config, tmp_path, monkeypatch, seen, saved, assert_bitwise_equal
+    uninterrupted, tiny_config, tmp_path, monkeypatch, seen, saved, assert_bitwise_equal
 ):
-    config, workdir = finished
-    config_b = tiny_config(**{"training.branch_from": str(workdir), "training.branch_step": 4})
+    config, workdir = uninterrupted
+    config_b = tiny_config(**MESH, **{"training.branch_from": str(workdir), "training.branch_step": 4})
     files = sorted(path for path in workdir.rglob("*") if path.is_file())
     assert train(config_b, tmp_path / "branch").step == 6
     assert len(seen) == 2  # steps 5 and 6
@@ -185,14 +331,17 @@ def test_a_decay_branched_from_the_stable_phase_is_the_uninterrupted_shorter_run
 
 def test_evaluation_is_that_of_the_averaged_weights(tiny_config, tmp_path):
     config = tiny_config(**{"training.ema_decay": 0.9})
-    p = language_model.build(config)
+    lm = language_model.build(config)
     corpus = open_corpus(config.data, tmp_path)
-    state = p.initialize()
+    state = lm.program.initialize()
     moved = dataclasses.replace(state, params=jax.tree.map(lambda x: 3 * x, state.params))
-    rows = list(range(config.training.batch_size))
-    assert loop.evaluate(p, moved, corpus, rows) == loop.evaluate(p, state, corpus, rows)
-    plain = dataclasses.replace(moved, ema=None)
-    assert loop.evaluate(p, plain, corpus, rows) != loop.evaluate(p, state, corpus, rows)
+
+    def losses(state):
+        observer = Losses(lm, lambda: corpus.validation_batches(config, lm.rows))
+        return observer.measure(Evaluation(1, state, False, {}, print))
+
+    assert losses(moved) == losses(state)
+    assert losses(dataclasses.replace(moved, ema=None)) != losses(state)
 
 
 MESHES = {
@@ -203,35 +352,46 @@ MESHES = {
 }
 
 
-def two_steps(config, devices=None):
-    """Metrics of two steps, on batches whose rows weigh unequally and hold segments."""
-    p = language_model.build(config, devices=devices)
-    V, (B, T) = config.model.vocab_size, p.batch["inputs"].shape
+def take_steps(config, count=2, devices=None):
+    """Metrics of some steps and the last state, on batches whose rows weigh unequally and hold segments."""
+    p = language_model.build(config, devices=devices).program
+    fields = p.kinds[TRAIN].batch
+    V, (B, T) = config.model.vocab_size, fields["inputs"].shape
     rng = np.random.default_rng(1)
-    step, state, metrics = p.compile(), p.initialize(), []
-    for _ in range(2):
+    step, state, metrics = p.compile()[TRAIN], p.initialize(), []
+    for _ in range(count):
         batch = {name: rng.integers(0, V, (B, T)).astype(np.int32) for name in ("inputs", "targets")}
         batch["segments"] = np.sort(rng.integers(1, 3, (B, T)), axis=1).astype(np.int32)
         batch["positions"] = np.tile(np.arange(T, dtype=np.int32), (B, 1))
         batch["loss_weights"] = (rng.random((B, T)) * np.linspace(0, 1, B)[:, None]).astype(np.float32)
-        state, values = step(state, program.to_devices(batch, p))
+        state, values = step(state, program.to_devices(batch, fields))
         metrics.append(jax.device_get(values))
-    return metrics, jax.device_get(state.params)
+    return metrics, jax.device_get(state)
+
+
+def test_accumulated_micro_batches_are_one_large_batch(tiny_config):
+    """Weights differ from row to row, so averaging the micro-batches' means would be wrong."""
+    mesh = {"mesh.fsdp": 2, "mesh.tensor": 4}
+    one, four = (take_steps(tiny_config(**mesh, **{"training.accumulation": n}), 1) for n in (1, 4))
+    assert one[0][0]["loss"] == pytest.approx(four[0][0]["loss"], rel=1e-6)
+    assert one[0][0]["gradient_norm"] == pytest.approx(four[0][0]["gradient_norm"], rel=1e-5)
+    for a, b in zip(jax.tree.leaves(one[1].opt_state), jax.tree.leaves(four[1].opt_state), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def on_one_device(tiny_config):
-    return two_steps(tiny_config(), jax.devices()[:1])
+    return take_steps(tiny_config(), devices=jax.devices()[:1])
 
 
 @pytest.mark.parametrize("mesh", [pytest.param("data 8", marks=pytest.mark.slow), *list(MESHES)[1:]])
 def test_every_mesh_takes_the_same_steps(tiny_config, on_one_device, mesh):
-    metrics, params = two_steps(tiny_config(**MESHES[mesh]))
+    metrics, state = take_steps(tiny_config(**MESHES[mesh]))
     for one, many in zip(on_one_device[0], metrics, strict=True):
         for name, value in one.items():
             assert many[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
     # AdamW divides by the gradient's size: where that is nearly 0, rounding decides; the rate is 3e-3.
-    for a, b in zip(jax.tree.leaves(on_one_device[1]), jax.tree.leaves(params), strict=True):
+    for a, b in zip(jax.tree.leaves(on_one_device[1].params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -257,7 +417,7 @@ def test_sigterm_saves_the_step_it_names_and_exits_with_0(tiny_config, tmp_path,
     stderr = process.stderr.read()
     said = re.search(r"SIGTERM: saved step (\d+) of 1000000 in (\S+);", stderr)
     assert said and said[2] == str(workdir) and "Traceback" not in stderr
-    restored = Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(language_model.build(config).state)
+    restored = Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(language_model.build(config).program.stored)
     assert restored.step == int(said[1]) == int(restored.state.step) > 1
     assert restored.position["batches"]["next_index"] == restored.step
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] <= restored.step

@@ -1,5 +1,6 @@
 """Out of memory is one sentence with numbers: from the real allocator, the real TPU compiler, and before it happens."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,24 +12,37 @@ import jax.numpy as jnp
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.peft.config import PeftConfig
 from slmjax.recipes import language_model
-from slmjax.sharding.mesh import make_mesh
 from slmjax.training import memory
-from slmjax.training.memory import host_memory_bytes, out_of_memory_is_the_users
+from slmjax.training.memory import explain_out_of_memory, host_memory_bytes
+from tests.tiny_run import make_base
 
 FULL = ValueError("RESOURCE_EXHAUSTED: Error writing x: No space left on device")
 
 
 @pytest.fixture
 def one_device(tiny_config):
-    config = tiny_config(**{"mesh.fsdp": 1})
-    return config, make_mesh(config.mesh, jax.devices()[:1])
+    return language_model.build(tiny_config(**{"mesh.fsdp": 1}), devices=jax.devices()[:1]).program.footprint
 
 
 def sentence(one_device, raises):
-    with pytest.raises(UserError) as caught, out_of_memory_is_the_users(*one_device):
+    with pytest.raises(UserError) as caught, explain_out_of_memory(one_device):
         raises()
     return str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_state_is_counted_as_it_is(tiny_config, method):
+    """Optimizer memory, an average, a frozen base in int8: all that the arrays take, and the gradients besides."""
+    config = tiny_config(**{"training.ema_decay": 0.5, "mesh.fsdp": 4, "mesh.tensor": 2})
+    if method == "lora":
+        config = dataclasses.replace(config, peft=PeftConfig(method="lora", base="somewhere", quantize="int8"))
+    program = language_model.build(config).program
+    state = program.initialize(make_base(config) if method == "lora" else None)
+    leaves = [*jax.tree.leaves(state), *jax.tree.leaves(state.params)]
+    first = sum(next(s.data.nbytes for s in x.addressable_shards if s.device == jax.devices()[0]) for x in leaves)
+    assert program.footprint.state_bytes == (first, sum(x.nbytes for x in leaves))
 
 
 def test_what_the_allocator_refuses(one_device):
@@ -38,7 +52,7 @@ def test_what_the_allocator_refuses(one_device):
 
 
 def test_what_python_refuses(one_device):
-    assert "Out of memory on cpu: parameters" in sentence(one_device, lambda: bytearray(1 << 46))
+    assert "Out of memory on cpu: the state and its gradients take" in sentence(one_device, lambda: bytearray(1 << 46))
 
 
 def test_the_numbers_tell_how_far_to_turn(one_device):
@@ -46,19 +60,19 @@ def test_the_numbers_tell_how_far_to_turn(one_device):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out: temporaries (68.7GiB) exceeds HBM (15.75G).")
 
     said = sentence(one_device, compiler)
-    for part in ("68.70 GiB needed, 15.75 GiB there", "training.accumulation=8 (1 rows", "remat=full (now auto)"):
+    for part in ("68.70 GiB needed, 15.75 GiB there", "training.accumulation=8 (1 rows", "remat=full (now none)"):
         assert part in said
 
 
 def test_other_errors_pass(one_device):
     for error in (jax.errors.JaxRuntimeError("INTERNAL: something else"), ValueError("no"), UserError("mine"), FULL):
-        with pytest.raises(type(error), match=str(error)), out_of_memory_is_the_users(*one_device):
+        with pytest.raises(type(error), match=str(error)), explain_out_of_memory(one_device):
             raise error
 
 
 def test_a_cpus_program_is_weighed_before_it_runs(tiny_config, monkeypatch):
     """Linux grants memory that it does not have and kills the run when it is used."""
-    p = language_model.build(tiny_config(**{"mesh.fsdp": 1}), devices=jax.devices()[:1])
+    p = language_model.build(tiny_config(**{"mesh.fsdp": 1}), devices=jax.devices()[:1]).program
     p.compile()
     monkeypatch.setattr(memory, "host_memory_bytes", lambda: 100_000)
     for refused in (p.initialize, p.compile):
@@ -78,7 +92,7 @@ import json, sys
 from slmjax.sharding.topologies import topology_devices
 from slmjax.recipes.config import run_config
 from slmjax.recipes.language_model import build
-build(run_config(json.loads(sys.argv[1])), devices=topology_devices("v5e-4")).compile()
+build(run_config(json.loads(sys.argv[1])), devices=topology_devices("v5e-4")).program.compile()
 """
 
 

@@ -37,7 +37,7 @@ def test_a_resumed_run_has_every_step_once(tmp_path):
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "lo')
-    second = MetricsWriter(tmp_path, resume_step=6, tensorboard=False)
+    second = MetricsWriter(tmp_path, keep_up_to=6, tensorboard=False)
     for step in range(7, 12):
         second.write(step, {"loss": step})
     second.close()
@@ -57,7 +57,7 @@ def test_tensorboard_gets_the_same_numbers_without_holding_up_the_writer(tmp_pat
 
 
 def test_importing_the_metrics_does_not_import_what_is_heavy():
-    code = "import sys; from slmjax.training import checkpoints, metrics, plots, progress; "
+    code = "import sys; import slmjax.training.loop, slmjax.recipes.observers.plots; "
     code += "print([m for m in ('matplotlib', 'tensorboardX', 'orbax', 'torch', 'tensorflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
 
-from slmjax.sharding.mesh import MeshConfig, make_mesh
+from slmjax.objectives.loss import Loss
+from slmjax.sharding.mesh import MeshConfig, batch_spec, make_mesh
 from slmjax.training.config import TrainingConfig
 from slmjax.training.state import TrainState
-from slmjax.training.step import SPIKE_WARMUP, make_train_step
+from slmjax.training.step import SPIKE_WARMUP, StepKind, make_train_step
 
 V, B, T = 16, 16, 4
 RATE = 0.1
@@ -21,7 +23,7 @@ def squared_error(params, frozen, batch, rng):
     """sum of w (e[x] - y / V)^2, so that the gradient can be written down."""
     error_BT = params["table"][batch["inputs"], 0] - batch["targets"] / V
     loss = jnp.sum(batch["loss_weights"] * error_BT**2)
-    return loss, (jnp.sum(batch["loss_weights"]), {"nll": loss, "correct": jnp.zeros(())})
+    return Loss(loss, jnp.sum(batch["loss_weights"]), {})
 
 
 def gradient(table_V, batch):
@@ -40,17 +42,17 @@ def make_batch(seed=0, scale=1.0):
     return {**batch, "loss_weights": weights.astype(np.float32)}
 
 
+BATCH = make_batch()
+
+
 def make_step(optimizer=None, schedule=lambda s: RATE, **config):
     config = {"clip_norm": 0.0, "spike_factor": 0.0} | config
-    step = make_train_step(
-        squared_error,
-        optimizer or optax.sgd(schedule),
-        schedule,
-        TrainingConfig(steps=1, batch_size=B, **config),
-        np.ones(V, np.int32),
-        make_mesh(MeshConfig(data=2, fsdp=1), jax.devices()[:2]),
-    )
-    return jax.jit(step)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1), jax.devices()[:2])
+    sharding = NamedSharding(mesh, batch_spec())
+    fields = {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding) for name, array in BATCH.items()}
+    training = TrainingConfig(steps=1, batch_size=B, **config)
+    kind = StepKind(squared_error, fields)
+    return jax.jit(make_train_step(kind, optimizer or optax.sgd(schedule), schedule, training, mesh))
 
 
 def make_state(optimizer=None, ema=False, **changes):
@@ -105,6 +107,7 @@ def test_a_batch_that_is_not_finite_changes_only_the_counters(poison, accumulati
     bad = make_batch(1)
     bad["loss_weights"][5, 2] = poison
     once, metrics = step(state, bad)
+    assert not np.isfinite(metrics["loss"])
     twice, _ = step(once, bad)
     for skipped in (once, twice):
         for name in ("params", "opt_state", "ema", "gradient_norm", "rng"):

@@ -16,8 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from slmjax.data.config import SourceConfig
-from slmjax.data.sft_config import ConversationSource
+from slmjax.data.sft_config import data_config_class
 from slmjax.errors import UserError, did_you_mean, one_line
 from slmjax.training.config import BUDGETS
 
@@ -136,7 +135,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
 
 def _source_defaults(config: ConfigDict) -> dict[str, Any]:
     """The fields of a source of this config's kind of data; "" where there is no default."""
-    kind = ConversationSource if "chat_template" in config.data else SourceConfig
+    kind = data_config_class(config.data).source_class
     defaults: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         made = field.default_factory

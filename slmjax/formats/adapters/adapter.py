@@ -14,9 +14,9 @@ from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import flatten, unflatten
 from slmjax.peft.config import MERGEABLE
-from slmjax.peft.interception import NOTHING_MORE, Options
 from slmjax.peft.merging import merge as merge_added
-from slmjax.peft.method import in_weights
+from slmjax.peft.method import change_tables
+from slmjax.peft.options import PLAIN, Options
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Adapter:
     """What is added to a base: a collection, and arrays of the base that are replaced."""
 
     method: str  # of PeftConfig
-    added: Any  # the collection `peft`, float32, as `interception.applied` takes it
-    options: Options = NOTHING_MORE
+    added: Any  # the collection `peft`, float32, as `forward.forward` takes it
+    options: Options = PLAIN
     whole: Mapping[str, Any] = field(default_factory=dict)  # path -> an array of the base that was trained wholly
     prompt: Any = None  # float32 [n, E], the input vectors that a prefix came from
     unties: bool = False  # the head and the table go different ways, though the base ties them
@@ -54,9 +54,9 @@ def attached(
     config, params = parameters_under(adapter, base.config, base.params)
     added, options = adapter.added, adapter.options
     if merge and adapter.method in MERGEABLE:
-        params, added, options = merge_added(params, added), {}, NOTHING_MORE
+        params, added, options = merge_added(params, added), {}, PLAIN
     else:
-        variables = in_weights({"params": params, "peft": added})
+        variables = change_tables({"params": params, "peft": added})
         params, added = variables["params"], variables["peft"]
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)

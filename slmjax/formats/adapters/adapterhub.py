@@ -29,7 +29,7 @@ from slmjax.formats.recognition import ADAPTER_CONFIG
 from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.formats.weight_map import Leaf, layer_leaf
 from slmjax.models.parameters import Params, flatten
-from slmjax.peft.interception import Options
+from slmjax.peft.options import Options
 
 WEIGHTS = "adapter.safetensors"
 PICKLE = "pytorch_adapter.bin"

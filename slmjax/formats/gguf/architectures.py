@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -153,17 +152,17 @@ def written_as(config: ModelConfig, arch: Arch) -> GgufModel:
         metadata |= {f"{a}.attention.key_length": c.head_dim, f"{a}.attention.value_length": c.head_dim}
     if c.position == "rope":
         metadata |= {f"{a}.rope.dimension_count": c.rotary_dim, f"{a}.rope.freq_base": float(c.rope_theta), **rope_keys}
-        if c.rope_theta_local is not None and a == "gemma3":
+        if c.rope_theta_local is not None and arch.has_local_keys:
             metadata[f"{a}.rope.freq_base_swa"] = float(c.rope_theta_local)
     for name in arch.scales:
         value = getattr(c, name)
         if value is not None:
             metadata[f"{a}.{_SCALE_KEYS[name]}"] = float(value)
-    if a == "gptneox":
-        metadata[f"{a}.use_parallel_residual"] = c.parallel_residual
+    if arch.parallel_key:
+        metadata[f"{a}.{arch.parallel_key}"] = c.parallel_residual
     if arch.local_period and "local" in c.layer_pattern:
         metadata[f"{a}.attention.sliding_window"] = c.window
-        if a == "gemma3" and len(c.layer_pattern) != arch.local_period:
+        if arch.has_local_keys and len(c.layer_pattern) != arch.local_period:
             metadata[f"{a}.attention.sliding_window_pattern"] = len(c.layer_pattern)
     return GgufModel(metadata, entries(c, arch, fused_qkv=arch.fused_qkv), constants)
 
@@ -187,17 +186,10 @@ def _eps_key(arch: Arch) -> str:
 
 
 def _scales(keys: Keys, arch: Arch, dim: int, layers: int) -> dict[str, Any]:
-    """Multipliers and caps. Defaults are those of the architecture's loader; Gemma's multiplier has no key at all."""
-    defaults: dict[str, Any] = {}
-    if arch.name.startswith("gemma"):
-        defaults["embedding_multiplier"] = math.sqrt(dim)
-    if arch.name == "gemma2":
-        defaults |= {"attention_softcap": 50.0, "logit_softcap": 30.0}
-    if (arch.name, layers) in (("gemma2", 46), ("gemma3", 62)):  # the 27B models scale by embed_dim / num_heads
+    """Multipliers and caps, with the defaults of llama.cpp's loader."""
+    defaults = dict(arch.default_scales(dim, layers))
+    if layers == arch.depth_scaled_by_heads:
         defaults["attention_scale"] = (dim / keys.required("attention.head_count")) ** -0.5
-    if arch.name == "minicpm":
-        defaults = {"embedding_multiplier": 12.0, "residual_multiplier": 1.4 / math.sqrt(layers)}
-        defaults["logit_divisor"] = dim / 256
     for name in arch.scales:
         value = keys.number(_SCALE_KEYS[name], defaults.get(name))
         if value:  # 0 means that there is none
@@ -209,25 +201,23 @@ def _scales(keys: Keys, arch: Arch, dim: int, layers: int) -> dict[str, Any]:
 
 def _parallel(keys: Keys, arch: Arch, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Whether attention and feed-forward read the same input, and share its norm."""
-    if arch.name == "gptneox":
-        return {"parallel_residual": keys.flag("use_parallel_residual", True)}
-    if arch.name == "falcon":
-        return {"shared_norm": "blk.0.attn_norm_2.weight" not in shapes}
-    if arch.name == "stablelm":
-        one_norm = "blk.0.ffn_norm.weight" not in shapes
-        return {"parallel_residual": one_norm, "shared_norm": one_norm}
-    return {}
+    if arch.parallel_key:
+        return {"parallel_residual": keys.flag(arch.parallel_key, True)}
+    if not arch.shared_without:
+        return {}
+    shared = arch.shared_without not in shapes
+    return {"shared_norm": shared, **({"parallel_residual": shared} if arch.parallel_if_shared else {})}
 
 
 def _windows(keys: Keys, arch: Arch) -> dict[str, Any]:
     """The local layers' window and which layers are local."""
-    window = keys.integer("attention.sliding_window", 4096 if arch.name == "gemma2" else 0)
+    window = keys.integer("attention.sliding_window", arch.default_window)
     if not window:
         return {}
     if not arch.local_period:
         raise keys.error("attention.sliding_window", "is set, which is not supported for this architecture")
     period = arch.local_period
-    if arch.name == "gemma3":  # of the others llama.cpp does not read it
+    if arch.has_local_keys:
         period = keys.integer("attention.sliding_window_pattern", period, least=1)
     if period > MAX_LAYERS:
         raise keys.error("attention.sliding_window_pattern", f"is {period}, more layers than any model has")
@@ -242,7 +232,7 @@ def _rope(keys: Keys, arch: Arch, values: Mapping[str, Any], read: gguf_rope.Rea
     theta = keys.number("rope.freq_base", 10_000.0)
     scaling = gguf_rope.scaling_from(keys, values["context_length"], theta, dim, read)
     rope: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling, "rope_fraction": dim / head_dim}
-    if arch.name == "gemma3" and "window" in values:
+    if arch.has_local_keys and "window" in values:
         rope["rope_theta_local"] = keys.number("rope.freq_base_swa", 10_000.0)
     return rope
 

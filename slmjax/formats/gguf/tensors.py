@@ -76,8 +76,8 @@ def _norm_names(c: ModelConfig, arch: Arch) -> dict[str, str]:
     """Name of each norm of a layer in the file -> our name."""
     if c.parallel_residual and c.shared_norm:
         return {"attn_norm": "attention_norm"}
-    if arch.name == "falcon":  # Falcon-40B: what the older files called attn_norm feeds the feed-forward network
-        return {"attn_norm_2": "attention_norm", "attn_norm": "ffn_norm"}
+    if arch.norms:
+        return dict(arch.norms)
     before = {"attn_norm": "attention_norm", "ffn_norm": "ffn_norm"}
     after = {"post_attention_norm": "post_attention_norm", "post_ffw_norm": "post_ffn_norm"}
     return {"output": after, "sandwich": before | after}.get(c.norm_placement, before)

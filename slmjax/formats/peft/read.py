@@ -24,7 +24,7 @@ from slmjax.formats.recognition import ADAPTER_CONFIG
 from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.formats.weight_map import Leaf, warn_of_nan
 from slmjax.models.parameters import Params, flatten
-from slmjax.peft.interception import Options
+from slmjax.peft.options import Options
 from slmjax.untrusted import inside, read_json
 
 WEIGHTS = "adapter_model.safetensors"

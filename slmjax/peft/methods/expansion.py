@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig
-from slmjax.peft.targets import arrays_of, flatten, nested
+from slmjax.models.parameters import flatten, layers_by_block, layers_of, unflatten, within_block
 
 _OUTPUTS = ("attention/o_proj", "feedforward/down_proj")  # zero in a new layer, which then adds nothing
 
@@ -25,23 +25,18 @@ def expand(config: ModelConfig, params: Any, new_layers: int) -> tuple[ModelConf
     sources = _sources(config.num_layers, new_layers)
     by_layer: dict[tuple[int, str], Any] = {}  # (layer, rest of the path) -> that layer's array
     flat: dict[str, Any] = {}
-    leaves = flatten(params)
-    for path, array in arrays_of(config, params).items():
-        leaf = leaves[path]
-        if not array.layers:
+    for path, leaf in flatten(params).items():
+        layers = layers_of(config, path)
+        if not layers:
             flat[path] = leaf
-        for place, layer in enumerate(array.layers):
-            by_layer[layer, path.split("/", 2)[2]] = leaf[place]
-    start = 0
-    for s, segment in enumerate(larger.segments):
-        for b in range(len(segment.period)):
-            layers = [start + b + r * len(segment.period) for r in range(segment.repeats)]
-            for rest in sorted({rest for layer, rest in by_layer if layer == sources[layers[0]]}):
-                new = rest.startswith(_OUTPUTS)
-                copies = [by_layer[sources[i], rest] * (0 if new and i in added else 1) for i in layers]
-                flat[f"segment_{s}/block_{b}/{rest}"] = jnp.stack(copies)
-        start += len(segment.period) * segment.repeats
-    return larger, nested(flat), added
+        for index, layer in enumerate(layers):
+            by_layer[layer, within_block(path)] = leaf[index]
+    for block, layers in layers_by_block(larger).items():
+        for rest in sorted({rest for layer, rest in by_layer if layer == sources[layers[0]]}):
+            new = rest.startswith(_OUTPUTS)
+            copies = [by_layer[sources[i], rest] * (0 if new and i in added else 1) for i in layers]
+            flat[f"{block}/{rest}"] = jnp.stack(copies)
+    return larger, unflatten(flat), added
 
 
 def larger_config(config: ModelConfig, new_layers: int) -> tuple[ModelConfig, tuple[int, ...]]:
@@ -52,7 +47,10 @@ def larger_config(config: ModelConfig, new_layers: int) -> tuple[ModelConfig, tu
     if len(config.layer_pattern) > 1 or len(config.rope_pattern) > 1:
         raise UserError("A network whose layers alternate cannot be expanded: copies would shift its pattern.")
     if config.norm_placement != "pre":
-        raise UserError(f"A network with model.norm_placement={config.norm_placement!r} has no idle layer.")
+        raise UserError(
+            f"A network with model.norm_placement={config.norm_placement!r} has no layer that can start as the "
+            "identity: fine-tune it without peft.expand."
+        )
     sources = _sources(L, new_layers)
     added = tuple(i for i in range(1, len(sources)) if sources[i] == sources[i - 1])
 
@@ -63,7 +61,7 @@ def larger_config(config: ModelConfig, new_layers: int) -> tuple[ModelConfig, tu
     return dataclasses.replace(config, num_layers=len(sources), **sizes), added
 
 
-def unexpanded(config: ModelConfig, new_layers: int) -> ModelConfig:
+def unexpand(config: ModelConfig, new_layers: int) -> ModelConfig:
     """The config that `expand` made this one of."""
     sources = _sources(config.num_layers - new_layers, new_layers)
     kept = [i for i in range(len(sources)) if i == 0 or sources[i] != sources[i - 1]]

@@ -33,13 +33,10 @@ class Losses(Watching):
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """Of the averaged weights if there are; before the first step, of the network as it began."""
-        at_start = evaluation.step == 0 and self._lm.config.peft.method in SOFT_PROMPTS
+        at_start = evaluation.step == 0 and self._lm.method.changes_at_start
         step = self._lm.base_eval_step if at_start else self._lm.eval_step
         values = mean_losses(self._lm, step, evaluation.state, self._batches())
         return {self._prefix + name: values[name] for name in self._metrics}
-
-
-SOFT_PROMPTS = ("prefix", "prompt", "p_tuning")  # these change the network at once; all else begins as the base
 
 
 def mean_losses(lm: ModelProgram, step: Step, state: TrainState, batches: Iterable[Row]) -> dict[str, float]:

@@ -13,13 +13,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from slmjax.data.conversations.examples import sft_template
+from slmjax.data.conversations.encoding import sft_template
 from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
 from slmjax.models.execution import Execution
 from slmjax.models.kv_cache import empty_cache
 from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.prefix_cache import prefix_length, start_cache
 from slmjax.recipes.check import NEEDS_VALIDATION
 from slmjax.recipes.config import RunConfig
@@ -132,9 +132,8 @@ def _greedy(lm: ModelProgram, params: Any, frozen: Any, inputs: jax.Array, stops
     cache = start_cache(empty_cache(config, B, prefix_length(added) + T + N, run.dtype), added)
 
     def next_token(cache: Any, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, Any]:
-        hidden, cache = applied(
-            model, variables, tokens, positions, segments, cache, hidden=True, options=method.options
-        )
+        network = Network(model, method.options)
+        hidden, cache = forward(network, variables, tokens, positions, segments, cache, hidden=True)
         return jnp.argmax(logits_from_hidden(config, hidden[:, -1], *head), axis=-1).astype(jnp.int32), cache
 
     def body(carry: tuple) -> tuple:

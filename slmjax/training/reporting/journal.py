@@ -23,11 +23,22 @@ EVALUATION = "validation"  # the split of an evaluation's line
 class Journal:
     """Use as a context manager. `latest` holds the numbers of the last reported step and the last evaluation."""
 
-    def __init__(self, recipe: Recipe, workdir: Path, start: int, say: Callable[[str], None] | None = None):
-        """`start`: finished steps; lines of later ones, which a killed run left behind, are dropped."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        workdir: Path,
+        start: int,
+        unobserved: bool = False,
+        say: Callable[[str], None] | None = None,
+    ):
+        """Lines of steps after `start`, which a killed run left behind, are dropped.
+
+        unobserved: the evaluation after `start` is still to come, so its line is dropped too.
+        """
         self._training, self._budget, self._workdir = recipe.training, recipe.budget, workdir
+        self._start = start
         self._progress = Progress(recipe.budget.total_steps, start)
-        self._writer = MetricsWriter(workdir, keep_up_to=start or None)
+        self._writer = MetricsWriter(workdir, keep_up_to=start or None, unobserved=unobserved)
         self._meter = Meter(recipe.budget, recipe.program.mesh)
         self._profiling = False
         self._say = say or (self._progress.say if jax.process_index() == 0 else lambda message: None)
@@ -78,18 +89,22 @@ class Journal:
             # Readers of the file find an evaluation's loss under the same name as a step's.
             loss = {"loss": values["validation_loss"]} if "validation_loss" in values else {}
             line = {**values, **loss, "tokens": step * self._budget.tokens_per_step}
-            self._writer.write(step, line, split=EVALUATION)
+            # Who is killed after making up for an evaluation makes up for it again.
+            if step != self._start or all(line["step"] != step for line in self._evaluations()):
+                self._writer.write(step, line, split=EVALUATION)
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         for remark in remarks:
             self.say(remark)
 
     def recall(self) -> None:
         """Take the last evaluation from the metrics of a run that has nothing left to do."""
-        path = self._workdir / FILE_NAME
-        lines = [line for line in read_metrics(path) if line.get("split") == EVALUATION] if path.is_file() else []
-        if lines:
+        if lines := self._evaluations():
             apart = ("step", "split", "loss", "tokens")
             self.latest = {name: value for name, value in lines[-1].items() if name not in apart}
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        path = self._workdir / FILE_NAME
+        return [line for line in read_metrics(path) if line.get("split") == EVALUATION] if path.is_file() else []
 
     def restart(self, step: int) -> None:
         """Leave evaluation and saving out of the next rate."""

@@ -23,10 +23,18 @@ class MetricsWriter:
 
     Each line is one JSON object: {"step": n, "split": "train", "loss": 3.2, ...}; what is not finite becomes null.
     Every line is flushed, so that a killed run keeps what it wrote. Lines of steps after `keep_up_to` (all where it is
-    None), which a killed run left behind and which will be written again, are dropped first. Only process 0 writes.
+    None), which a killed run left behind and which will be written again, are dropped first, with `unobserved` also the
+    evaluation's line of that step. Only process 0 writes.
     """
 
-    def __init__(self, workdir: str | Path, *, keep_up_to: int | None = None, tensorboard: bool = True):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        keep_up_to: int | None = None,
+        unobserved: bool = False,
+        tensorboard: bool = True,
+    ):
         self._file: TextIO | None = None
         self._events: queue.SimpleQueue[tuple[int, str, dict[str, float]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -35,7 +43,7 @@ class MetricsWriter:
         self._path = Path(workdir) / FILE_NAME
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            drop_lines_after(self._path, keep_up_to)
+            drop_lines_after(self._path, keep_up_to, unobserved=unobserved)
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self._path, error) from error
@@ -86,13 +94,19 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def drop_lines_after(path: Path, step: int | None) -> None:
-    """Take the lines of steps after `step` (None: all) out of a file of JSON lines; harmless where there is none."""
+def drop_lines_after(path: Path, step: int | None, *, unobserved: bool = False) -> None:
+    """Take the lines of steps after `step` (None: all) out of a file of JSON lines; harmless where there is none.
+
+    unobserved: of `step` itself only the training line is kept.
+    """
     if not path.exists():
         return
-    kept = [json.dumps(line) + "\n" for line in read_metrics(path) if step is not None and line["step"] <= step]
+    last = -1 if step is None else step
+    lines = [line for line in read_metrics(path) if line["step"] <= last]
+    if unobserved:
+        lines = [line for line in lines if line["step"] < last or line.get("split") == "train"]
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text("".join(kept), encoding="utf-8")
+    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     os.replace(scratch, path)
 
 

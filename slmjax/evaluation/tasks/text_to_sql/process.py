@@ -1,18 +1,16 @@
-"""The program of the process that runs SQL written by a model: `python -I process.py`, a JSON line in, one out.
+"""The program that runs SQL written by a model in a limited process.
 
 SQLite's own limits stop most of what a query could do: the file is opened for reading, an authorizer refuses all but
 reading, a handler ends it after its processor seconds. A single function call that takes forever is stopped by nobody
 but the system, so this is a process of its own, whose processor time, memory and files are limited.
 
-First line in: {"path", "seconds", "max_rows", "memory"}. Out: {} or {"error"}. Further lines in: {"sql"}. Out: {"rows"}
-or {"error"}.
+Settings: {"path", "seconds", "max_rows", "heap": bytes}. First answer: {} or {"error"}. Requests: {"sql"}. Answers:
+{"rows"} or {"error"}.
 """
 
-import contextlib
-import json
 import sqlite3
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
@@ -30,7 +28,7 @@ _LIMITS = {
 }
 
 
-def connect(path: str, seconds: float, heap: int) -> sqlite3.Connection:
+def connect(path: str, heap: int) -> sqlite3.Connection:
     """The database, opened for reading; whatever a query does that is not reading is an error."""
     connection = sqlite3.connect(f"{path}?mode=ro", uri=True, isolation_level=None)
     connection.text_factory = lambda raw: raw.decode(errors="replace")
@@ -54,7 +52,6 @@ def _authorize(action: int, first: str | None, second: str | None, *_: Any) -> i
 def run(connection: sqlite3.Connection, sql: str, seconds: float, max_rows: int) -> dict[str, Any]:
     """{"rows"} as lists, blobs as {"blob": hexadecimal}; or {"error"}."""
     until = time.process_time() + seconds
-    _limit("RLIMIT_CPU", int(until) + 2)
     connection.set_progress_handler(lambda: time.process_time() > until, _HANDLER_STEPS)
     try:
         rows = connection.execute(sql).fetchmany(max_rows + 1)
@@ -67,35 +64,11 @@ def run(connection: sqlite3.Connection, sql: str, seconds: float, max_rows: int)
     return {"rows": [[{"blob": v.hex()} if isinstance(v, bytes) else v for v in row] for row in rows]}
 
 
-def _limit(name: str, limit: int) -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # a system without it: SQLite's own limits remain
-        import resource
-
-        kind = getattr(resource, name)
-        _, most = resource.getrlimit(kind)
-        resource.setrlimit(kind, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
-
-
-def main() -> None:
-    """Serve until the input ends."""
-
-    def answer(value: Any) -> None:
-        sys.stdout.write(json.dumps(value) + "\n")
-        sys.stdout.flush()
-
-    first = json.loads(sys.stdin.readline())
-    _limit("RLIMIT_AS", first["memory"])
-    _limit("RLIMIT_FSIZE", 0)
-    _limit("RLIMIT_CORE", 0)
+def start(settings: dict[str, Any]) -> tuple[dict[str, Any], Callable[[Any], Any] | None]:
+    """Open the database. See `limited_process_child.py`."""
+    seconds, max_rows = settings["seconds"], settings["max_rows"]
     try:
-        connection = connect(first["path"], first["seconds"], first["memory"] // 4)
+        connection = connect(settings["path"], settings["heap"])
     except sqlite3.Error as error:
-        answer({"error": str(error)})
-        return
-    answer({})
-    for line in sys.stdin:
-        answer(run(connection, json.loads(line)["sql"], first["seconds"], first["max_rows"]))
-
-
-if __name__ == "__main__":
-    main()
+        return {"error": str(error)}, None
+    return {}, lambda request: run(connection, request["sql"], seconds, max_rows)

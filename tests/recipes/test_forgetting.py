@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +11,18 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
+from slmjax.peft.forward import Network, forward
 from slmjax.recipes import language_model
-from slmjax.recipes.corpus import open_general
+from slmjax.recipes.check import check
+from slmjax.recipes.corpus import open_corpus
 from slmjax.recipes.fisher import with_fisher
 from slmjax.recipes.forgetting_config import ForgettingConfig
-from slmjax.recipes.observers import forgetting
+from slmjax.recipes.general_text import open_general
+from slmjax.recipes.observers import losses as losses_room
 from slmjax.recipes.train import train
 from slmjax.training import loop
 from slmjax.training.checkpoints.checkpointer import Checkpointer
-from slmjax.training.interrupts import StopRequest
-from slmjax.training.state import without_base
+from tests.tiny_run import make_base, stop_at
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +47,16 @@ def config(tiny_config, general):
     return make
 
 
-def make_base(config, seed=0):
-    return jax.jit(Transformer(config.model).init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-
-
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_fine_tune_reports_what_it_gained_and_forgot_without_being_asked(config, tmp_path):
-    run = config(peft={"method": "prefix", "prefix": {"num_tokens": 2}}, **{"schedule.peak": 0.01})
+    run = config(peft={"method": "prefix", "prefix": {"num_virtual_tokens": 2}}, **{"schedule.peak": 0.01})
     scores = iter([0.25, 0.75])
     result = train(run, tmp_path / "run", base=make_base(run), tasks={"made up": lambda *_: next(scores)})
     report = json.loads((tmp_path / "run" / "forgetting.json").read_text())
-    assert report == result.forgetting and report["steps"] == 4
+    assert report == result.reports["forgetting"].to_dict() and report["steps"] == 4
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows) == ["validation_loss", "general_loss", "task/made up"]
     measured = [line for line in lines(tmp_path / "run" / "metrics.jsonl") if line["split"] == "validation"]
@@ -69,10 +66,10 @@ def test_a_fine_tune_reports_what_it_gained_and_forgot_without_being_asked(confi
         assert row["change"] == pytest.approx(row["after"] - row["before"])
     assert rows["task/made up"]["gain"] == 0.5 and rows["general_loss"]["gain"] == -rows["general_loss"]["change"]
     for word in ("before", "after", "validation loss", "general loss"):
-        assert word in forgetting.table(report)
+        assert word in result.reports["forgetting"].table()
     assert (tmp_path / "run" / "forgetting.png").stat().st_size > 10_000
     # Before is the base itself, also where the method changes the network at once: a mean over the same tokens by hand.
-    text = open_general(run, tmp_path / "run" / "data" / "general", loop.open_corpus(run.data, tmp_path).tokenizer)
+    text = open_general(run, tmp_path / "run" / "data" / "general", open_corpus(run.data, tmp_path).tokenizer)
     nll = tokens = 0.0
     for row in text.measured_rows(run.data.sequence_length, 256):
         inputs = [row[name][None] for name in ("inputs", "positions", "segments")]
@@ -86,7 +83,7 @@ def test_a_fine_tune_reports_what_it_gained_and_forgot_without_being_asked(confi
 def test_measuring_is_turned_off_by_zero_tokens(config, tmp_path):
     run = config(2, held={"tokens": 0})
     result = train(run, tmp_path / "run", base=make_base(run))
-    assert result.forgetting is None and not (tmp_path / "run" / "forgetting.json").exists()
+    assert "forgetting" not in result.reports and not (tmp_path / "run" / "forgetting.json").exists()
     assert not (tmp_path / "run" / "data" / "general").exists()
     assert all("general_loss" not in line for line in lines(tmp_path / "run" / "metrics.jsonl"))
 
@@ -102,15 +99,10 @@ def test_a_run_with_everything_goes_on_bitwise_after_a_stop(
     run = config(4, peft={"method": method, "train": ("final_norm/scale",) if method == "lora" else ()}, held=ALL)
     train(run, tmp_path / "straight", base=make_base(run))
     with monkeypatch.context() as patched:
-
-        def wanted(self, step):
-            self.signal = signal.SIGTERM if step == 3 else None
-            return step == 3
-
-        patched.setattr(StopRequest, "wanted", wanted)
+        stop_at(patched, 3)
         assert train(run, tmp_path / "parts", base=make_base(run)).step == 3
     result = train(run, tmp_path / "parts", base=make_base(run))
-    abstract = without_base(language_model.build(run).state)
+    abstract = language_model.build(run).program.stored
     assert "fisher" in abstract.frozen and "start" not in abstract.frozen
     states = [
         jax.device_get(Checkpointer(tmp_path / name / loop.CHECKPOINTS).restore(4, abstract).state)
@@ -119,20 +111,20 @@ def test_a_run_with_everything_goes_on_bitwise_after_a_stop(
     assert_bitwise_equal(*states)
     assert max(float(leaf.max()) for leaf in jax.tree.leaves(states[0].frozen["fisher"])) > 0
     reports = [json.loads((tmp_path / name / "forgetting.json").read_text()) for name in ("straight", "parts")]
-    assert reports[0] == reports[1] == result.forgetting
-    train = [line for line in lines(tmp_path / "parts" / "metrics.jsonl") if line["split"] == "train"]
-    assert {"l2_sp", "ewc", "kl"} <= train[-1].keys() and train[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert train[-1]["kl"] > 0
+    assert reports[0] == reports[1] == result.reports["forgetting"].to_dict()
+    steps = [line for line in lines(tmp_path / "parts" / "metrics.jsonl") if line["split"] == "train"]
+    assert {"l2_sp", "ewc", "kl"} <= steps[-1].keys() and steps[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert steps[-1]["kl"] > 0
 
 
 def test_the_fisher_information_is_the_mean_of_squared_gradients_on_any_mesh(config, tmp_path):
     run = config(2, peft={"method": "full"}, held={"ewc": 1.0})
-    text = open_general(run, tmp_path, loop.open_corpus(run.data, tmp_path).tokenizer, progress=False)
+    text = open_general(run, tmp_path, open_corpus(run.data, tmp_path).tokenizer, progress=False)
     rows = text.estimation_rows(run.data.sequence_length, 3)
     found = []
     for devices in (None, jax.devices()[:1]):
         made = language_model.build(run, devices=devices)
-        state = with_fisher(made, made.initialize(make_base(run)), rows)
+        state = with_fisher(made, made.program.initialize(make_base(run)), rows)
         found.append(jax.device_get(state.frozen["fisher"]))
     # The mesh's reduction orders differ, and squares of what nearly cancels with them.
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
@@ -163,7 +155,7 @@ def test_the_fisher_information_is_the_mean_of_squared_gradients_on_any_mesh(con
 )
 def test_what_cannot_be_is_refused(held, peft, message, config):
     with pytest.raises(UserError, match=message):
-        language_model.build(config(2, peft=peft, held=held))
+        check(config(2, peft=peft, held=held))
 
 
 def test_holding_needs_a_base(config, tmp_path):
@@ -182,30 +174,25 @@ def test_early_stopping_stops_keeps_the_best_and_goes_on_bitwise(
     # Losses are made up, so that the test knows the best: 3 at step 2, and nothing better until the end.
     losses = {0: 9.0, 1: 5.0, 2: 3.0, 3: 4.0, 4: 3.5}
 
-    def made_up(p, state, *args, **kwargs):
-        return {"validation_loss": losses[int(state.step)], "general_loss": 1.0}
+    def made_up(lm, step, state, batches):
+        return {"loss": losses[int(state.step)], "bits_per_byte": 1.0, "accuracy": 0.0}
 
-    monkeypatch.setattr(loop, "evaluate", made_up)
+    monkeypatch.setattr(losses_room, "mean_losses", made_up)
     run = config(8, **EARLY)
     result = train(run, tmp_path / "straight", base=make_base(run))
-    assert (result.step, result.best_step, result.stopped_by) == (4, 2, None)
+    assert (result.step, result.reports["early_stopping"], result.stopped_by) == (4, 2, None)
     assert Checkpointer(tmp_path / "straight" / loop.CHECKPOINTS).all_steps() == [2, 4]
     said = capsys.readouterr().err
     assert "Stopped early: 2 evaluations" in said and "Best: step 2" in said
-    assert result.forgetting["rows"][0]["after"] == 3.5
+    assert result.reports["forgetting"].rows[0]["after"] == 3.5
     with monkeypatch.context() as patched:
-
-        def wanted(self, step):
-            self.signal = signal.SIGTERM if step == 3 else None
-            return step == 3
-
-        patched.setattr(StopRequest, "wanted", wanted)
+        stop_at(patched, 3)
         assert train(run, tmp_path / "parts", base=make_base(run)).step == 3
     assert train(run, tmp_path / "parts", base=make_base(run)).step == 4  # the count went on from step 3's
     finished = train(run, tmp_path / "parts", base=make_base(run))
-    assert finished.step == 4 and finished.best_step == 2  # it is not begun again
+    assert finished.step == 4 and finished.reports["early_stopping"] == 2  # it is not begun again
     assert Checkpointer(tmp_path / "parts" / loop.CHECKPOINTS).all_steps() == [2, 4]
-    abstract = without_base(language_model.build(run).state)
+    abstract = language_model.build(run).program.stored
     states = [
         jax.device_get(Checkpointer(tmp_path / name / loop.CHECKPOINTS).restore(4, abstract).state)
         for name in ("straight", "parts")
@@ -216,16 +203,16 @@ def test_early_stopping_stops_keeps_the_best_and_goes_on_bitwise(
 def test_samples_are_the_greedy_continuation_and_are_written_down(config, tmp_path):
     run = config(
         2,
-        peft={"method": "prefix", "prefix": {"num_tokens": 2}},
+        peft={"method": "prefix", "prefix": {"num_virtual_tokens": 2}},
         **{"training.samples": 2, "training.sample_prompts": ("river",), "training.sample_tokens": 4},
     )
     train(run, tmp_path / "run", base=make_base(run))
     found = lines(tmp_path / "run" / "samples.jsonl")
     assert [line["step"] for line in found] == [0, 0, 0, 2, 2, 2] and found[-1]["prompt"] == "river"
     made = language_model.build(run)
-    abstract = without_base(made.state)
-    state = made.with_base(Checkpointer(tmp_path / "run" / loop.CHECKPOINTS).restore(2, abstract).state, make_base(run))
-    corpus = loop.open_corpus(run.data, tmp_path)
+    restored = Checkpointer(tmp_path / "run" / loop.CHECKPOINTS).restore(2, made.program.stored)
+    state = made.program.complete(restored.state, make_base(run))
+    corpus = open_corpus(run.data, tmp_path)
     ids = corpus.tokenizer.encode("river")
     for _ in range(4):  # the whole text again for each token, without a cache
         hidden = loop_logits(made, state, np.asarray([ids], np.int32))
@@ -237,11 +224,10 @@ def test_samples_are_the_greedy_continuation_and_are_written_down(config, tmp_pa
 
 
 def loop_logits(made, state, tokens):
-    from slmjax.peft.interception import applied
 
     model = Transformer(made.config.model)
     params, frozen = jax.device_get((state.params, state.frozen))
-    return applied(model, made.method.variables(params, frozen), tokens)
+    return forward(Network(model), made.method.variables(params, frozen), tokens)
 
 
 def test_new_layers_alone_are_trained_and_the_run_is_a_deeper_model(config, tmp_path):
@@ -254,7 +240,8 @@ def test_new_layers_alone_are_trained_and_the_run_is_a_deeper_model(config, tmp_
     from slmjax.recipes.config import run_config
     from slmjax.recipes.finetuned import describe_run
 
-    assert result.forgetting["rows"][0]["before"] != result.forgetting["rows"][0]["after"]
+    first = result.reports["forgetting"].rows[0]
+    assert first["before"] != first["after"]
     tuned = load_finetuned(
         describe_run(run_config(saved)), tmp_path / "run" / loop.CHECKPOINTS, make_base(run)
     ).merged()

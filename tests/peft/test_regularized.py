@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.models.parameters import flatten
 from slmjax.objectives.next_token import next_token
 from slmjax.objectives.regularized import regularized
-from slmjax.peft.anchoring import anchored
-from slmjax.peft.interception import applied
+from slmjax.peft.forward import Network, forward
 from slmjax.peft.merging import merge
-from slmjax.peft.targets import flatten
+from slmjax.peft.method import anchor
 from tests.tiny import largest, moved
 
 B, T, V = 4, 12, 61
 METHODS = {
     "full": {"method": "full"},
-    "freeze": {"method": "freeze", "freeze": {"last_layers": 1, "train": ("embedder/embedding",)}},
+    "freeze": {"method": "freeze", "freeze": {"last_layers": 1}, "train": ("embedder/embedding",)},
     "lora": {"method": "lora", "lora": {"r": 3, "targets": ("all-linear", "embedder", "lm_head")}},
     "pissa and a norm": {"method": "lora", "lora": {"r": 3, "init": "pissa"}, "train": ("final_norm/scale",)},
     "lora on int8": {"method": "lora", "lora": {"r": 3}, "quantize": "int8"},
-    "prefix": {"method": "prefix", "prefix": {"num_tokens": 3}},
+    "prefix": {"method": "prefix", "prefix": {"num_virtual_tokens": 3}},
 }
 OF_WEIGHTS = [name for name in METHODS if name not in ("prefix", "lora on int8")]
 
@@ -43,7 +43,7 @@ class Held:
 
     def __init__(self, tune, jit, kind):
         self.tuned, self.jit = tune(**METHODS[kind]), jit
-        self.model, self.method = self.tuned.model, anchored(self.tuned.method, added=True)
+        self.model, self.method = self.tuned.model, anchor(self.tuned.method, ewc=True)
         self.start, self.frozen = jit(self.method.split)(self.tuned.base, jax.random.key(3))
         self.frozen["fisher"] = jax.tree.map(np.abs, moved(self.frozen["fisher"], 1.0, seed=7))
         self.away = moved(self.start)
@@ -57,7 +57,7 @@ class Held:
         plain = next_token(self.model, self.method)
 
         def value(params, frozen):
-            return self.terms(**strengths)(params, frozen, batch, None)[0] - plain(params, frozen, batch, None)[0]
+            return self.terms(**strengths)(params, frozen, batch, None).sum - plain(params, frozen, batch, None).sum
 
         return self.jit(jax.value_and_grad(value))(params, self.frozen)
 
@@ -112,9 +112,9 @@ def test_l2_sp_is_the_distance_of_the_networks_weights(kind, held):
 def direct_kl(h, params, batch):
     """Summed, with whole logits."""
     inputs = [batch[name] for name in ("inputs", "positions", "segments")]
-    ours = jax.nn.log_softmax(applied(h.model, h.method.variables(params, h.frozen), *inputs))
+    ours = jax.nn.log_softmax(forward(Network(h.model), h.method.variables(params, h.frozen), *inputs))
     params = h.tuned.method.parts(h.start, h.tuned.frozen)["params"]
-    base = jax.nn.log_softmax(applied(h.model, {"params": params}, *inputs))
+    base = jax.nn.log_softmax(forward(Network(h.model), {"params": params}, *inputs))
     weights = batch.get("kl_weights", batch["loss_weights"])
     return jnp.sum(weights * jnp.sum(jnp.exp(base) * (base - ours), axis=-1))
 
@@ -139,20 +139,23 @@ def test_the_normalized_loss_does_not_depend_on_how_the_batch_is_cut(kind, held)
     h, batch = held(kind), make_batch()
     batch["kl_weights"] = batch["loss_weights"][::-1].copy()
     objective = h.jit(h.terms(l2_sp=0.1, ewc=0.1, kl=0.5))
-    whole, (weight, sums) = objective(h.away, h.frozen, batch, None)
+    whole = objective(h.away, h.frozen, batch, None)
     halves = [
         objective(h.away, h.frozen, {k: v[rows] for k, v in batch.items()}, None) for rows in (slice(1), slice(1, B))
     ]
-    loss, weights = (float(halves[0][0] + halves[1][0]), float(halves[0][1][0] + halves[1][1][0]))
-    assert loss / weights == pytest.approx(float(whole / weight), rel=1e-5)
-    for name in ("l2_sp", "ewc", "kl", "kl_tokens"):
-        assert float(halves[0][1][1][name] + halves[1][1][1][name]) == pytest.approx(float(sums[name]), rel=1e-5), name
+    added = jax.tree.map(lambda a, b: float(a + b), *halves)
+    assert added.sum / added.weight == pytest.approx(float(whole.sum / whole.weight), rel=1e-5)
+    for name in ("l2_sp", "ewc", "kl"):
+        expected = float(whole.metrics[name].over(whole.weight))
+        assert added.metrics[name].over(added.weight) == pytest.approx(expected, rel=1e-5), name
+        assert added.metrics[name].sum == pytest.approx(float(whole.metrics[name].sum), rel=1e-5), name
+    assert added.metrics["kl"].weight == pytest.approx(float(batch["kl_weights"].sum()), rel=1e-5)
 
 
 def test_dora_has_no_distance(tune):
     tuned = tune(method="lora", lora={"r": 2, "dora": True})
     with pytest.raises(UserError, match="DoRA"):
-        regularized(tuned.model, anchored(tuned.method, added=False), l2_sp=1.0)(
+        regularized(tuned.model, anchor(tuned.method, ewc=False), l2_sp=1.0)(
             tuned.trained, tuned.frozen, make_batch(), None
         )
 
@@ -169,7 +172,7 @@ def embeddings_of(tuned, rng, segments):
     tokens = make_batch()["inputs"]
     variables = tuned.method.variables(tuned.trained, tuned.frozen)
     with jax.disable_jit():
-        applied(tuned.model.clone(execution=record), variables, tokens, None, segments, options=options, rng=rng)
+        forward(Network(tuned.model.clone(execution=record), options), variables, tokens, None, segments, rng=rng)
     return next(x for name, x in seen if name == "embedding")
 
 

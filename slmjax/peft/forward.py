@@ -1,6 +1,6 @@
-"""The added computation: what each module does when the `peft` collection holds something for it.
+"""The forward pass of a network with what is added: what each module does when the `peft` collection has its arrays.
 
-The model's files know nothing of this. `applied` runs a network under an interceptor that looks, at each module's call,
+The model's files know nothing of this. `forward` runs a network under an interceptor that looks, at each module's call,
 for arrays of the collection at the module's own path; the layer scan slices them as it slices the parameters.
 """
 
@@ -22,26 +22,21 @@ from slmjax.models.kv_cache import KVCache
 from slmjax.models.linear import Linear
 from slmjax.models.transformer import Transformer
 from slmjax.peft.methods.lora import column_norm
+from slmjax.peft.options import PLAIN, Options
 from slmjax.peft.prefix_cache import prefix_length
 from slmjax.quantization.weights import KINDS, dequantize_kernel, is_quantized
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the arrays do not say."""
+class Network:
+    """What is run, without its arrays: those are `variables`, the collections that `forward` takes."""
 
-    dropout: float = 0.0  # of what enters LoRA's A
-    activation: str = "relu"  # of bottleneck adapters
-    scale: float = 1.0  # of their output
-    parallel: bool = False  # they see the sub-layer's input and not its output
-    neftune: float = 0.0  # alpha of the noise on embeddings, where there is an rng
+    model: Transformer
+    options: Options = PLAIN
 
 
-NOTHING_MORE = Options()
-
-
-def applied(
-    model: Transformer,
+def forward(
+    network: Network,
     variables: Any,
     tokens_BT: jax.Array,
     positions_BT: jax.Array | None = None,
@@ -49,7 +44,6 @@ def applied(
     cache: KVCache | None = None,
     *,
     hidden: bool = False,
-    options: Options = NOTHING_MORE,
     rng: jax.Array | None = None,
 ) -> Any:
     """`model.apply` (see `Transformer`) with what was added. rng: for dropout and noise; None: neither.
@@ -57,6 +51,7 @@ def applied(
     Positions are those of the text alone; behind a prefix of n they are moved on by n. A cache must have come from
     `prefix_cache.start_cache`.
     """
+    model, options = network.model, network.options
     if options.neftune and rng is not None:
         model = _noisy(model, options.neftune, segments_BT, jax.random.fold_in(rng, 1))
     inputs, method = (tokens_BT, positions_BT, segments_BT, cache), "hidden" if hidden else "logits"
@@ -108,7 +103,7 @@ def _interceptor(options: Options) -> Callable[..., Any]:
         if isinstance(module, Linear):
             return _linear(options, module, next_fun, *args)
         if isinstance(module, Attention):
-            prefix = _added(module, "prefix_key", "prefix_value")
+            prefix = _arrays(module, "prefix_key", "prefix_value")
             if prefix:
                 kwargs = kwargs | {"prefix": (prefix["prefix_key"], prefix["prefix_value"])}
             y, cache = next_fun(*args, **kwargs)
@@ -120,19 +115,19 @@ def _interceptor(options: Options) -> Callable[..., Any]:
     return intercept
 
 
-def _added(module: nn.Module, *names: str) -> dict[str, jax.Array]:
+def _arrays(module: nn.Module, *names: str) -> dict[str, jax.Array]:
     """The module's arrays of these names, those that there are."""
     return {name: module.get_variable("peft", name) for name in names if module.has_variable("peft", name)}
 
 
 def _linear(options: Options, module: Linear, next_fun: Callable, x: jax.Array) -> jax.Array:
-    factors = _added(module, "ia3_input", "ia3_output")
+    factors = _arrays(module, "ia3_input", "ia3_output")
     if "ia3_input" in factors:
         x = x * factors["ia3_input"].astype(x.dtype)
     y = next_fun(x) if module.has_variable("params", "kernel") else _quantized_linear(module, x)
     if "ia3_output" in factors:
         y = y * factors["ia3_output"].astype(y.dtype)
-    lora = _added(module, "lora_a", "lora_b", "lora_scale", "dora_magnitude")
+    lora = _arrays(module, "lora_a", "lora_b", "lora_scale", "dora_magnitude")
     return _lora(options, module, lora, x, y) if lora else y
 
 
@@ -141,10 +136,10 @@ def _kernel(module: Linear, dtype: Any) -> jax.Array:
     if module.has_variable("params", "kernel"):
         kernel: jax.Array = module.get_variable("params", "kernel").astype(dtype)
         return kernel.T if module.is_transposed else kernel
-    return dequantize_kernel(_held(module), dtype)
+    return dequantize_kernel(_stored_kernel(module), dtype)
 
 
-def _held(module: Linear) -> dict[str, jax.Array]:
+def _stored_kernel(module: Linear) -> dict[str, jax.Array]:
     names = ("kernel_scale", *(f"kernel_{kind}" for kind in KINDS))
     return {name: module.get_variable("params", name) for name in names if module.has_variable("params", name)}
 
@@ -157,24 +152,19 @@ def _quantized_linear(module: Linear, x: jax.Array) -> jax.Array:
 
     flat = x.astype(module.dtype)
     flat = flat.reshape(-1, x.shape[-1]) if module.flatten_tokens else flat
-    y = jax.checkpoint(product)(flat, _held(module)).reshape(*x.shape[:-1], module.features)
+    y = jax.checkpoint(product)(flat, _stored_kernel(module)).reshape(*x.shape[:-1], module.features)
     return y + module.get_variable("params", "bias").astype(module.dtype) if module.use_bias else y
 
 
 def _lora(options: Options, module: Linear, lora: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
-    """y + s drop(x) A B; with DoRA, both without the bias and times m / norm, where the norm is detached.
-
-    Arrays with a leading axis of rows [B, ...] give each row of the batch an adapter of its own.
-    """
+    """y + s drop(x) A B; with DoRA, both without the bias and times m / norm, where the norm is detached."""
     x = x.astype(module.dtype)
     if options.dropout and module.has_rng("dropout"):
         kept = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - options.dropout, x.shape)
         x = jnp.where(kept, x / (1.0 - options.dropout), 0.0)
     a, b = lora["lora_a"].astype(module.dtype), lora["lora_b"].astype(module.dtype)
-    rows = a.ndim == 3
-    scale = lora["lora_scale"].astype(module.dtype)
-    flat = x.reshape(-1, x.shape[-1]) if module.flatten_tokens and not rows else x
-    term = ((flat @ a) * (scale[:, None, None] if rows else scale) @ b).reshape(y.shape)
+    flat = x.reshape(-1, x.shape[-1]) if module.flatten_tokens else x
+    term = ((flat @ a) * lora["lora_scale"].astype(module.dtype) @ b).reshape(y.shape)
     if "dora_magnitude" not in lora:
         return y + term
     weight = _kernel(module, jnp.float32)
@@ -182,13 +172,13 @@ def _lora(options: Options, module: Linear, lora: dict[str, jax.Array], x: jax.A
     norm = jax.lax.stop_gradient(column_norm(weight + change))
     factor = jnp.where(lora["lora_scale"][..., None] == 0.0, 1.0, lora["dora_magnitude"] / norm).astype(module.dtype)
     bias = module.get_variable("params", "bias").astype(module.dtype) if module.use_bias else 0.0
-    return (y - bias + term) * (factor[:, None, :] if rows else factor) + bias
+    return (y - bias + term) * factor + bias
 
 
 def _adapter(options: Options, module: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
     """y + s up(act(down(y))), or of x where the adapter is parallel to the sub-layer."""
     names = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")
-    adapter = {name: leaf.astype(y.dtype) for name, leaf in _added(module, *names).items()}
+    adapter = {name: leaf.astype(y.dtype) for name, leaf in _arrays(module, *names).items()}
     if not adapter:
         return y
     h = (x if options.parallel else y).astype(y.dtype) @ adapter["adapter_down"] + adapter["adapter_down_bias"]

@@ -11,16 +11,17 @@ import pytest
 from slmjax.errors import UserError
 from slmjax.inference.finetuned import load_finetuned
 from slmjax.models.transformer import Transformer
-from slmjax.peft.config import PeftConfig
-from slmjax.peft.interception import applied
-from slmjax.peft.methods.freezing import FreezeConfig
+from slmjax.peft.config import FreezeConfig, PeftConfig
+from slmjax.peft.forward import Network, forward
 from slmjax.recipes.config import run_config
 from slmjax.recipes.finetuned import describe_run
 from slmjax.recipes.language_model import build
 from slmjax.recipes.train import train
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.loop import CHECKPOINTS
-from slmjax.training.state import without_base
+from slmjax.training.program import TRAIN
+from slmjax.training.state import without
+from tests.tiny_run import make_base
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,6 @@ def config(tiny_config):
     return make
 
 
-def make_base(config, seed=0):
-    return jax.jit(Transformer(config.model).init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-
-
 @pytest.mark.slow
 def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, assert_bitwise_equal):
     base = make_base(config())
@@ -46,10 +43,9 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
     result = train(config(4), tmp_path / "parts", base=make_base(config()))
     assert result.step == 4
 
-    program = build(config(4))
+    program = build(config(4)).program
     states = [
-        Checkpointer(tmp_path / name / CHECKPOINTS).restore(4, without_base(program.state)).state
-        for name in ("whole", "parts")
+        Checkpointer(tmp_path / name / CHECKPOINTS).restore(4, program.stored).state for name in ("whole", "parts")
     ]
     assert_bitwise_equal(*(jax.device_get(state) for state in states))
     state = states[0]
@@ -63,7 +59,8 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
     assert_bitwise_equal(jax.device_get(found.trained), jax.device_get(state.ema))
     tokens = np.arange(6, dtype=np.int32)[None]
     merged = Transformer(program.config.model).apply({"params": found.merged()}, tokens)
-    np.testing.assert_allclose(merged, applied(Transformer(program.config.model), found.variables, tokens), atol=1e-5)
+    beside = forward(Network(Transformer(program.config.model)), found.variables, tokens)
+    np.testing.assert_allclose(merged, beside, atol=1e-5)
 
     saved = json.loads((tmp_path / "whole" / "config.json").read_text())["peft"]
     assert saved["base"] == "somewhere" and len(saved["fingerprint"]) == 16
@@ -72,21 +69,21 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
 def test_a_base_in_the_hosts_memory_gives_the_same_state(config, assert_bitwise_equal):
     """As the weights that an accelerator holds only in int8: the last of eight devices stands for the host."""
     run, devices = config(quantize="int8"), jax.devices()
-    program = build(run, devices=devices[:4])
+    program = build(run, devices=devices[:4]).program
     host = jax.device_put(make_base(run), devices[-1])
     state = program.initialize(host)
     assert not host["final_norm"]["scale"].is_deleted()
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(program.state), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
     assert_bitwise_equal(jax.device_get(state), jax.device_get(program.initialize(make_base(run))))
-    again = program.with_base(without_base(state), host)
+    again = program.complete(without(state, program.rebuilt), host)
     assert_bitwise_equal(jax.device_get(again), jax.device_get(state))
 
 
 def test_a_base_that_is_cut_is_taken_without_a_warning(config, recwarn):
     run = config(method="freeze", freeze=FreezeConfig(last_layers=1), train=())
     run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, data=1, fsdp=1))
-    build(run, devices=jax.devices()[:1]).initialize(make_base(run))
+    build(run, devices=jax.devices()[:1]).program.initialize(make_base(run))
     assert not [w for w in recwarn if "donated" in str(w.message)]  # a user could do nothing about it
 
 
@@ -106,17 +103,17 @@ def test_a_method_needs_a_base(config, tmp_path):
 
 
 def test_nothing_of_the_base_is_in_the_optimizer_or_moves(config):
-    program = build(config())
-    base = make_base(config())
+    lm = build(config())
+    program, base = lm.program, make_base(config())
     before = jax.tree.map(np.asarray, base)
     state = program.initialize(base)
-    T = program.config.data.sequence_length
+    T = config().data.sequence_length
     ones = np.ones((8, T), np.int32)
     batch = {"inputs": ones, "targets": ones, "positions": ones * np.arange(T), "segments": ones}
-    batch = jax.device_put(batch | {"loss_weights": ones.astype(np.float32)}, program.batch_sharding)
+    batch = jax.device_put(batch | {"loss_weights": ones.astype(np.float32)}, lm.batch_sharding)
     trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) <= 2 * trained + 8
-    step = program.compile()
+    step = program.compile()[TRAIN]
     after, metrics = step(state, batch)
     assert float(metrics["gradient_norm"]) > 0
     kept = jax.tree.map(np.asarray, after.frozen["params"])

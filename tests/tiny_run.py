@@ -1,0 +1,142 @@
+"""A tiny run for the rooms of training and of recipes: its text, its config, and how to read what it left behind."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slmjax.models.config import ModelConfig
+from slmjax.models.transformer import Transformer
+from slmjax.recipes import language_model
+from slmjax.recipes.config import RunConfig, default_config, run_config, set_budget
+from slmjax.training import loop
+from slmjax.training.checkpoints.checkpointer import Checkpointer, Restored
+from slmjax.training.interrupts import StopRequest
+from slmjax.training.reporting.metrics import read_metrics
+
+V, T, B = 300, 32, 8
+SCRIPT = """
+import json, sys
+from slmjax.recipes.config import run_config
+from slmjax.recipes.train import train
+train(run_config(json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> Path:
+    """About 20 kB of words in some order."""
+    rng = np.random.default_rng(0)
+    words = ["river", "stone", "light", "walk", "under", "the", "old", "a", "of", "and"]
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(" ".join(rng.choice(words, 12)) + "." for _ in range(300)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_text) -> Callable[..., RunConfig]:
+    """tiny_config(steps=6, **{"training.seed": 1, ...}): a run of seconds on the eight devices; one shared corpus.
+
+    steps=0: a budget of `epochs`.
+    """
+
+    def make(steps: int = 6, *, epochs: float = 0, **changes: Any) -> RunConfig:
+        config = default_config(
+            ModelConfig(vocab_size=V, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, ffn_dim=64)
+        )
+        config.data.sources.text = {"path": str(tiny_text)}
+        config.data.tokenizer = "train:280"
+        config.data.sequence_length = T
+        config.data.validation_fraction = 0.2
+        config.data.cache_dir = str(tiny_text.parent / "cache")
+        config.training.batch_size = B
+        config.training.eval_every = 2
+        config.training.eval_batches = 1
+        config.checkpoint.every = 2
+        config.schedule.warmup_steps = 1
+        set_budget(config, **{"steps": steps} if steps else {"epochs": epochs})
+        for key, value in changes.items():
+            section, name = key.split(".")
+            config[section][name] = value
+        return run_config(config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def saved() -> Callable[..., Restored]:
+    """saved(config, workdir, step=None): that checkpoint, the newest by default, with its state on the host."""
+
+    def read(config: RunConfig, workdir: Path, step: int | None = None) -> Restored:
+        checkpointer = Checkpointer(workdir / loop.CHECKPOINTS)
+        abstract = language_model.build(config).program.stored
+        restored = checkpointer.restore_latest(abstract) if step is None else checkpointer.restore(step, abstract)
+        assert restored is not None
+        return dataclasses.replace(restored, state=jax.device_get(restored.state))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def assert_bitwise_equal() -> Callable[[Any, Any], None]:
+    """Every leaf of two pytrees has the same bits."""
+
+    def check(a: Any, b: Any) -> None:
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+            x, y = np.asarray(x), np.asarray(y)
+            assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+    return check
+
+
+def make_base(config: RunConfig, seed: int = 0) -> Any:
+    """Random parameters of the config's network."""
+    return jax.jit(Transformer(config.model).init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Make each run, while the patch holds, behave as if SIGTERM had come during this step."""
+
+    def wanted(self: StopRequest, now: int) -> bool:
+        self.signal = signal.SIGTERM if now == step else None
+        return now == step
+
+    patch.setattr(StopRequest, "wanted", wanted)
+
+
+def lines_of(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what a clock or the machine decides."""
+    timed = ("tokens_per_second", "data_wait", "memory_bytes", "mfu")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(workdir / "metrics.jsonl")]
+
+
+@pytest.fixture
+def start_training(tmp_path):
+    """start_training(config, workdir): the same run in a process of its own, stderr in a file; killed afterwards."""
+    started = []
+
+    def start(config: RunConfig, workdir: Path) -> subprocess.Popen:
+        log = open(tmp_path / f"stderr{len(started)}", "w+")  # noqa: SIM115  a pipe that nobody reads would fill up
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, json.dumps(config.to_dict()), str(workdir)], stderr=log, env=os.environ
+        )
+        process.stderr = log
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stderr.close()
