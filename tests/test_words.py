@@ -30,8 +30,6 @@ DEBTS: dict[str, tuple[str, ...]] = {
     "sentences": (
         "data/",
         "evaluation/",
-        "formats/",
-        "inference/",
         "models/",
         "peft/",
     ),

@@ -49,3 +49,13 @@ def moved(tree: Any, scale: float = 0.1, seed: int = 4) -> Any:
 def largest(x: Any) -> float:
     """The largest absolute value of an array, found without a JAX program."""
     return float(np.abs(np.asarray(x)).max())
+
+
+def sum_and_loss(objective: Any) -> Any:
+    """An objective as `jax.value_and_grad(..., has_aux=True)` takes it: what is differentiated, and all of the loss."""
+
+    def differentiated(*args: Any) -> tuple[Any, Any]:
+        loss = objective(*args)
+        return loss.sum, loss
+
+    return differentiated

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from slmjax.data.conversations.examples import ExampleStore
-from slmjax.data.packing import PackedRows, empty_row, stack_rows
+from slmjax.data.packing import PackedRows, Row, empty_row, stack_rows
 from slmjax.errors import UserError
-from slmjax.evaluation.baselines import gzip_bits_per_byte, ngram_bits_per_byte, unigram_bits_per_byte
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.text import starts_with_bos
 from slmjax.models.transformer import head_weights
 from slmjax.objectives.chunks import logits_bytes_for
 from slmjax.objectives.cross_entropy import linear_cross_entropy
+from slmjax.objectives.loss import Loss
+from slmjax.objectives.summing import bits_per_byte, sum_losses
 from slmjax.peft.forward import Network, forward
 
 ROWS = 8  # of a batch
-
-__all__ = ["evaluate_text", "gzip_bits_per_byte", "ngram_bits_per_byte", "unigram_bits_per_byte"]
 
 
 def evaluate_text(
@@ -43,7 +43,7 @@ def evaluate_text(
         raise UserError("There is no text to evaluate: every text is empty.")
     context = lm.context_length
     if not 0 <= sequence_length <= context:
-        raise UserError(f"sequence_length={sequence_length} must be at most the model's context, {context}.")
+        raise UserError(f"The sequence length {sequence_length} must be at most the model's context, {context}.")
     tokenizer = lm.require_tokenizer()
     bos = tokenizer.bos_id
     start = [bos] if bos is not None and starts_with_bos(tokenizer) else []
@@ -56,35 +56,37 @@ def evaluate_text(
     T = min(sequence_length or min(context, 1024), longest)
     rows = PackedRows(documents, T, "best_fit", seed=None)
 
-    nats, tokens = 0.0, 0.0
     with tqdm(total=rows.num_transitions, desc="evaluate", unit="tok", unit_scale=True, disable=not progress) as bar:
-        for first in range(0, len(rows), ROWS):
-            batch = stack_rows(rows[i] if i < len(rows) else empty_row(T) for i in range(first, first + ROWS))
-            nats += float(_nll(Network(lm.model, lm.options), lm.variables, batch))
-            count = float(batch["loss_weights"].sum())
-            tokens += count
-            bar.update(int(count))
+
+        def batches() -> Iterator[Row]:
+            for first in range(0, len(rows), ROWS):
+                batch = stack_rows(rows[i] if i < len(rows) else empty_row(T) for i in range(first, first + ROWS))
+                yield batch
+                bar.update(int(batch["loss_weights"].sum()))
+
+        total = sum_losses(partial(_loss, Network(lm.model, lm.options), lm.variables), batches())
+    nats, tokens = float(total.sum), float(total.weight)
     if not start:
         nats += len(documents.lengths) * math.log(lm.config.vocab_size)
         tokens += len(documents.lengths)
     num_bytes = sum(len(text.encode()) for text in texts)
     return {
         "nll_per_token": nats / tokens,
-        "bits_per_byte": nats / math.log(2) / num_bytes,
+        "bits_per_byte": bits_per_byte(nats, float(num_bytes)).over(None),
         "tokens": int(tokens),
         "bytes": num_bytes,
     }
 
 
 @partial(jax.jit, static_argnums=0)
-def _nll(network: Network, variables, batch) -> jax.Array:
-    """Summed negative log-likelihood of a batch's targets, in nats."""
+def _loss(network: Network, variables, batch) -> Loss:
+    """Summed negative log-likelihood of a batch's targets, in nats, and their number."""
     inputs = (batch["inputs"], batch["positions"], batch["segments"])
     model = network.model
     hidden = forward(network, variables, *inputs, hidden=True)
     kernel, bias = head_weights(model.config, variables["params"])
     logits_bytes = logits_bytes_for(jax.default_backend(), model.config)
     targets, weights = batch["targets"], batch["loss_weights"]
-    return linear_cross_entropy(
-        hidden, kernel, bias, targets, weights, config=model.config, logits_bytes=logits_bytes
-    ).nll
+    head = (hidden, kernel, bias, targets, weights)
+    sums = linear_cross_entropy(*head, config=model.config, logits_bytes=logits_bytes)
+    return Loss(sums.nll, jnp.sum(weights), {})

@@ -1,4 +1,4 @@
-"""Which of several continuations a model finds likeliest."""
+"""Log-likelihoods of continuations, as lm-evaluation-harness asks for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from slmjax.peft.forward import Network, forward
 ROWS = 4  # of a batch: prompts are long, and longer ones run no faster side by side on a CPU
 
 
-def choice_log_likelihoods(
+def loglikelihoods(
     lm: LanguageModel, requests: Sequence[tuple[str, Sequence[str]]], *, progress: bool = True
 ) -> list[list[float]]:
     """For each (prompt, continuations) the summed log-probability of each continuation, in nats.

@@ -122,7 +122,7 @@ def load(
     is then None.
     """
     if dtype is not None and dtype not in catalog.FLOATS:
-        raise UserError(f"dtype is {dtype!r}; choose {', '.join(catalog.FLOATS)}.")
+        raise UserError(f"The dtype is {dtype!r}; choose {', '.join(catalog.FLOATS)}.")
     place, format = _find(path)
     return format.load(place, mesh=mesh, dtype=dtype, merge=merge, base=None if base is None else str(base))
 
@@ -158,7 +158,7 @@ def convert(
     if wanted.save_adapter is None:
         return save(load(source, base=base), destination, format=format, dtype=dtype)
     if dtype not in (None, "float32"):
-        raise UserError(f"dtype={dtype} cannot be chosen here: adapters are written in float32, as peft itself does.")
+        raise UserError(f"The dtype {dtype} cannot be chosen here: adapters are written in float32, as by peft itself.")
     place, found = _find(source)
     read = door.read_run if found.about is catalog.RUN else door.read_adapter
     if found.about is not catalog.RUN and found.save_adapter is None:
@@ -174,7 +174,7 @@ def inspect(path: str | Path, *, batch_size: int = 1, context: int = 0) -> dict[
     An adapter is described by its own files alone, without its base's sizes.
     """
     if batch_size < 1 or context < 0:
-        raise UserError(f"batch_size={batch_size} must be at least 1, and context={context} at least 0 (the model's).")
+        raise UserError(f"The cache needs batch_size={batch_size} >= 1 and context={context} >= 0 (the model's).")
     if "/" not in str(path) and not Path(path).expanduser().exists():
         return {"kind": "named model", **describe_config(model_config(str(path)), batch_size, context)}
     place, format = _find(path)
@@ -195,5 +195,5 @@ def _find(path: str | Path) -> tuple[Path, Format]:
 
 def _named(name: str, known: list[str]) -> Format:
     if name not in known:
-        raise UserError(f"format is {name!r}; choose {', '.join(known)}.")
+        raise UserError(f"The format is {name!r}; choose {', '.join(known)}.")
     return next(format for format in FORMATS if format.about.name == name)

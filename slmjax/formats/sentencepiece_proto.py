@@ -13,7 +13,7 @@ from slmjax.errors import UserError
 
 UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-_DAMAGED = "the SentencePiece model is damaged"
+_DAMAGED = "The SentencePiece model is damaged"
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Conversation:
         stop: Sequence[str] = (),
     ):
         if max_new_tokens < 1 or context < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens} and context={context} must be at least 1.")
+            raise UserError(f"The limits max_new_tokens={max_new_tokens} and context={context} must be at least 1.")
         self._lm, self._tokenizer = lm, lm.require_tokenizer()
         self._template = ChatTemplate.of(self._tokenizer)
         self._beginning = [] if system is None else [{"role": "system", "content": system}]

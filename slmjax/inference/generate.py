@@ -171,9 +171,9 @@ def generate(
     tokens are drawn is said by `sampling`, or by its settings one by one; greedy by default.
     """
     if isinstance(prompts, str):
-        raise UserError("prompts must be a list of texts: write generate(lm, [prompt]).")
+        raise UserError("The prompts must be a list of texts: write generate(lm, [prompt]).")
     if isinstance(stop, str) or "" in stop:
-        raise UserError("stop must be a list of texts, none of them empty.")
+        raise UserError("The stop strings must be a list of texts, none of them empty.")
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     drawn_by = sampling_from(sampling, **settings, repetition_penalty=repetition_penalty)
     tokenizer = lm.require_tokenizer()
@@ -208,7 +208,7 @@ def stop_ids_of(lm: LanguageModel) -> tuple[int, ...]:
 def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, context: int) -> None:
     """UserError for what cannot be generated from."""
     if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1.")
+        raise UserError(f"The limit max_new_tokens={max_new_tokens} must be at least 1.")
     for prompt in prompts:
         if not len(prompt):
             raise UserError("An empty prompt needs a tokenizer with a beginning- or end-of-text token to start from.")

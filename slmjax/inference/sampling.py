@@ -23,15 +23,15 @@ class Sampling:
 
     def __post_init__(self):
         if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature={self.temperature} must be 0 (greedy) or a number above it.")
+            raise UserError(f"The setting temperature={self.temperature} must be 0 (greedy) or a number above it.")
         if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} must be 0 (off) or more.")
+            raise UserError(f"The setting top_k={self.top_k} must be 0 (off) or more.")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} must be above 0 and at most 1.")
+            raise UserError(f"The setting top_p={self.top_p} must be above 0 and at most 1.")
         if not 0 <= self.min_p <= 1:
-            raise UserError(f"min_p={self.min_p} must be 0 (off) to 1.")
+            raise UserError(f"The setting min_p={self.min_p} must be 0 (off) to 1.")
         if not 0 < self.repetition_penalty < math.inf:
-            raise UserError(f"repetition_penalty={self.repetition_penalty} must be above 0 (1: off).")
+            raise UserError(f"The setting repetition_penalty={self.repetition_penalty} must be above 0 (1: off).")
 
 
 GREEDY = Sampling()
@@ -43,7 +43,7 @@ def sampling_from(sampling: Sampling | None, **settings: float | None) -> Sampli
     if sampling is None:
         return Sampling(**given)  # type: ignore[arg-type]
     if given:
-        raise UserError(f"sampling and {next(iter(given))} are both given: put it into the Sampling.")
+        raise UserError(f"A Sampling and {next(iter(given))} are both given: put it into the Sampling.")
     return sampling
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from slmjax.models.transformer import Transformer, head_weights
 from slmjax.objectives.chunks import LOGITS_BYTES
 from slmjax.objectives.cross_entropy import linear_cross_entropy
 from slmjax.objectives.loss import Batch, Loss, Mean, Objective
+from slmjax.objectives.summing import bits_per_byte
 from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import Method
 
@@ -71,7 +70,7 @@ def cross_entropy_loss(
     metrics = {
         "loss": Mean(sums.nll),
         "accuracy": Mean(sums.correct),
-        "bits_per_byte": Mean(sums.nll, num_bytes, unit=math.log(2.0)),
+        "bits_per_byte": bits_per_byte(sums.nll, num_bytes),
     }
     return Loss(sums.loss, jnp.sum(weights_BT), metrics)
 

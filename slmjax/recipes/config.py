@@ -95,8 +95,8 @@ def default_config(model: ModelConfig, *, data: type[DataConfig] | type[SftConfi
     config = ConfigDict({name: section_of(name, cls) for name, cls in (SECTIONS | {"data": data}).items()})
     config.training.tokens_per_param = CHINCHILLA_TOKENS_PER_PARAM
     for old, new in OLD_KEYS.items():  # a config file may still set the old one, which is the same value
-        (section, _, name), (parent, _, today) = old.rpartition("."), new.rpartition(".")
-        config.peft[section][name] = (config.peft[parent] if parent else config.peft).get_ref(today)
+        (group, _, key), (parent, _, today) = old.rpartition("."), new.rpartition(".")
+        config.peft[group][key] = (config.peft[parent] if parent else config.peft).get_ref(today)
     config.lock()
     for name in ("sources", "validation"):  # the places where names are the user's own
         if name in config.data:

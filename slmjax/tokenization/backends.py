@@ -139,11 +139,8 @@ class SentencePieceBackend:
         self.vocab_size = self._processor.vocab_size()
         self._threads = os.cpu_count() or 1
 
-    def __getstate__(self) -> bytes:
-        return self._model
-
-    def __setstate__(self, model: bytes) -> None:
-        self.__init__(model)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type["SentencePieceBackend"], tuple[bytes]]:
+        return type(self), (self._model,)
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """Token ids of `text`; the library never reads control pieces out of text, so they are split off by hand."""

@@ -46,12 +46,8 @@ class ChatTemplate:
         Raises:
             UserError: the tokenizer has none.
         """
-        found = tokenizer.settings.get("chat_template")
-        if isinstance(found, list):  # transformers' older way to name several
-            found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        if isinstance(found, dict):
-            found = (found.get("tool_use") if tools else None) or found.get("default")
-        if not isinstance(found, str):
+        found = choose_template(tokenizer.settings.get("chat_template"), tools=tools)
+        if found is None:
             raise UserError(
                 "The model has no chat template: put a chat_template.jinja beside its tokenizer, or give it plain text."
             )
@@ -141,6 +137,18 @@ class ChatTemplate:
             return self._renderer.render(requests)
         except TypeError as error:
             raise UserError(f"Messages and tools must be plain text, numbers, lists and dicts ({error}).") from error
+
+
+def choose_template(setting: Any, *, tools: bool = False) -> str | None:
+    """The template of a tokenizer's setting `chat_template`, None where it has none.
+
+    Of several named ones it is the one named "default", or "tool_use", if there, for `tools`.
+    """
+    if isinstance(setting, list):  # transformers' older way to name several
+        setting = {item.get("name"): item.get("template") for item in setting if isinstance(item, dict)}
+    if isinstance(setting, dict):
+        setting = (setting.get("tool_use") if tools else None) or setting.get("default")
+    return setting if isinstance(setting, str) else None
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:

@@ -18,7 +18,7 @@ from slmjax.peft.method import anchor, make_method
 from slmjax.sharding.activations import make_constrain, sharded_attention
 from slmjax.sharding.mesh import MeshConfig, batch_spec, make_mesh
 from slmjax.sharding.rules import tree_shardings
-from tests.tiny import moved, noise, param_shapes
+from tests.tiny import moved, noise, param_shapes, sum_and_loss
 
 B, T, V = 4, 16, 96
 CONFIG = ModelConfig(vocab_size=V, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, ffn_dim=64, head_dim=8)
@@ -58,7 +58,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name):
         frozen["fisher"] = jax.tree.map(np.abs, moved(frozen["fisher"], 1.0, seed=3))
         trained, frozen = place(moved(trained, seed=2)), place(frozen)
         objective = regularized(model, method, l2_sp=0.3, ewc=0.3, kl=0.5, mesh=mesh, logits_bytes=4 * V * 12)
-        step = jax.jit(jax.value_and_grad(lambda *args, of=objective: ((loss := of(*args)).sum, loss), has_aux=True))
+        step = jax.jit(jax.value_and_grad(sum_and_loss(objective), has_aux=True))
         results.append(jax.device_get(step(trained, frozen, batch, key)))
     ((value, loss), grads), ((sharded_value, sharded), sharded_grads) = results
     np.testing.assert_allclose(sharded_value, value, rtol=1e-5)

@@ -21,6 +21,7 @@ from slmjax.sharding.activations import make_constrain, sharded_attention
 from slmjax.sharding.mesh import MeshConfig, batch_spec, make_mesh
 from slmjax.sharding.rules import tree_shardings
 from tests import tiny
+from tests.tiny import sum_and_loss
 
 B, T, V = 8, 16, 96
 # Windows, grouped heads, an untied head with bias and a soft cap: what a layout could get wrong.
@@ -80,7 +81,7 @@ def compile_value_and_grad(config, batch, mesh=None):
         batch = jax.device_put(batch, NamedSharding(mesh, spec))
     objective = next_token(Transformer(config, execution), z_loss=1e-2, mesh=mesh, logits_bytes=1)
     step = jax.jit(
-        jax.value_and_grad(lambda *args: ((loss := objective(*args)).sum, loss), has_aux=True),
+        jax.value_and_grad(sum_and_loss(objective), has_aux=True),
         out_shardings=None if mesh is None else (None, shardings),
     )
     arguments = params, {}, batch, None

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.evaluation.loglikelihood import choice_log_likelihoods
-from slmjax.evaluation.tasks.pubmedqa import evaluate_pubmedqa, macro_f1, read_pubmedqa
+from slmjax.evaluation.loglikelihood import loglikelihoods
+from slmjax.evaluation.tasks.pubmedqa import PubMedQA, macro_f1, read_pubmedqa
+from slmjax.evaluation.tasks.task import Settings
 
 ANSWERS = ("yes", "no", "maybe", "no")
 
@@ -37,13 +38,13 @@ def test_likelihoods_are_those_of_the_whole_forward(talker):
     requests = [("Answer:", [" yes", " no", " select name"]), ("question: where is ohio " * 40, [" no", " maybe"])]
     assert len(talker.tokenizer.encode(requests[1][0])) > talker.context_length // 2
     long = [("x y z " * 300, [" yes", " where is"])]
-    scores = choice_log_likelihoods(talker, requests + long, progress=False)
+    scores = loglikelihoods(talker, requests + long, progress=False)
     for (prompt, continuations), ours in zip(requests + long, scores, strict=True):
         wanted = [by_hand(talker, prompt, continuation) for continuation in continuations]
         np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-4)
         assert len(set(ours)) == len(ours)
     with pytest.raises(UserError, match="no tokens of its own"):
-        choice_log_likelihoods(talker, [("Answer:", [""])], progress=False)
+        loglikelihoods(talker, [("Answer:", [""])], progress=False)
 
 
 def test_questions_are_divided_as_the_authors_did(data):
@@ -53,13 +54,13 @@ def test_questions_are_divided_as_the_authors_did(data):
 
 
 def test_the_likeliest_answer_is_chosen(data, talker):
-    result = evaluate_pubmedqa(talker, data, progress=False)
+    result = PubMedQA().evaluate(talker, data, Settings(progress=False)).to_dict()
     chosen = [ANSWERS[:3][int(np.argmax(p["log_likelihoods"]))] for p in result["predictions"]]
     assert [p["answer"] for p in result["predictions"]] == chosen
     assert [p["gold"] for p in result["predictions"]] == ["no", "maybe", "no"]
     assert result["accuracy"] == np.mean([p["answer"] == p["gold"] for p in result["predictions"]])
     assert result["most_frequent_answer_accuracy"] == 2 / 3
-    assert evaluate_pubmedqa(talker, data, limit=1, progress=False)["questions"] == 1
+    assert len(PubMedQA().evaluate(talker, data, Settings(limit=1, progress=False)).predictions) == 1
 
 
 def test_macro_f1_is_the_mean_of_the_classes():
@@ -76,3 +77,16 @@ def test_files_of_something_else(data, text, said):
     (data / "ori_pqal.json").write_text(text)
     with pytest.raises(UserError, match=said):
         read_pubmedqa(data, "test")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(num_fewshot=1), "pubmedqa takes no examples in its prompts"),
+        (Settings(limit=-1), "limit to be at least 0, not -1"),
+        (Settings(split="dev"), "pubmedqa has no split 'dev': choose one of train, test"),
+    ],
+)
+def test_settings_that_the_task_does_not_take_are_refused(talker, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        PubMedQA().evaluate(talker, tmp_path, settings)

@@ -8,13 +8,14 @@ import pytest
 import slmjax
 from slmjax.cli.main import main
 from slmjax.errors import UserError
+from slmjax.evaluation.tasks.task import Settings
 from slmjax.evaluation.tasks.text_to_sql import task as module
 from slmjax.evaluation.tasks.text_to_sql.database import Database
 from slmjax.evaluation.tasks.text_to_sql.records import Question
 from slmjax.evaluation.tasks.text_to_sql.task import (
+    TextToSQL,
     asks_for_order,
     equal,
-    evaluate_text_to_sql,
     judge,
     training_records,
 )
@@ -111,7 +112,7 @@ def test_answers_are_generated_run_and_counted(data, talker, monkeypatch):
         return [next(f" {sql} " for name, sql in known.items() if name in prompt) for prompt in prompts]
 
     monkeypatch.setattr(module, "generate", answers)
-    result = evaluate_text_to_sql(talker, data, batch_size=2, progress=False)
+    result = TextToSQL(batch_size=2).evaluate(talker, data, Settings(progress=False)).to_dict()
     assert asked == [f"question: where is {name}\nsql:" for name in ("iowa", "utah", "ohio")]
     assert result["questions"] == 3 and result["gold_failures"] == 1
     assert result["execution_accuracy"] == result["valid_sql"] == 2 / 3
@@ -120,11 +121,11 @@ def test_answers_are_generated_run_and_counted(data, talker, monkeypatch):
     assert result["predictions"][0]["answer"] == "select 'iowa'"
 
     del asked[:]
-    evaluate_text_to_sql(talker, data, limit=1, num_fewshot=1, progress=False)
+    TextToSQL().evaluate(talker, data, Settings(limit=1, num_fewshot=1, progress=False))
     shot = "question: where is ohio\nsql: select name from s where name = 'ohio'\n\n"
     assert asked == [f"{shot}question: where is iowa\nsql:"]
-    with pytest.raises(UserError, match="more than the 1 questions"):
-        evaluate_text_to_sql(talker, data, num_fewshot=2, progress=False)
+    with pytest.raises(UserError, match="has 1 questions, fewer than num_fewshot=2"):
+        TextToSQL().evaluate(talker, data, Settings(num_fewshot=2, progress=False))
 
 
 def test_training_records_leave_out_what_no_query_answers(data):

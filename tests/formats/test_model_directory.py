@@ -11,10 +11,13 @@ from safetensors.numpy import load_file, save_file
 
 import slmjax
 from slmjax.errors import UserError
+from slmjax.formats.huggingface.export import family_for
 from slmjax.inference.generate import generate_ids
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.parameters import flatten
 from slmjax.models.transformer import Transformer
+from slmjax.recipes.config import run_config
+from slmjax.recipes.quickstart_config import get_config
 from slmjax.tokenization.tokenizer import train_bpe
 
 WEIGHTS = "model.safetensors"
@@ -22,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture(scope="module")
 def odd(lm):
-    """A network that no family of transformers can express, without a tokenizer."""
+    """A network that No family of transformers can express, without a tokenizer."""
     config = dataclasses.replace(lm.config, clip_qkv=3.0, norm_placement="post", qk_norm="none", num_heads=(4, 2, 4))
     params = jax.jit(Transformer(config).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
     return LanguageModel(config=config, params=params, stop_ids=(5,))
@@ -114,7 +117,7 @@ def test_a_network_that_no_family_has_lies_under_our_names(odd, saved_odd, tmp_p
     assert sorted(path.name for path in saved_odd.iterdir()) == [WEIGHTS, "slmjax.json"]
     assert set(load_file(saved_odd / WEIGHTS)) == set(flatten(odd.params))
     assert_the_very_same(slmjax.load(saved_odd), odd)
-    with pytest.raises(UserError, match="no family of transformers"):
+    with pytest.raises(UserError, match="No family of transformers"):
         slmjax.save(odd, tmp_path / "x", format="huggingface")
 
 
@@ -155,6 +158,11 @@ def test_transformers_opens_it_as_it_lies(lm, saved):
     out = theirs.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=list(lm.stop_ids))
     ours = generate_ids(again, [prompt], max_new_tokens=8, stop_ids=again.stop_ids)[0]
     assert out[0, len(prompt) : len(prompt) + len(ours)].tolist() == ours
+
+
+def test_the_quickstarts_model_is_one_of_transformers():
+    network = run_config(get_config()).model
+    assert family_for(network).model_type == "llama"
 
 
 def test_a_model_saved_before_is_loaded_and_replaced(lm, old):

@@ -102,7 +102,7 @@ def test_an_adapter_reads_back_as_it_was(tuned, adapter):
         ({"use_dora": True}, "has no lora_magnitude"),
         ({"use_rslora": 1}, "use_rslora is 1"),
         ({"alpha_pattern": {"((a+)+)+$": 3}}, "repeats more"),
-        ({"alpha_pattern": {"(": 3}}, "no regular expression"),
+        ({"alpha_pattern": {"(": 3}}, "not a regular expression"),
         ({"alpha_pattern": [1]}, "alpha_pattern is"),
         ({"target_modules": ["q_proj", "up_proj", "query"]}, r"targets 'query', which .* does not have; .*q_proj"),
         ({"target_modules": ["q_proj", "up_proj", "v_proj"]}, r"incomplete.*layers\.0\.self_attn\.v_proj and 2 more"),

@@ -235,7 +235,7 @@ def test_training_parameters_on_a_mesh_generate_what_the_model_does(lm):
 def test_a_sampling_and_its_settings_are_one(lm):
     prompts = PROMPTS[:1] * 4
     assert generate(lm, prompts, sampling=DRAW) == generate(lm, prompts, **OPTIONS)
-    with pytest.raises(UserError, match="sampling and top_k are both given"):
+    with pytest.raises(UserError, match="Sampling and top_k are both given"):
         generate(lm, prompts, sampling=DRAW, top_k=3)
 
 

@@ -19,7 +19,8 @@ def test_the_steps_read_every_source_through_and_no_more(epochs, tiny_config, tm
         texts[name] = {"path": str(tmp_path / f"{name}.txt"), "weight": weight}
         words = ["river", "stone", "light", "walk", "under", "the"]
         (tmp_path / f"{name}.txt").write_text("\n\n".join(" ".join(rng.choice(words, 12)) for _ in range(sentences)))
-    config = tiny_config(0, epochs=epochs, **{"data.sources": texts, "data.cache_dir": ""})
+    config = tiny_config(0, epochs=epochs)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=texts, cache_dir=""))
     recipe = make_recipe(config, tmp_path / "run")
     corpus = open_corpus(config.data, tmp_path / "run" / "data")
     steps, rows = recipe.budget.total_steps, config.training.batch_size

@@ -12,10 +12,10 @@ from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.counting import count_parameters
 from slmjax.recipes.config import default_config, run_config, set_budget
-from slmjax.training.config import TrainingConfig
-from slmjax.training.run_directory import claim, differing_keys, flatten
+from slmjax.recipes.identity import differing_keys, record
+from slmjax.training.config import BUDGETS, TrainingConfig
+from slmjax.training.run_directory import claim
 
-BUDGETS = ("steps", "tokens", "tokens_per_param")
 PLAIN = ModelConfig(vocab_size=300, num_layers=2, embed_dim=32, num_heads=4, ffn_dim=64)
 # Tuples, a nested dataclass with tuples in it, and values that are None elsewhere.
 RICH = dataclasses.replace(
@@ -56,15 +56,15 @@ def test_a_config_survives_its_dictionary_and_json(model):
 
 def test_a_config_read_back_from_its_workdir_is_the_same_run(tmp_path):
     config = run_config(make(RICH))
-    claim(tmp_path / "run", config)
-    claim(tmp_path / "run", config)  # tuples have become lists
-    claim(tmp_path / "run", dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, tensor=2)))
+    claim(tmp_path / "run", record(config))
+    claim(tmp_path / "run", record(config))  # tuples have become lists
+    claim(tmp_path / "run", record(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, tensor=2))))
     other = dataclasses.replace(RICH, rope_scaling=dataclasses.replace(RICH.rope_scaling, factor=8.0))
     with pytest.raises(UserError, match=r"model\.rope_scaling\.factor \(4\.0 -> 8\.0\)"):
-        claim(tmp_path / "run", run_config(make(other)))
+        claim(tmp_path / "run", record(run_config(make(other))))
     (tmp_path / "run" / "config.json").write_text('{"model": ')
     with pytest.raises(UserError, match=r"config\.json is not readable"):
-        claim(tmp_path / "run", config)
+        claim(tmp_path / "run", record(config))
 
 
 def test_a_run_without_an_end_in_its_schedule_may_be_given_a_longer_budget():
@@ -73,27 +73,43 @@ def test_a_run_without_an_end_in_its_schedule_may_be_given_a_longer_budget():
         for config, steps in ((short, 10), (long, 20)):
             set_budget(config, steps=steps)
             config.schedule.name = name
-        assert (differing_keys(run_config(short).to_dict(), run_config(long).to_dict()) == []) == free, name
+        assert (differing_keys(run_config(short), run_config(long)) == []) == free, name
+
+
+CHANGES = {
+    "model.rope_theta": 5.0,
+    "model.layer_pattern": ("local",),
+    "data.sources.one.path": "another.txt",
+    "data.sources.two-3.weight": 0.25,
+    "data.seed": 9,
+    "training.seed": 9,
+    "optimizer.b2": 0.5,
+    "schedule.peak": 0.5,
+    "peft.lora.r": 3,
+    "forgetting.kl": 0.5,
+}
+FREE = {"mesh.tensor": 2, "checkpoint.every": 7, "data.cache_dir": "there", "training.log_every": 3}
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.dictionaries(st.text("abc", min_size=1), st.integers() | st.dictionaries(st.text("xyz", min_size=1), st.none()))
-)
-def test_flattening_keeps_every_value(values):
-    flat = flatten(values)
-    for key, value in values.items():
-        if isinstance(value, dict):
-            assert all(flat[f"{key}.{inner}"] is None for inner in value)
-        else:
-            assert flat[key] == value
+@given(st.sets(st.sampled_from(sorted(CHANGES))), st.sets(st.sampled_from(sorted(FREE))))
+def test_what_makes_it_another_run_is_named_key_by_key(changed, free):
+    config = make(dataclasses.replace(PLAIN, window=16))
+    old = run_config(config)
+    for key in changed | free:
+        *path, name = key.split(".")
+        place = config
+        for section in path:
+            place = place[section]
+        place[name] = (CHANGES | FREE)[key]
+    assert [line.partition(" (")[0] for line in differing_keys(old, run_config(config))] == sorted(changed)
 
 
 def test_unknown_names_are_refused_with_the_nearest_known_one():
     values = run_config(make()).to_dict()
     refused({**values, "optimiser": {}}, "section 'optimiser'", "did you mean 'optimizer'?")
     training = {**values["training"], "batchsize": 8}
-    refused({**values, "training": training}, "training.'batchsize'", "did you mean 'batch_size'?")
+    refused({**values, "training": training}, "training.batchsize", "did you mean 'batch_size'?")
     refused({**values, "zzz": {}}, "'zzz'", "model, data, training")
 
 
@@ -103,19 +119,20 @@ def test_a_section_that_is_incomplete_or_wrong_is_named():
     refused(values, "'model'", "vocab_size")
     refused({}, "'model'")
     values = run_config(make()).to_dict()
-    refused({**values, "training": {**values["training"], "batch_size": "many"}}, "'training'")
+    refused({**values, "training": {**values["training"], "batch_size": "many"}}, "training.batch_size='many'")
     refused({**values, "model": 7}, "'model'")
 
 
 @given(st.sets(st.sampled_from(BUDGETS)))
 def test_the_budget_is_given_exactly_once(given_budgets):
-    changes = {name: 7 if name != "tokens_per_param" else 2.5 for name in given_budgets}
+    changes = {name: 2.5 if name in ("tokens_per_param", "epochs") else 7 for name in given_budgets}
     if len(given_budgets) == 1:
         TrainingConfig(**changes)
         return
-    with pytest.raises(UserError, match=rf"given {len(given_budgets)} times") as error:
+    said = rf"is set {len(given_budgets)} times" if given_budgets else "No budget is set"
+    with pytest.raises(UserError, match=said) as error:
         TrainingConfig(**changes)
-    assert all(name in str(error.value) for name in given_budgets)
+    assert all(f"training.{name}" in str(error.value) for name in given_budgets or BUDGETS)
 
 
 def test_every_budget_becomes_the_steps_that_spend_it():
@@ -130,6 +147,11 @@ def test_every_budget_becomes_the_steps_that_spend_it():
     ):
         set_budget(config, **budget)
         assert run_config(config).total_steps == steps, budget
+    set_budget(config, epochs=1.5)
+    with pytest.raises(UserError, match=r"training\.epochs=1\.5 are known once the data are prepared"):
+        _ = run_config(config).total_steps
+    rows = 2 * config.training.batch_size + 1
+    assert dataclasses.replace(run_config(config), rows_per_epoch=rows).total_steps == 4
 
 
 @pytest.mark.parametrize(
@@ -177,6 +199,7 @@ def test_a_new_budget_replaces_the_old_one():
         ("steps=5", "steps"),
         ("tokens=70000", "tokens"),
         ("tokens_per_param=3", "tokens_per_param"),
+        ("epochs=2", "epochs"),
     ):
         apply_override(config, f"--config.training.{override}")
         training = run_config(config).training
@@ -203,7 +226,7 @@ def test_sources_are_added_and_changed_by_name():
         ("schedule.peak=high", ["a number", "=0.003"]),
         ("data.add_bos=3", ["True or False"]),
         ("training=3", ["is a section", "batch_size"]),
-        ("training.batch_size.x=3", ["'x'"]),
+        ("training.batch_size.x=3", ["training.batch_size.x", "has no keys"]),
     ],
 )
 def test_an_override_that_fits_nowhere_is_refused(override, parts):

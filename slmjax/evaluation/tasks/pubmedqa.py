@@ -7,23 +7,26 @@ questions are those of the authors' test_ground_truth.json; the other 500 are fo
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.evaluation.loglikelihood import choice_log_likelihoods
+from slmjax.evaluation.loglikelihood import loglikelihoods
+from slmjax.evaluation.tasks.task import Result, Settings, check_settings
 from slmjax.inference.language_model import LanguageModel
 
+SPLITS = ("train", "test")
 ANSWERS = ("yes", "no", "maybe")
 QUESTIONS, TEST = "ori_pqal.json", "test_ground_truth.json"
 
 
 def read_pubmedqa(directory: str | Path, split: str) -> list[dict[str, str]]:
     """{"prompt", "completion"} of each question of a split ("train" or "test"), in the order of the file."""
-    if split not in ("train", "test"):
-        raise UserError(f"split is {split!r}; choose train or test.")
+    if split not in SPLITS:
+        raise UserError(f"The split {split!r} is unknown: choose train or test.")
     directory = Path(directory).expanduser()
     questions, test = _read(directory / QUESTIONS), _read(directory / TEST)
     records = []
@@ -40,36 +43,36 @@ def read_pubmedqa(directory: str | Path, split: str) -> list[dict[str, str]]:
     return records
 
 
-def evaluate_pubmedqa(
-    lm: LanguageModel,
-    directory: str | Path,
-    *,
-    split: str = "test",
-    limit: int = 0,
-    num_fewshot: int = 0,
-    progress: bool = True,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PubMedQA:
     """`accuracy` and `macro_f1` (the authors' two numbers), beside the accuracy of the most frequent answer."""
-    if limit < 0 or num_fewshot:
-        raise UserError("pubmedqa takes a limit of 0 or more, and no examples in its prompts: set num_fewshot to 0.")
-    records = read_pubmedqa(directory, split)[: limit or None]
-    scores = choice_log_likelihoods(
-        lm, [(r["prompt"], [f" {answer}" for answer in ANSWERS]) for r in records], progress=progress
-    )
-    chosen = np.asarray(scores).argmax(1)
-    right = np.asarray([ANSWERS.index(record["completion"].strip()) for record in records])
-    return {
-        "task": "pubmedqa",
-        "split": split,
-        "questions": len(records),
-        "accuracy": float((chosen == right).mean()),
-        "macro_f1": macro_f1(chosen, right, len(ANSWERS)),
-        "most_frequent_answer_accuracy": float(np.bincount(right).max() / len(right)),
-        "predictions": [
+
+    name: str = "pubmedqa"
+    splits: tuple[str, ...] = SPLITS
+    takes_fewshot: bool = False
+
+    def evaluate(self, lm: LanguageModel, directory: str | Path, settings: Settings) -> Result:
+        """The answer whose log-likelihood is largest, to each question."""
+        check_settings(self, settings)
+        records = read_pubmedqa(directory, settings.split)[: settings.limit or None]
+        requests = [(record["prompt"], [f" {answer}" for answer in ANSWERS]) for record in records]
+        scores = loglikelihoods(lm, requests, progress=settings.progress)
+        chosen = np.asarray(scores).argmax(1)
+        right = np.asarray([ANSWERS.index(record["completion"].strip()) for record in records])
+        numbers = {
+            "accuracy": float((chosen == right).mean()),
+            "macro_f1": macro_f1(chosen, right, len(ANSWERS)),
+            "most_frequent_answer_accuracy": float(np.bincount(right).max() / len(right)),
+        }
+        predictions = [
             {"prompt": r["prompt"], "gold": r["completion"].strip(), "answer": ANSWERS[c], "log_likelihoods": list(s)}
             for r, c, s in zip(records, chosen.tolist(), scores, strict=True)
-        ],
-    }
+        ]
+        return Result(self.name, settings.split, numbers, predictions)
+
+    def records(self, directory: str | Path, split: str) -> tuple[list[dict[str, str]], list[str]]:
+        """All questions of a split; none is left out."""
+        return read_pubmedqa(directory, split), []
 
 
 def macro_f1(chosen: np.ndarray, right: np.ndarray, num_classes: int) -> float:

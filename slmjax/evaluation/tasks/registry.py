@@ -1,42 +1,26 @@
-"""Tasks by name: how each is evaluated, and what it gives to fine-tune on."""
+"""Tasks by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slmjax.errors import UserError
-from slmjax.evaluation.tasks.pubmedqa import evaluate_pubmedqa, read_pubmedqa
-from slmjax.evaluation.tasks.text_to_sql.records import SPLITS, write_records
-from slmjax.evaluation.tasks.text_to_sql.task import evaluate_text_to_sql, training_records
+from slmjax.errors import UserError, did_you_mean
+from slmjax.evaluation.tasks.pubmedqa import PubMedQA
+from slmjax.evaluation.tasks.task import Settings, Task, check_settings
+from slmjax.evaluation.tasks.text_to_sql.records import write_records
+from slmjax.evaluation.tasks.text_to_sql.task import TextToSQL
 from slmjax.inference.language_model import LanguageModel
 
-
-@dataclass(frozen=True)
-class Task:
-    """`evaluate(lm, directory, ...)` gives numbers and `predictions`, `records(directory, split)` prompts with their
-    completions and the questions that were left out."""
-
-    evaluate: Callable[..., dict[str, Any]]
-    records: Callable[[str | Path, str], tuple[list[dict[str, str]], list[str]]]
-    splits: tuple[str, ...]
-
-
-TASKS = {
-    "text2sql": Task(evaluate_text_to_sql, training_records, SPLITS),
-    "pubmedqa": Task(
-        evaluate_pubmedqa, lambda directory, split: (read_pubmedqa(directory, split), []), ("train", "test")
-    ),
-}
+TASKS: dict[str, Task] = {task.name: task for task in (TextToSQL(), PubMedQA())}
 
 
 def check_tasks(names: Sequence[str]) -> None:
     """UserError for a name that no task has."""
     for name in names:
         if name not in TASKS:
-            raise UserError(f"There is no task {name!r}; there are {', '.join(TASKS)}.")
+            raise UserError(f"There is no task {name!r}: {did_you_mean(name, TASKS)}")
 
 
 def evaluate_tasks(
@@ -50,8 +34,10 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Each task's result by its name; `predictions` in it is what the model answered. Data lie in `directory`."""
     check_tasks(names)
-    settings: dict[str, Any] = {"limit": limit, "num_fewshot": num_fewshot, "progress": progress}
-    return {name: TASKS[name].evaluate(lm, directory, **settings) for name in names}
+    settings = Settings(limit=limit, num_fewshot=num_fewshot, progress=progress)
+    for name in names:
+        check_settings(TASKS[name], settings)
+    return {name: TASKS[name].evaluate(lm, directory, settings).to_dict() for name in names}
 
 
 def write_task_records(name: str, directory: str | Path, output: Path) -> dict[str, tuple[int, list[str]]]:

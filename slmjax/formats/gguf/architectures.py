@@ -92,7 +92,7 @@ def config_from(
     except (UserError, TypeError, ValueError, ArithmeticError) as error:
         if where in str(error):
             raise
-        raise UserError(f"{where} describes no network of this version: {error}") from error
+        raise UserError(f"{where} describes no network of this version ({str(error).rstrip('.')}).") from error
 
 
 def config_to(config: ModelConfig) -> GgufModel:

@@ -120,7 +120,7 @@ def save_gguf(
     require_plain(lm)
     dtype = dtype or "float16"
     if dtype not in _FILES:
-        raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(_FILES)}.")
+        raise UserError(f"The dtype is {dtype!r}; choose one of {', '.join(_FILES)}.")
     path, config = local_path(path, "The destination"), lm.config
     model, kind = config_to(config), _FILES[dtype][0]
     _warn_of_windows(config, model.metadata["general.architecture"])

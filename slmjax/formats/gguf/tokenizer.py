@@ -18,6 +18,7 @@ from slmjax.formats import sentencepiece_proto as sp
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
 from slmjax.tokenization.backends import SPACE, HuggingFaceBackend, SentencePieceBackend
+from slmjax.tokenization.chat_template import choose_template
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.untrusted import MAX_NAMES
 
@@ -89,11 +90,8 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         if id is not None:
             keys[key] = id
     out = {f"{_PREFIX}.{key}": value for key, value in keys.items()}
-    template = tokenizer.settings.get("chat_template")
-    if isinstance(template, list):  # several, each with a name
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
-    return out | ({"tokenizer.chat_template": template} if isinstance(template, str) else {})
+    template = choose_template(tokenizer.settings.get("chat_template"))
+    return out | ({} if template is None else {"tokenizer.chat_template": template})
 
 
 def has_tokenizer(metadata: Mapping[str, Any]) -> bool:

@@ -5,16 +5,19 @@ Both are written at once: a config of the one dialect alone is read by the other
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slmjax import untrusted
 from slmjax.errors import UserError
 from slmjax.models.config import ModelConfig, RopeScaling
+from slmjax.untrusted import MAX_LAYERS, MAX_SIZE, shown
 
 Values = dict[str, Any]
-MAX_LAYERS = 1 << 10
-MAX_SIZE = 1 << 24  # of any whole number of a config: a bound on what a hostile file makes us count to
+# Keys of which null is a statement of its own.
+NULLABLE = {"sliding_window", "num_key_value_heads", "head_dim", "layer_types", "no_rope_layers", "rope_scaling"}
+NULLABLE |= {"rope_parameters", "tie_word_embeddings", "attn_logit_softcapping", "final_logit_softcapping"}
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -28,52 +31,46 @@ ACTIVATIONS = {
 }
 
 
+def typed(values: Values) -> untrusted.Values:
+    """The values of a config.json, read with bounds."""
+    return untrusted.Values(values, "The config.json")
+
+
 def integer(values: Values, key: str, *, most: int = MAX_SIZE) -> int:
     """A whole number from 0 to `most`; UserError naming the key otherwise."""
-    value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise UserError(f"config.json: {key} is {_shown(value)}; it must be a whole number from 0 to {most:,}.")
-    return value
+    return typed(values).integer(key, most=most)
 
 
 def optional_integer(values: Values, key: str) -> int | None:
     """`integer`, or None where the key is absent or null."""
-    return None if values.get(key) is None else integer(values, key)
+    return typed(values).integer(key, None)
 
 
 def number(values: Values, key: str) -> float:
     """A finite number as float; UserError naming the key otherwise."""
-    value = values.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e30:
-        raise UserError(f"config.json: {key} is {_shown(value)}; it must be a number.")
-    return float(value)
+    return typed(values).number(key)
 
 
 def optional_number(values: Values, key: str) -> float | None:
     """`number`, or None where the key is absent or null."""
-    return None if values.get(key) is None else number(values, key)
+    return typed(values).number(key, None)
 
 
 def flag(values: Values, key: str) -> bool:
     """True or false; null and absent are false."""
-    value = values.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise UserError(f"config.json: {key} is {_shown(value)}; it must be true or false.")
-    return bool(value)
+    return typed(values).flag(key)
 
 
 def require(values: Values, **expected: Any) -> None:
     """UserError where a key is there and is not what the network can do."""
-    for key, wanted in expected.items():
-        if key in values and values[key] not in (wanted, None):
-            raise UserError(f"config.json: {key} is {_shown(values[key])}; only {wanted!r} can be run here.")
+    typed(values).require(**expected)
 
 
 def activation(values: Values, key: str) -> str:
     """Our name of an activation."""
     name = values.get(key)
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise UserError(f"config.json: {key} is {_shown(name)}; choose one of {', '.join(ACTIVATIONS)}.")
+        raise UserError(f"The config.json: {key} is {shown(name)}; choose one of {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
@@ -153,10 +150,7 @@ def rope_from(values: Values, *, theta: float = 10_000.0, fraction: float = 1.0,
 
 def mapping(values: Values, key: str) -> Values:
     """A nested object; empty where the key is absent or null."""
-    value = values.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise UserError(f"config.json: {key} is {_shown(value)}; it must be an object.")
-    return value or {}
+    return typed(values).table(key)
 
 
 def _scaling(table: Values, values: Values) -> RopeScaling | None:
@@ -180,7 +174,7 @@ def _scaling(table: Values, values: Values) -> RopeScaling | None:
     if kind == "yarn":
         require(table, truncate=True)
         if table.get("mscale") and table.get("mscale_all_dim") and table["mscale"] != table["mscale_all_dim"]:
-            raise UserError("config.json: the rope's mscale and mscale_all_dim differ, which cannot be run here.")
+            raise UserError("The config.json: the rope's mscale and mscale_all_dim differ, which cannot be run here.")
         fast, slow = optional_number(table, "beta_fast") or 32.0, optional_number(table, "beta_slow") or 1.0
         if table.get("mscale") and table.get("mscale_all_dim"):
             attention_factor = 1.0 if attention_factor is None else attention_factor
@@ -198,10 +192,10 @@ def _scaling(table: Values, values: Values) -> RopeScaling | None:
             factor=context / original if factor is None else factor,
             original_context_length=original,
             attention_factor=attention_factor,
-            short_factor=_numbers(table, "short_factor"),
-            long_factor=_numbers(table, "long_factor"),
+            short_factor=typed(table).numbers("short_factor"),
+            long_factor=typed(table).numbers("long_factor"),
         )
-    raise UserError(f"config.json: the rope's type {_shown(kind)} is not known here.")
+    raise UserError(f"The config.json: the rope's type {shown(kind)} is not known here.")
 
 
 def rope_to(config: ModelConfig, *, partial: bool = False) -> Values:
@@ -240,10 +234,22 @@ def scaling_to(scaling: RopeScaling | None, context_length: int) -> Values | Non
     return table
 
 
+def with_defaults(
+    values: Values, defaults: Values, *, spellings: Mapping[str, str] | None = None, nullable: Container[str] = NULLABLE
+) -> Values:
+    """A config over its family's defaults, under the usual keys where `spellings` maps the family's own to them.
+
+    Null means the default, as does a key that is absent; of the `nullable` keys it means that there is none (no window,
+    as many key/value heads as heads), whatever the default.
+    """
+    usual = {(spellings or {}).get(key, key): value for key, value in values.items()}
+    given = {key: value for key, value in usual.items() if value is not None or key in nullable}
+    return {**defaults, **given}
+
+
 def spelled(values: Values, spellings: Mapping[str, str], **defaults: Any) -> Values:
-    """A config with the usual keys in place of a family's own, absent and null ones filled in."""
-    usual = {spellings.get(key, key): value for key, value in values.items() if value is not None}
-    return {**defaults, **usual}
+    """`with_defaults` of families whose classes have a number by default wherever null could stand."""
+    return with_defaults(values, defaults, spellings=spellings, nullable=())
 
 
 def shape(vocab: int, hidden: int, ffn: int, layers: int, heads: int, positions: int) -> Values:
@@ -272,31 +278,12 @@ def layer_types(config: ModelConfig) -> list[str]:
 def window_fields(values: Values, types: Sequence[str]) -> dict[str, Any]:
     """`window` and `layer_pattern` of ModelConfig from `sliding_window` and `layer_types`, else the given types."""
     window = optional_integer(values, "sliding_window")
-    types = types if values.get("layer_types") is None else _strings(values, "layer_types")
+    types = types if values.get("layer_types") is None else typed(values).names("layer_types")
     unknown = set(types) - {"sliding_attention", "full_attention"}
     if unknown:
-        raise UserError(f"config.json: layer_types names {_shown(unknown.pop())}, which is not known here.")
+        raise UserError(f"The config.json: layer_types names {shown(unknown.pop())}, which is not known here.")
     if len(types) != integer(values, "num_hidden_layers", most=MAX_LAYERS):
-        raise UserError(f"config.json: layer_types lists {len(types)} layers, not num_hidden_layers.")
+        raise UserError(f"The config.json: layer_types lists {len(types)} layers, not num_hidden_layers.")
     if window is None or "sliding_attention" not in types:
         return {}
     return {"window": window, "layer_pattern": tuple("local" if t == "sliding_attention" else "global" for t in types)}
-
-
-def _strings(values: Values, key: str) -> list[str]:
-    value = values.get(key)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UserError(f"config.json: {key} is {_shown(value)}; it must be a list of names.")
-    return value
-
-
-def _numbers(table: Values, key: str) -> tuple[float, ...]:
-    value = table.get(key)
-    if not isinstance(value, list) or len(value) > MAX_LAYERS:
-        raise UserError(f"config.json: {key} is {_shown(value)}; it must be a list of numbers.")
-    return tuple(number({key: item}, key) for item in value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -39,7 +39,7 @@ from slmjax.models.families.openelm import make_divisible
 def _each_layer(values: Values, key: str, layers: int) -> list[float]:
     listed = values.get(key)
     if not isinstance(listed, list) or len(listed) != layers:
-        raise UserError(f"config.json: {key} must list one number for each of the {layers} layers.")
+        raise UserError(f"The config.json: {key} must list one number for each of the {layers} layers.")
     return [number({key: item}, key) for item in listed]
 
 
@@ -149,7 +149,7 @@ def _minicpm_from(values: Values) -> ModelConfig:
     fields = sizes(values)
     base = number(values, "dim_model_base")
     if not base or not fields["num_layers"]:
-        raise UserError("config.json: dim_model_base and num_hidden_layers must be above 0.")
+        raise UserError("The config.json: dim_model_base and num_hidden_layers must be above 0.")
     return ModelConfig(
         **fields,
         **rope_from(values).fields(),
@@ -182,7 +182,7 @@ def _quotient_that_gives(quotient: float, divisor: float) -> float:
 def _openlm_from(values: Values) -> ModelConfig:
     values = values | mapping(values, "params") | mapping(values, "params_args_dict")
     if values.get("qk_norm") is not None and values.get("apply_qk_norm", values["qk_norm"]) != values["qk_norm"]:
-        raise UserError("config.json: qk_norm and apply_qk_norm differ, so that it is not clear which one holds.")
+        raise UserError("The config.json: qk_norm and apply_qk_norm differ, so that it is not clear which one holds.")
     values["norm_type"] = values.get("norm_type") or values.get("model_norm")
     values["ffn_type"] = str(values.get("ffn_type") or "swiglu").removesuffix("_torch")
     if values["norm_type"] == "gain_only_layer_norm":

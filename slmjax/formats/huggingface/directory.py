@@ -126,7 +126,7 @@ def read_weights(
 ) -> Params:
     """The parameters of an opened directory; see `read_params`. config: another of the same function."""
     if dtype is not None and dtype not in FLOATS:
-        raise UserError(f"dtype is {dtype!r}; choose {', '.join(FLOATS)}.")
+        raise UserError(f"The dtype is {dtype!r}; choose {', '.join(FLOATS)}.")
     config = config or place.config
     entries = place.family.entries(config)
     target = None if dtype is None else jnp.dtype(dtype)

@@ -92,7 +92,7 @@ def write_weights(
     dtype: of all of them; None: each keeps its own, and one that joins arrays of several takes the widest.
     """
     if dtype is not None and dtype not in FLOATS:
-        raise UserError(f"dtype is {dtype!r}; choose {', '.join(FLOATS)}.")
+        raise UserError(f"The dtype is {dtype!r}; choose {', '.join(FLOATS)}.")
     dtypes = [jnp.dtype(dtype)] * len(entries) if dtype is not None else joined_dtypes(lm.params, entries)
     shapes = joined_shapes(lm.config, entries)
     plan = [PlannedTensor(e.name, shape, kind) for e, shape, kind in zip(entries, shapes, dtypes, strict=True)]
@@ -115,7 +115,7 @@ def family_for(config: ModelConfig, name: str | None = None) -> HuggingFaceFamil
     if not lacks[nearest.model_type]:
         return nearest
     raise UserError(
-        f"no family of transformers can say all of this model: {nearest.model_type} cannot express "
+        f"No family of transformers can say all of this model: {nearest.model_type} cannot express "
         f"{', '.join(lacks[nearest.model_type])}."
         if name is None
         else f"{name} cannot express this model: {', '.join(lacks[nearest.model_type])}."

@@ -30,4 +30,4 @@ def family_of(model_type: object) -> HuggingFaceFamily:
         return FAMILIES[model_type]
     near = difflib.get_close_matches(str(model_type), FAMILIES, n=3, cutoff=0.5)
     known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(FAMILIES))}."
-    raise UserError(f"the model_type {str(model_type)[:60]!r} is not one that can be read; {known}")
+    raise UserError(f"The model_type {str(model_type)[:60]!r} is not one that can be read ({known.rstrip('.')}).")

@@ -64,7 +64,7 @@ def _gemma_fields(values: Values, activation: Any, theta: float = 10_000.0) -> d
 def _sandwich(values: Values, common: dict[str, Any]) -> dict[str, Any]:
     scalar = hf.number(values, "query_pre_attn_scalar")
     if scalar <= 0:
-        raise UserError(f"config.json: query_pre_attn_scalar is {scalar}; it must be above 0.")
+        raise UserError(f"The config.json: query_pre_attn_scalar is {scalar}; it must be above 0.")
     return {
         **common,
         "norm_placement": "sandwich",
@@ -75,27 +75,27 @@ def _sandwich(values: Values, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma_from(values: Values) -> ModelConfig:
-    values = {**GEMMA, **values}
+    values = hf.with_defaults(values, GEMMA)
     # The first releases say "gelu" in hidden_act and mean its tanh form; hidden_activation came with the correction.
     return ModelConfig(**_gemma_fields(values, values.get("hidden_activation") or "gelu_pytorch_tanh"))
 
 
 def _gemma2_from(values: Values) -> ModelConfig:
-    values = {**GEMMA2, **values}
+    values = hf.with_defaults(values, GEMMA2)
     common = _sandwich(values, _gemma_fields(values, values["hidden_activation"]))
     types = [("sliding_attention", "full_attention")[i % 2] for i in range(common["num_layers"])]
     return ModelConfig(**common, **hf.window_fields(values, types))
 
 
 def _gemma3_from(values: Values) -> ModelConfig:
-    values = {**GEMMA3, **values}
+    values = hf.with_defaults(values, GEMMA3)
     plain = {key: value for key, value in values.items() if not key.startswith("rope_")}
     common = _sandwich(values, _gemma_fields(plain, values["hidden_activation"]))
     rope = hf.rope_from(values, theta=1e6, layer_type="full_attention")
     local_values = {**values, "rope_scaling": None, "rope_theta": values["rope_local_base_freq"]}
     local = hf.rope_from(local_values, theta=1e4, layer_type="sliding_attention")
     if local.scaling is not None or rope.fraction != 1 or local.fraction != 1:
-        raise UserError("config.json: the rope of its local layers is scaled or partial, which cannot be run here.")
+        raise UserError("The config.json: the rope of its local layers is scaled or partial, which cannot be run here.")
     every = hf.integer(values, "sliding_window_pattern") or 1
     types = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(common["num_layers"])]
     window = hf.window_fields(values, types)
@@ -140,7 +140,7 @@ def _pictures_from(values: Values) -> ModelConfig:
 
 
 def _pictures_to(config: ModelConfig) -> Values:
-    raise UserError("a language model alone is no model of pictures: name the family gemma3_text.")
+    raise UserError("A text-only model cannot be saved as gemma3 (image and text): name the family gemma3_text.")
 
 
 _TEXT_PART = (

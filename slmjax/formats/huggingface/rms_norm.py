@@ -101,7 +101,7 @@ def common_values(config: ModelConfig) -> Values:
 
 
 def _llama_from(values: Values) -> ModelConfig:
-    values = {**LLAMA, **values}
+    values = hf.with_defaults(values, LLAMA)
     return ModelConfig(**fields(values), **biases(values))
 
 
@@ -110,7 +110,7 @@ def _llama_to(config: ModelConfig) -> Values:
 
 
 def _mistral_from(values: Values) -> ModelConfig:
-    values = {**MISTRAL, **values}
+    values = hf.with_defaults(values, MISTRAL)
     return ModelConfig(**fields(values), **_one_window(values))
 
 
@@ -124,12 +124,12 @@ def _one_window(values: Values) -> dict[str, Any]:
 
 
 def _qwen2_from(values: Values) -> ModelConfig:
-    values = {**QWEN2, **values}
+    values = hf.with_defaults(values, QWEN2)
     return ModelConfig(**fields(values), **_last_windows(values), qkv_bias=True)
 
 
 def _qwen3_from(values: Values) -> ModelConfig:
-    values = {**QWEN3, **values}
+    values = hf.with_defaults(values, QWEN3)
     return ModelConfig(**fields(values), **biases(values), **_last_windows(values), qk_norm="head")
 
 
@@ -158,7 +158,7 @@ def _qwen3_to(config: ModelConfig) -> Values:
 
 
 def _phi3_from(values: Values) -> ModelConfig:
-    values = {**PHI3, **values}
+    values = hf.with_defaults(values, PHI3)
     return ModelConfig(**fields(values), **_one_window(values))
 
 
@@ -171,14 +171,14 @@ def _phi3_to(config: ModelConfig) -> Values:
 
 
 def _smollm3_from(values: Values) -> ModelConfig:
-    values = {**SMOLLM3, **values}
+    values = hf.with_defaults(values, SMOLLM3)
     common = fields(values, theta=2e6)
     layers, every = common["num_layers"], hf.integer(values, "no_rope_layer_interval") or 1
     rotates = values["no_rope_layers"]  # which, despite the name, has a 1 where the layer rotates
     if rotates is None:
         rotates = [int((i + 1) % every != 0) for i in range(layers)]
     if not isinstance(rotates, list) or len(rotates) < layers or not all(r in (0, 1) for r in rotates):
-        raise UserError("config.json: no_rope_layers must list a 0 or a 1 for each layer.")
+        raise UserError("The config.json: no_rope_layers must list a 0 or a 1 for each layer.")
     rotates = rotates[:layers]
     window = {}
     if hf.flag(values, "use_sliding_window"):
@@ -193,7 +193,7 @@ def _smollm3_to(config: ModelConfig) -> Values:
 
 
 def _olmo2_from(values: Values) -> ModelConfig:
-    values = {**OLMO2, **values}
+    values = hf.with_defaults(values, OLMO2)
     switches: Values = {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}
     return ModelConfig(**fields(values), **biases(values), **switches)
 
@@ -203,7 +203,7 @@ def _olmo2_to(config: ModelConfig) -> Values:
 
 
 def _granite_from(values: Values) -> ModelConfig:
-    values = {**GRANITE, **values}
+    values = hf.with_defaults(values, GRANITE)
     common = fields(values)
     return ModelConfig(
         **common,

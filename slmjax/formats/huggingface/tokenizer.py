@@ -11,6 +11,7 @@ import tokenizers
 
 from slmjax.errors import UserError, one_line
 from slmjax.tokenization.backends import HuggingFaceBackend
+from slmjax.tokenization.chat_template import choose_template
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from slmjax.untrusted import MAX_TEMPLATE_BYTES, Values, inside, read_json, read_text
 
@@ -54,7 +55,7 @@ def write(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
     settings.setdefault("clean_up_tokenization_spaces", False)  # whose default in transformers 4 rewrites texts
     longest = settings.get("model_max_length")
     settings["model_max_length"] = min(longest, context_length) if isinstance(longest, int) else context_length
-    template = _template(tokenizer.settings.get("chat_template"))
+    template = choose_template(tokenizer.settings.get("chat_template"))
     if template is not None:
         settings["chat_template"] = template
         (directory / TEMPLATE).write_text(template, encoding="utf-8")
@@ -98,14 +99,6 @@ def undo_changes(directory: Path, changed: Values) -> Tokenizer:
         tokenizer = Tokenizer(backend, tokenizer.settings)
     tokenizer.settings = settings
     return tokenizer
-
-
-def _template(value: Any) -> str | None:
-    """The one chat template, or of several named ones the default."""
-    if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
 
 
 def _adds_bos(directory: Path, tokenizer: Tokenizer) -> bool:

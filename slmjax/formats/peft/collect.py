@@ -13,11 +13,12 @@ from slmjax.errors import UserError
 from slmjax.formats.adapters.adapter import Adapter, require_plain_inputs, require_plain_positions
 from slmjax.formats.adapters.names import Weight
 from slmjax.formats.adapters.pieces import Misfit, Pieces
-from slmjax.formats.peft.config import MAX_RANK, MAX_TOKENS, P_TUNING, PREFIX, PeftFile
+from slmjax.formats.peft.config import P_TUNING, PREFIX, PeftFile
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import layers_by_block, unflatten
 from slmjax.models.transformer import Transformer
 from slmjax.peft.methods.prompts import keys_and_values
+from slmjax.untrusted import MAX_RANK, MAX_VIRTUAL_TOKENS
 
 
 def add_lora(pieces: Pieces, file: PeftFile, weight: Weight, arrays: dict[str, np.ndarray]) -> float:
@@ -110,7 +111,7 @@ def prompt_of(file: PeftFile, rows: np.ndarray, config: ModelConfig, base: Any, 
 
 
 def _num_tokens(file: PeftFile, rows: np.ndarray) -> int:
-    said = file.integer("num_virtual_tokens", MAX_TOKENS)
+    said = file.integer("num_virtual_tokens", MAX_VIRTUAL_TOKENS)
     submodules = file.values.get("num_transformer_submodules")
     if submodules not in (None, 1):
         raise UserError(f"{file.path}: num_transformer_submodules is {str(submodules)[:20]}; a decoder has 1.")

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.errors import UserError
+from slmjax.untrusted import MAX_NAMES, MAX_RANK, Values, shown
 
 LORA, IA3, PREFIX, PROMPT, P_TUNING = "LORA", "IA3", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"
 TYPES = (LORA, IA3, PREFIX, PROMPT, P_TUNING)
-MAX_RANK = 1 << 14  # of one module; ranks beyond this belong to no small model
-MAX_TOKENS = 1 << 16  # virtual ones
-_MOST = 1 << 12  # names or patterns in a list
 
 # What a file may say without changing what its tensors compute.
 _COMMON = {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"}
@@ -51,34 +49,27 @@ class PeftFile:
     base: str | None
     values: Mapping[str, Any]
 
+    @property
+    def typed(self) -> Values:
+        """The values, read with bounds."""
+        return Values(self.values, str(self.path))
+
     def integer(self, key: str, most: int) -> int:
         """A whole number from 1 to `most`."""
-        value = self.values.get(key)
-        if type(value) is not int or not 1 <= value <= most:
-            raise UserError(f"{self.path}: {key} is {_shown(value)}; it must be a whole number from 1 to {most:,}.")
-        return value
+        return self.typed.integer(key, least=1, most=most)
 
     def flag(self, key: str) -> bool:
         """A switch, off where it is not given."""
-        value = self.values.get(key)
-        if not isinstance(value, bool | None):
-            raise UserError(f"{self.path}: {key} is {_shown(value)}; it must be true or false.")
-        return bool(value)
+        return self.typed.flag(key)
 
     def names(self, key: str) -> list[str] | str | None:
         """A list of module names, or one string: a regular expression or "all-linear"."""
         value = self.values.get(key)
-        if value is None or isinstance(value, str):
-            return value
-        if not isinstance(value, list) or len(value) > _MOST or not all(isinstance(name, str) for name in value):
-            raise UserError(f"{self.path}: {key} is {_shown(value)}; it must be a list of names or a string.")
-        return value
+        return value if isinstance(value, str) else self.typed.names(key, None)
 
     def number(self, key: str, value: Any) -> float:
         """`value` as a finite number; `key` for the error."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-            raise UserError(f"{self.path}: {key} is {_shown(value)}; it must be a number.")
-        return float(value)
+        return Values({key: value}, str(self.path)).number(key, most=1e9)
 
     def alpha(self, module: str) -> float:
         """LoRA's alpha of a module: the first of alpha_pattern that means it, else lora_alpha (8 where not given)."""
@@ -87,15 +78,13 @@ class PeftFile:
     def rank(self, module: str) -> int:
         """LoRA's rank of a module, as the config has it."""
         value = self._pattern("rank_pattern", module, self.values.get("r", 8))
-        if type(value) is not int or not 1 <= value <= MAX_RANK:
-            where = f"{self.path}: the rank of {module}"
-            raise UserError(f"{where} is {_shown(value)}; it must be a whole number from 1 to {MAX_RANK:,}.")
-        return value
+        rank = f"the rank of {module}"
+        return Values({rank: value}, str(self.path)).integer(rank, least=1, most=MAX_RANK)
 
     def _pattern(self, key: str, module: str, default: Any) -> Any:
         patterns = self.values.get(key) or {}
-        if not isinstance(patterns, dict) or len(patterns) > _MOST:
-            raise UserError(f"{self.path}: {key} is {_shown(patterns)}; it must map names to numbers.")
+        if not isinstance(patterns, dict) or len(patterns) > MAX_NAMES:
+            raise UserError(f"{self.path}: {key} is {shown(patterns)}; it must map names to numbers.")
         for pattern, value in patterns.items():
             where = f"{self.path}: {key}"
             if not is_bounded(pattern):
@@ -112,24 +101,24 @@ def peft_file(values: Mapping[str, Any], path: Path) -> PeftFile:
     kind = values.get("peft_type")
     if kind not in TYPES:
         known = ", ".join(TYPES)
-        raise UserError(f"{path}: peft_type is {_shown(kind)}, which cannot be read; there are {known}.")
+        raise UserError(f"{path}: peft_type is {shown(kind)}, which cannot be read; there are {known}.")
     task = values.get("task_type")
     if task not in (None, "CAUSAL_LM"):
-        raise UserError(f"{path}: task_type is {_shown(task)}; only adapters of CAUSAL_LM can be read.")
+        raise UserError(f"{path}: task_type is {shown(task)}; only adapters of CAUSAL_LM can be read.")
     base = values.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise UserError(f"{path}: base_model_name_or_path is {_shown(base)}; it must be a name or a path.")
+        raise UserError(f"{path}: base_model_name_or_path is {shown(base)}; it must be a name or a path.")
     for key, value in values.items():
         if key not in _COMMON | _OF_TYPE[kind] and value not in (None, False, 0, "", [], {}):
             merged = ": merge the adapter into its base with peft (merge_and_unload) and load that"
             raise UserError(
-                f"{path}: {str(key)[:60]} is {_shown(value)}, which this version cannot follow"
+                f"{path}: {str(key)[:60]} is {shown(value)}, which this version cannot follow"
                 f"{merged if kind in (LORA, IA3) else ''}."
             )
     init = values.get("init_lora_weights")
     if kind == LORA and init not in _PLAIN_INITS:
         raise UserError(
-            f"{path}: init_lora_weights={_shown(init)} takes a part off the base before training: save the adapter "
+            f"{path}: init_lora_weights={shown(init)} takes a part off the base before training: save the adapter "
             "with peft's path_initial_model_for_weight_conversion, which puts that part into it."
         )
     return PeftFile(path, kind, base or None, values)
@@ -149,13 +138,9 @@ def matches(pattern: str, name: str, where: str) -> bool:
     return _compiled(pattern, where).fullmatch(name) is not None
 
 
-@lru_cache(maxsize=2 * _MOST)
+@lru_cache(maxsize=2 * MAX_NAMES)
 def _compiled(pattern: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(f"{where} has {pattern[:80]!r}, which is no regular expression ({error}).") from error
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:60]
+        raise UserError(f"{where} has {pattern[:80]!r}, which is not a regular expression ({error}).") from error

@@ -175,7 +175,7 @@ def _read_weights(opened: PeftDirectory, names: Names, base: Mapping[str, Any], 
     for module, tensors in opened.modules.items():
         weight = names.weights.get(names.module(module))
         if weight is None:
-            raise UserError(f"{opened.path}: {module} is no weight that {file.kind} adapts; there are {names.kinds()}.")
+            raise UserError(f"{opened.path}: {module} is not a weight for {file.kind}; there are {names.kinds()}.")
         arrays = {kind: opened.tensor(name) for kind, name in tensors.items()}
         if file.kind == IA3:
             add_ia3(pieces, weight, arrays["ia3"])

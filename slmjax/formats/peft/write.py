@@ -34,9 +34,9 @@ def save_peft(adapter: Adapter, names: Names, base: Any, path: str | Path, *, ba
     directory = require_place(path)
     kind = _KINDS.get(adapter.method)
     if kind is None:
-        raise UserError(f"peft has no format for peft.method={adapter.method}: choose --format adapterhub.")
+        raise UserError(f"Hugging Face peft cannot hold peft.method={adapter.method}: choose --format adapterhub.")
     if adapter.whole and kind not in (LORA, IA3):
-        raise UserError(f"peft keeps no arrays of the base beside {kind}: peft.train cannot be written.")
+        raise UserError(f"Hugging Face peft keeps no arrays of the base beside {kind}: peft.train cannot be written.")
     if kind in (LORA, IA3):
         values, tensors = _of_weights(adapter, names, base, kind)
     else:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
-
 from slmjax.data.packing import Row, empty_row, stack_rows
+from slmjax.objectives.summing import sum_losses
 from slmjax.recipes.language_model import ModelProgram
 from slmjax.training.program import to_devices
 from slmjax.training.recipe import Evaluation, Watching
@@ -42,13 +41,8 @@ class Losses(Watching):
 def mean_losses(lm: ModelProgram, step: Step, state: TrainState, batches: Iterable[Row]) -> dict[str, float]:
     """The objective's metrics over all batches, each weighted as in the batch."""
     params = state.params if state.ema is None else state.ema
-    weight, sums = 0.0, dict[str, Any]()
-    for batch in batches:
-        loss = jax.device_get(step(params, state.frozen, to_devices(batch, lm.batch)))
-        weight += float(loss.weight)
-        loss = jax.tree.map(float, loss.metrics)
-        sums = jax.tree.map(lambda a, b: a + b, sums, loss) if sums else loss
-    return {name: float(mean.over(weight)) for name, mean in sums.items()}
+    total = sum_losses(lambda batch: step(params, state.frozen, to_devices(batch, lm.batch)), batches)
+    return {name: float(mean.over(total.weight)) for name, mean in total.metrics.items()}
 
 
 def batches_of(rows: list[Row], sequence_length: int, batch_size: int, process_rows: list[int]) -> Iterator[Row]:

@@ -40,7 +40,7 @@ def read_questions(path: str | Path, split: str) -> list[Question]:
         UserError: no such file, split or question, or another format.
     """
     if split not in SPLITS:
-        raise UserError(f"split is {split!r}; choose one of {', '.join(SPLITS)}.")
+        raise UserError(f"The split {split!r} is unknown: choose one of {', '.join(SPLITS)}.")
     path = Path(path).expanduser()
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

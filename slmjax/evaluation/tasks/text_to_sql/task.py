@@ -9,15 +9,17 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from slmjax.errors import UserError
+from slmjax.evaluation.tasks.task import Result, Settings, check_settings
 from slmjax.evaluation.tasks.text_to_sql.database import Database, QueryError
 from slmjax.evaluation.tasks.text_to_sql.forms import tokens_of
-from slmjax.evaluation.tasks.text_to_sql.records import Question, read_questions, training_record
+from slmjax.evaluation.tasks.text_to_sql.records import SPLITS, Question, read_questions, training_record
 from slmjax.inference.generate import generate
 from slmjax.inference.language_model import LanguageModel
 
@@ -61,53 +63,53 @@ def training_records(directory: str | Path, split: str) -> tuple[list[dict[str, 
     return records, left_out
 
 
-def evaluate_text_to_sql(
-    lm: LanguageModel,
-    directory: str | Path,
-    *,
-    split: str = "test",
-    limit: int = 0,
-    num_fewshot: int = 0,
-    batch_size: int = BATCH,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Execution accuracy of greedy answers, and each of them.
-
-    limit: only the first so many questions; 0: all. num_fewshot: examples of the training split in front of each
-    question, evenly spread over it.
+@dataclass(frozen=True)
+class TextToSQL:
+    """The task: execution accuracy of greedy answers.
 
     `execution_accuracy` is over all questions, also those of which no gold query runs (`gold_failures` counts them: no
     answer to them is right). A question may have several gold queries: the result of any is right; by the first alone,
     which the data's authors used in their experiments, it is `execution_accuracy_first_gold`. `valid_sql` is the share
-    of answers that could be run.
+    of answers that could be run. Examples in front of a question are evenly spread over the training split.
+
+    Attributes:
+        batch_size: prompts generated at once.
     """
-    if limit < 0 or num_fewshot < 0 or batch_size < 1:
-        raise UserError("limit and num_fewshot must be at least 0, and batch_size at least 1.")
-    questions_path, database_path = find_data(directory)
-    questions = read_questions(questions_path, split)[: limit or None]
-    shots = _shots(directory, num_fewshot)
-    answers: list[str] = []
-    with tqdm(total=len(questions), desc="text2sql", unit=" questions", disable=not progress) as bar:
-        for first in range(0, len(questions), batch_size):
-            part = questions[first : first + batch_size]
-            prompts = [shots + question.prompt for question in part]
-            texts = generate(lm, prompts, max_new_tokens=MAX_NEW_TOKENS, stop=["\n"])
-            answers += [text.strip() for text in texts]
-            bar.update(len(part))
-    with Database(database_path) as database:
-        predictions = [judge(database, *pair) for pair in zip(questions, answers, strict=True)]
-    n = len(predictions)
-    return {
-        "task": "text2sql",
-        "split": split,
-        "questions": n,
-        "num_fewshot": num_fewshot,
-        "execution_accuracy": sum(p["right"] for p in predictions) / n,
-        "execution_accuracy_first_gold": sum(p["right_by_first_gold"] for p in predictions) / n,
-        "valid_sql": sum(p["error"] is None for p in predictions) / n,
-        "gold_failures": sum(p["gold_error"] is not None for p in predictions),
-        "predictions": predictions,
-    }
+
+    name: str = "text2sql"
+    splits: tuple[str, ...] = SPLITS
+    takes_fewshot: bool = True
+    batch_size: int = BATCH
+
+    def evaluate(self, lm: LanguageModel, directory: str | Path, settings: Settings) -> Result:
+        """Generate a query for each question, and run it beside the gold queries."""
+        check_settings(self, settings)
+        questions_path, database_path = find_data(directory)
+        questions = read_questions(questions_path, settings.split)[: settings.limit or None]
+        shots = _shots(directory, settings.num_fewshot)
+        answers: list[str] = []
+        with tqdm(total=len(questions), desc=self.name, unit=" questions", disable=not settings.progress) as bar:
+            for first in range(0, len(questions), self.batch_size):
+                part = questions[first : first + self.batch_size]
+                prompts = [shots + question.prompt for question in part]
+                texts = generate(lm, prompts, max_new_tokens=MAX_NEW_TOKENS, stop=["\n"])
+                answers += [text.strip() for text in texts]
+                bar.update(len(part))
+        with Database(database_path) as database:
+            predictions = [judge(database, *pair) for pair in zip(questions, answers, strict=True)]
+        n = len(predictions)
+        numbers = {
+            "num_fewshot": settings.num_fewshot,
+            "execution_accuracy": sum(p["right"] for p in predictions) / n,
+            "execution_accuracy_first_gold": sum(p["right_by_first_gold"] for p in predictions) / n,
+            "valid_sql": sum(p["error"] is None for p in predictions) / n,
+            "gold_failures": sum(p["gold_error"] is not None for p in predictions),
+        }
+        return Result(self.name, settings.split, numbers, predictions)
+
+    def records(self, directory: str | Path, split: str) -> tuple[list[dict[str, str]], list[str]]:
+        """Questions with the shortest form of their query; those that no query answers are left out."""
+        return training_records(directory, split)
 
 
 def judge(database: Database, question: Question, answer: str) -> dict[str, Any]:
@@ -163,6 +165,6 @@ def _shots(directory: str | Path, count: int) -> str:
         return ""
     records: Sequence[dict[str, str]] = training_records(directory, "train")[0]
     if count > len(records):
-        raise UserError(f"num_fewshot={count} is more than the {len(records)} questions of the training split.")
+        raise UserError(f"The training split has {len(records)} questions, fewer than num_fewshot={count}: lower it.")
     spread = [records[i * len(records) // count] for i in range(count)]
     return "".join(f"{record['prompt']}{record['completion']}\n\n" for record in spread)

@@ -1,0 +1,82 @@
+"""What a task is: its data, how a model is asked, and how its answers are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from slmjax.errors import UserError
+from slmjax.inference.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a task is evaluated.
+
+    Attributes:
+        split: the questions that are asked.
+        limit: only the first so many of them; 0: all.
+        num_fewshot: examples of the training split in front of each question, for tasks that take them.
+        progress: show a bar on stderr.
+    """
+
+    split: str = "test"
+    limit: int = 0
+    num_fewshot: int = 0
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+        task, split: what was evaluated.
+        numbers: by name, the task's own.
+        predictions: one dict a question, with the model's answer.
+    """
+
+    task: str
+    split: str
+    numbers: dict[str, float]
+    predictions: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the predictions last."""
+        counts = {"task": self.task, "split": self.split, "questions": len(self.predictions)}
+        return {**counts, **self.numbers, "predictions": self.predictions}
+
+
+class Task(Protocol):
+    """A task whose data lie in a directory.
+
+    Attributes:
+        name: by which users ask for it.
+        splits: of its data.
+        takes_fewshot: whether its prompts can have examples in front.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+    @property
+    def takes_fewshot(self) -> bool: ...
+
+    def evaluate(self, lm: LanguageModel, directory: str | Path, settings: Settings) -> Result:
+        """Ask the model. UserError for data or settings that do not fit (`check_settings`)."""
+
+    def records(self, directory: str | Path, split: str) -> tuple[list[dict[str, str]], list[str]]:
+        """{"prompt", "completion"} of each question to fine-tune on, and the questions that were left out."""
+
+
+def check_settings(task: Task, settings: Settings) -> None:
+    """UserError unless the task takes these settings."""
+    if settings.split not in task.splits:
+        raise UserError(f"{task.name} has no split {settings.split!r}: choose one of {', '.join(task.splits)}.")
+    for name in ("limit", "num_fewshot"):
+        if getattr(settings, name) < 0:
+            raise UserError(f"{task.name} needs {name} to be at least 0, not {getattr(settings, name)}.")
+    if settings.num_fewshot and not task.takes_fewshot:
+        raise UserError(f"{task.name} takes no examples in its prompts: set num_fewshot to 0.")
