@@ -158,8 +158,8 @@ def anchor(method: Method, *, ewc: bool) -> Method:
 def change_tables(variables: dict[str, Params]) -> dict[str, Params]:
     """The variables with the tables' and the head's low-rank terms added to their weights, where they are used.
 
-    These are no products of the network's own modules: a table is looked up and the loss multiplies the head. A tied
-    head follows its table, so that a merged model is tied as the base is.
+    The network's own modules do not compute these products: a table is looked up, and the loss multiplies the head. A
+    tied head follows its table, so that a merged model is tied as the base is.
     """
     tables = [name for name in variables.get("peft", {}) if name in ("embedder", "position_embedder", "lm_head")]
     if not tables:

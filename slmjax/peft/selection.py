@@ -59,7 +59,7 @@ class Selection:
         """decay ** (L - 1 - layer) for each trained array, shaped to multiply it; decay ** L for embeddings.
 
         Layer-wise learning-rate decay (Howard and Ruder 2018, arXiv:1801.06146, "discriminative fine-tuning").
-        Everything that is no layer's and no embedding's has factor 1.
+        What belongs neither to a layer nor to an embedding has factor 1.
         """
         assert self.network is not None
         factors: dict[str, Any] = {}

@@ -51,7 +51,7 @@ class HuggingFaceBackend:
         self._tracking: dict[bool, tokenizers.Tokenizer] = {}
         self._vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         self._tokens = {id: token for token, id in self._vocabulary.items()}
-        self.vocab_size = max(self._tokens, default=-1) + 1  # ids may have gaps: the count of entries is no bound
+        self.vocab_size = max(self._tokens, default=-1) + 1  # ids may have gaps: the count of entries is not a bound
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """Token ids of `text`; `allow_special` lets strings such as `<|endoftext|>` become their special token."""

@@ -29,7 +29,7 @@ class EncodingReport:
         examples: those to train and to validate on.
         tokens, learned: the tokens in them, and how many of these are learned (as targets).
         truncated, tokens_cut: examples that lost their end, and how many tokens that was in all.
-        open_ended: examples whose last learned token is no special token, so that they teach no end.
+        open_ended: examples whose last learned token is not special, so that they do not teach the model to stop.
         skipped: records by reason; `first` quotes the first of each.
     """
 

@@ -118,7 +118,7 @@ def require_same(directory: Path, stored: Any, abstract: Any, names: Mapping[str
 
 
 def _restore(item: Any) -> Any:
-    """Orbax's arguments for reading those leaves of the stored tree that are no placeholders."""
+    """Orbax's arguments for reading those leaves of the stored tree that are not placeholders."""
     ocp = orbax()
 
     def one(leaf: Any) -> Any:
