@@ -45,13 +45,13 @@ class Corpus:
             interleaved=interleaved,
         )
 
-    def passes(self, data: DataConfig | SftConfig, num_rows: int) -> dict[str, float]:
-        """The number of passes over each source in `num_rows` training rows."""
-        return repeats(self.train, data.row_layout(), num_rows)
+    def passes(self, data: DataConfig | SftConfig, num_rows: int, replay: float = 0.0) -> dict[str, float]:
+        """Passes over each source in `num_rows` training rows, of which the share `replay` is replayed."""
+        return repeats(self.train, data.row_layout(), num_rows, interleaved_share=replay)
 
-    def rows_per_epoch(self, data: DataConfig | SftConfig) -> int:
-        """Training rows after which each source has been read through at least once."""
-        return rows_for_epochs(self.train, data.row_layout(), 1.0)
+    def rows_per_epoch(self, data: DataConfig | SftConfig, replay: float = 0.0) -> int:
+        """Training rows, the replayed ones included, after which each source has been read through at least once."""
+        return rows_for_epochs(self.train, data.row_layout(), 1.0, interleaved_share=replay)
 
     def validation_batches(self, config: RunConfig, rows: list[int]) -> Iterator[dict[str, np.ndarray]]:
         """The first `training.eval_batches` batches of each source's validation split (0: all), in order."""

@@ -78,7 +78,7 @@ def settle(config: RunConfig, corpus: Corpus) -> RunConfig:
         raise UserError(f"training.early_stopping={config.training.early_stopping} {NEEDS_VALIDATION}")
     if not config.training.epochs:
         return config
-    return dataclasses.replace(config, rows_per_epoch=corpus.rows_per_epoch(config.data))
+    return dataclasses.replace(config, rows_per_epoch=corpus.rows_per_epoch(config.data, config.forgetting.replay))
 
 
 def text_observers(lm: ModelProgram, corpus: Corpus, workdir: Path, more: list[Observer] | None = None) -> list[Any]:
@@ -121,7 +121,8 @@ def run_length(lm: ModelProgram, corpus: Corpus) -> str:
     """A line on where a run takes place, how long it is, and how often its data repeat."""
     config, mesh = lm.config, lm.program.mesh
     axes = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
-    passes = corpus.passes(config.data, config.total_steps * config.training.batch_size)
+    num_rows = config.total_steps * config.training.batch_size
+    passes = corpus.passes(config.data, num_rows, config.forgetting.replay)
     often = ", ".join(f"{name} {count:.2f}" if len(passes) > 1 else f"{count:.2f}" for name, count in passes.items())
     return (
         f"{axes} ({mesh.devices.flat[0].device_kind}); {config.total_steps:,} steps of {config.tokens_per_step:,} "

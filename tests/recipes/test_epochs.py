@@ -6,7 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from slmjax.data.mixture import interleaved_rows
 from slmjax.recipes.corpus import open_corpus
+from slmjax.recipes.forgetting_config import ForgettingConfig
+from slmjax.recipes.pretraining import settle
 from slmjax.recipes.train import make_recipe, train
 from slmjax.training.program import to_devices
 
@@ -49,6 +52,17 @@ def test_one_epoch_reads_every_row_of_the_text(tiny_config, tmp_path):
     # The last batch may begin the next epoch, whose rows are cut as the first one's or not: all else is there once.
     assert rows <= len(read) <= recipe.budget.total_steps * B
     assert len(ten_epochs) >= len(read)
+
+
+def test_replayed_rows_come_on_top_of_an_epoch(tiny_config, tmp_path):
+    config = tiny_config(0, epochs=1)
+    corpus = open_corpus(config.data, tmp_path)
+    held = dataclasses.replace(config, forgetting=ForgettingConfig(replay=0.25, corpus="general.txt"))
+    alone, replayed = (settle(one, corpus).total_steps * config.training.batch_size for one in (config, held))
+    assert replayed > alone
+    own = replayed - interleaved_rows(replayed, 0.25)
+    assert corpus.passes(config.data, replayed, 0.25) == corpus.passes(config.data, own)
+    assert min(corpus.passes(config.data, own).values()) >= 1
 
 
 def test_a_run_of_epochs_goes_on_and_knows_its_budget(tiny_config, tmp_path):
