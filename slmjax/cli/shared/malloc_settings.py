@@ -6,7 +6,7 @@ pages of 4 KiB. Both are settings that an allocator reads once, when a process b
 
 glibc can keep everything freed and ask for pages of 2 MiB (GLIBC_TUNABLES), but the process may grow by a step's large
 block once or twice, presumably since the hole that the block leaves no longer fits it. jemalloc grew less
-(benchmarks/RESULTS.md) and is preferred where it is installed.
+(benchmarks/what_helped.md) and is preferred where it is installed.
 """
 
 from __future__ import annotations
