@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, first_few
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import flatten
 
@@ -38,9 +38,6 @@ def require_same_model(wanted: ModelConfig, base: ModelConfig, where: str) -> No
     # A run may be shorter than its base, and no file says how its weights began.
     free = ("context_length", "init_std", "init_scale_residual")
     keys = [key for key in ours if key not in free and ours[key] != theirs[key]]
-    different = [f"{key} is {theirs[key]!r} there, {ours[key]!r} here" for key in keys]
-    if different:
-        more = f" and {len(different) - 4} more" if len(different) > 4 else ""
-        raise UserError(
-            f"peft.base={where} is another network than the config's section model: {'; '.join(different[:4])}{more}."
-        )
+    if keys:
+        different = first_few([f"{key} is {theirs[key]!r} there, {ours[key]!r} here" for key in keys], 4, "; ")
+        raise UserError(f"peft.base={where} is another network than the config's section model: {different}.")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from slmjax.errors import UserError, first_few, one_line
-from slmjax.models.parameters import path_string
+from slmjax.models.parameters import flatten, path_string
 from slmjax.training.checkpoints.checksums import DamagedError, verify_checksums
 from slmjax.training.checkpoints.orbax import orbax
 from slmjax.training.processes import warn
@@ -44,7 +44,7 @@ def read_state(path: Path, abstract: Any, *, partial: bool) -> Any:
             if verified or isinstance(error, MemoryError):
                 raise  # the bytes are as they were written: this is something else, such as too little memory
             raise DamagedError(f"its arrays cannot be read: {one_line(error)}") from error
-    leaves = {path_string(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(read)}
+    leaves = flatten(read)
     return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in names.values()])
 
 
@@ -81,10 +81,8 @@ def find_stored(abstract: Any, stored: Any) -> dict[str, str]:
     {"params": the network's tree}. Checkpoints of earlier versions have the network's tree in its place: their names
     lack that level.
     """
-    have = {path_string(key) for key, _ in jax.tree_util.tree_leaves_with_path(stored)}
-    names = {}
-    for key, _ in jax.tree_util.tree_leaves_with_path(abstract):
-        name = path_string(key)
+    have, names = flatten(stored), {}
+    for name in flatten(abstract):
         parts = name.split("/")
         names[name] = name
         if name not in have and "params" in parts:
@@ -135,4 +133,4 @@ def _describe(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         return tuple(getattr(leaf, "shape", None) or ()), str(np.dtype(getattr(leaf, "dtype", None) or type(leaf)))
 
-    return {path_string(key): of(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name: of(leaf) for name, leaf in flatten(tree).items()}
