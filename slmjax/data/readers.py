@@ -148,10 +148,7 @@ def read_array_record(path: Path, text_field: str, consumed: Consumed) -> Iterat
 
 def _record_text(record: bytes, text_field: str, where: str) -> str:
     """A record is UTF-8 text, or a JSON object with the field."""
-    try:
-        text = record.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 at byte {error.start} ({error.reason}): convert it.") from error
+    text = _decoded(record, where)
     if text.startswith("{"):
         try:
             parsed = json.loads(text)
@@ -167,10 +164,7 @@ def read_tfds(name: str, split: str, data_dir: str | None, text_field: str) -> I
         if text_field not in record:
             raise UserError(_missing(text_field, list(record), where))
         value = record[text_field]
-        try:
-            yield _checked(value.decode() if isinstance(value, bytes) else value, text_field, where)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where} is not UTF-8 at byte {error.start} ({error.reason}): convert it.") from error
+        yield _checked(_decoded(value, where) if isinstance(value, bytes) else value, text_field, where)
 
 
 def tfds_records(name: str, split: str, data_dir: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -193,6 +187,13 @@ def tfds_records(name: str, split: str, data_dir: str | None) -> Iterator[tuple[
         if not isinstance(record, dict):
             raise UserError(f"{where} has no fields.")
         yield where, record
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 at byte {error.start} ({error.reason}): convert it.") from error
 
 
 def _field(record: Any, text_field: str, where: str) -> str:
