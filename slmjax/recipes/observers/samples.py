@@ -1,4 +1,4 @@
-"""What the network answers at each evaluation, so that one sees it learn: a few prompts, greedily, in samples.jsonl."""
+"""The network's answers at each evaluation, so that one sees it learn: a few prompts, greedily, in samples.jsonl."""
 
 from __future__ import annotations
 
