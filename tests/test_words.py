@@ -29,15 +29,11 @@ SECTIONS = ("model", "data", "training", "optimizer", "schedule", "mesh", "check
 DEBTS: dict[str, tuple[str, ...]] = {
     "sentences": (
         "data/",
-        "evaluation/",
         "models/",
         "peft/",
     ),
     "docstrings": (
         "data/",
-        "evaluation/",
-        "formats/",
-        "inference/",
         "models/",
         "objectives/",
         "peft/",

@@ -168,7 +168,7 @@ def convert(
 
 
 def inspect(path: str | Path, *, batch_size: int = 1, context: int = 0) -> dict[str, Any]:
-    """What lies at a path, or what a named model is: kind, architecture, sizes and costs; no weight is read.
+    """Describe a path or a named model: kind, architecture, sizes and costs; no weight is read.
 
     batch_size, context: rows and tokens a row of the key/value cache that is counted; 0: the model's own context.
     An adapter is described by its own files alone, without its base's sizes.

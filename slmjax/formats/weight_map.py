@@ -48,7 +48,7 @@ class Entry:
 
 
 def layer_leaf(config: ModelConfig, layer: int, rest: str) -> Leaf:
-    """Where layer number `layer` keeps `rest` ("attention/q_proj/kernel")."""
+    """The leaf of layer number `layer` that holds `rest` ("attention/q_proj/kernel")."""
     place = place_of(config, layer)
     return Leaf(f"{place.path}/{rest}", place.repeat)
 

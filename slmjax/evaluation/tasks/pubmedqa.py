@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({error}).") from error
+        raise UserError(f"{path} is not JSON ({error}).") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not PubMedQA's: it holds no questions by number.")
     return values

@@ -1,4 +1,4 @@
-"""Which weights of ours a module of transformers holds, found in the tables that read and write whole models.
+"""Weights of ours in each module of transformers, found in the tables that read and write whole models.
 
 An adapter's file names modules ("model.layers.0.self_attn.qkv_proj"); a family's entries name their tensors and cut
 them into our arrays. What cuts a weight [out, in] into those of ours cuts anything [out, m], so a fused product's
@@ -69,12 +69,12 @@ class Names:
         return self.tensor(f"{name}.weight").removesuffix(".weight")
 
     def missing(self, modules: Iterable[str]) -> list[str]:
-        """Of these modules, those that hold no tensor of the network."""
+        """The given modules that hold no tensor of the network, in order."""
         held = {name.rpartition(".")[0] for name in self.entries}
         return [module for module in modules if self.module(module) not in held]
 
     def kinds(self) -> str:
-        """What could be named, layers as N: "model.layers.N.self_attn.q_proj, ..."."""
+        """All modules that could be named, layers as N: "model.layers.N.self_attn.q_proj, ..."."""
         return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name in self.weights))
 
     @property

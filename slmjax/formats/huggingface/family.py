@@ -1,4 +1,4 @@
-"""What slmjax must know of one `model_type` of Hugging Face to read and write its directories."""
+"""One `model_type` of Hugging Face: all that reading and writing its directories takes."""
 
 from __future__ import annotations
 

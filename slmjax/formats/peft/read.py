@@ -62,7 +62,7 @@ class PeftDirectory:
 
     @property
     def method(self) -> str:
-        """By its name in the config, and its variants."""
+        """The method's name in the config, and its variants."""
         variants = [key for key in ("use_rslora", "use_dora", "lora_bias") if self.file.flag(key)]
         return " ".join([self.file.kind, *variants])
 
@@ -77,7 +77,7 @@ class PeftDirectory:
 
     @property
     def revision(self) -> str | None:
-        """That of the base on the hub, where the config names one."""
+        """The revision of the base on the hub; None where the config names none."""
         revision = self.file.values.get("revision")
         return None if revision is None else str(revision)[:60]
 
