@@ -11,6 +11,7 @@ from functools import partial, reduce
 from typing import Any
 
 from slmjax.errors import UserError
+from slmjax.formats.entries import ends, fused_gate_up, fused_qkv, norm, product, qk_norms
 from slmjax.formats.huggingface.config_values import (
     MAX_LAYERS,
     Values,
@@ -28,10 +29,9 @@ from slmjax.formats.huggingface.config_values import (
     sizes_to,
     spelled,
 )
-from slmjax.formats.huggingface.entries import ends, fused_qkv, norm, product
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.llama_names import IGNORED, llama_entries
-from slmjax.formats.weight_map import Entry, as_is, concatenated, layer_leaf
+from slmjax.formats.weight_map import Entry, layer_leaf
 from slmjax.models.config import ModelConfig
 from slmjax.models.families.openelm import make_divisible
 
@@ -99,15 +99,14 @@ def _openelm_to(config: ModelConfig) -> Values:
 
 def _openelm_entries(config: ModelConfig) -> list[Entry]:
     entries = ends(config, "transformer.token_embeddings", "transformer.norm")
-    for i, spec in enumerate(config.layers):
+    for i in range(config.num_layers):
         layer, leaf = f"transformer.layers.{i}", partial(layer_leaf, config, i)
         entries += norm(config, f"{layer}.attn_norm", "attention_norm", leaf)
         entries += norm(config, f"{layer}.ffn_norm", "ffn_norm", leaf)
         entries += fused_qkv(config, i, f"{layer}.attn.qkv_proj")
-        entries += [as_is(f"{layer}.attn.{x}_norm.weight", leaf(f"attention/{x}_norm/scale")) for x in "qk"]
+        entries += qk_norms(config, f"{layer}.attn.", leaf)
         entries += product(config, f"{layer}.attn.out_proj", "attention/o_proj", leaf)
-        gate_and_up = [leaf(f"feedforward/{x}_proj/kernel") for x in ("gate", "up")]
-        entries.append(concatenated(f"{layer}.ffn.proj_1.weight", gate_and_up, [spec.ffn_dim] * 2, transpose=True))
+        entries += fused_gate_up(config, i, f"{layer}.ffn.proj_1")
         entries += product(config, f"{layer}.ffn.proj_2", "feedforward/down_proj", leaf)
     return entries
 
@@ -232,17 +231,14 @@ def _openlm_to(config: ModelConfig) -> Values:
 
 def _openlm_entries(config: ModelConfig) -> list[Entry]:
     entries = ends(config, "model.tok_embeddings", "model.norm", head="model.output")
-    for i, spec in enumerate(config.layers):
+    for i in range(config.num_layers):
         layer, leaf = f"model.layers.{i}", partial(layer_leaf, config, i)
         entries += norm(config, f"{layer}.attention_norm", "attention_norm", leaf)
         entries += norm(config, f"{layer}.ffn_norm", "ffn_norm", leaf)
         entries += fused_qkv(config, i, f"{layer}.attention.in_proj")
-        if config.qk_norm == "full":
-            entries += [as_is(f"{layer}.attention.{x}_norm.weight", leaf(f"attention/{x}_norm/scale")) for x in "qk"]
+        entries += qk_norms(config, f"{layer}.attention.", leaf)
         entries += product(config, f"{layer}.attention.out_proj", "attention/o_proj", leaf)
-        gate_and_up = [leaf(f"feedforward/{x}_proj/kernel") for x in ("gate", "up")]
-        w12 = f"{layer}.feed_forward.w12.weight"
-        entries.append(concatenated(w12, gate_and_up, [spec.ffn_dim] * 2, transpose=True))
+        entries += fused_gate_up(config, i, f"{layer}.feed_forward.w12")
         entries += product(config, f"{layer}.feed_forward.w3", "feedforward/down_proj", leaf)
     return entries
 
