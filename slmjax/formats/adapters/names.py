@@ -57,16 +57,9 @@ class Names:
     weights: dict[str, Weight]  # by the module's name
     leaves: Mapping[str, jax.ShapeDtypeStruct]  # our arrays by path, layers stacked
 
-    def tensor(self, name: str) -> str:
-        """The family's own spelling of a tensor's name."""
-        for pattern, replacement in self.family.renames:
-            if re.search(pattern, name):
-                return re.sub(pattern, replacement, name)
-        return name
-
     def module(self, name: str) -> str:
         """The family's own spelling of a module's name."""
-        return self.tensor(f"{name}.weight").removesuffix(".weight")
+        return self.family.own_name(f"{name}.weight").removesuffix(".weight")
 
     def missing(self, modules: Iterable[str]) -> list[str]:
         """The given modules that hold no tensor of the network, in order."""
@@ -75,7 +68,7 @@ class Names:
 
     def kinds(self) -> str:
         """All modules that could be named, layers as N: "model.layers.N.self_attn.q_proj, ..."."""
-        return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name in self.weights))
+        return ", ".join(without_layers(self.weights))
 
     @property
     def table(self) -> str:
@@ -112,6 +105,11 @@ def _weight(entry: Entry, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Weight:
     modules = tuple(Leaf(leaf.path.rpartition("/")[0], leaf.repeat) for leaf in entry.leaves)
     name = entry.name.removesuffix(".weight")
     return Weight(name, entry, modules, shapes[0][0], outputs, is_table, one_input.shape[0] != 1)
+
+
+def without_layers(modules: Iterable[str]) -> list[str]:
+    """Modules with N in place of the number of their layer, each kind once: "model.layers.N.self_attn.q_proj"."""
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", module) for module in modules))
 
 
 def layer_of(module: str) -> int | None:
