@@ -68,7 +68,7 @@ def main() -> None:
         if report.seconds_left() < SECONDS:
             report.write(name, "skipped", reason=f"{report.seconds_left():.0f} s are left")
             continue
-        lm = subjects.LanguageModel(config, subjects.random_parameters(config), tokenizer=None)  # type: ignore[arg-type]
+        lm = subjects.LanguageModel(config=config, params=subjects.random_parameters(config))
         for batch in (1, 2) if args.dry_run else BATCHES:
             report.record(f"{name}, batch {batch}", partial(measure, lm, batch, bandwidth, args), needs=SECONDS)
         jax.clear_caches()

@@ -62,7 +62,6 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
         if failure is not None:
             raise failure
         pending: Mapping[str, jax.Array] | None = None  # metrics of the step that is still running
-        missed = False  # whether the last evaluation that was due is left to who continues
         while step < total and not _verdict(recipe):
             journal.profile(step, state)
             with journal.waiting():
@@ -98,7 +97,7 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
             if stopping:
                 break
         checkpointer.wait()
-        complete = (step == total or bool(_verdict(recipe))) and not missed
+        complete = step == total or bool(_verdict(recipe))
         end = End(step, complete, journal.latest, journal.say)
         reports = {observer.name: report for observer in observers if (report := observer.finish(end)) is not None}
         if stop.signal is not None and not complete:

@@ -1,12 +1,14 @@
 """A fine-tune from the shell: a tiny base, conversations, a config."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 import slmjax
+from slmjax.cli.main import main
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer
@@ -33,19 +35,41 @@ def get_config():
 """
 
 
-@pytest.fixture
-def ready(tmp_path):
-    """The arguments of a run: a base, records, a config."""
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A directory of a base that stops at two ids, records and a config."""
+    folder = tmp_path_factory.mktemp("prepared")
     config = ModelConfig(**MODEL)
-    params = Transformer(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    params = jax.jit(Transformer(config).init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     tokenizer = train_bpe(["what is a cat? a small animal. "] * 8, 290, progress=False)
-    slmjax.save(LanguageModel(config=config, params=params, tokenizer=tokenizer), tmp_path / "base")
+    slmjax.save(LanguageModel(config=config, params=params, tokenizer=tokenizer, stop_ids=(7, 9)), folder / "base")
     turns = [{"role": "user", "content": "what is a cat?"}, {"role": "assistant", "content": "a small animal."}]
     lines = [json.dumps({"messages": [{"role": "user", "content": f"{n}?"}, *turns[1:]]}) for n in range(20)]
-    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
-    (tmp_path / "config.py").write_text(CONFIG)
+    (folder / "chats.jsonl").write_text("\n".join(lines))
+    (folder / "config.py").write_text(CONFIG)
+    return folder
+
+
+def arguments(folder):
+    """The command line that trains in a copy of `prepared`."""
     return [
-        *("train", "--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")),
-        f"--config.peft.base={tmp_path / 'base'}",
-        f"--config.data.sources.chats.path={tmp_path / 'chats.jsonl'}",
+        *("train", "--config", str(folder / "config.py"), "--workdir", str(folder / "run")),
+        f"--config.peft.base={folder / 'base'}",
+        f"--config.data.sources.chats.path={folder / 'chats.jsonl'}",
     ]
+
+
+@pytest.fixture
+def ready(prepared, tmp_path):
+    """The arguments of a run of one's own: a base, records, a config."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    return arguments(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(prepared, tmp_path_factory):
+    """A directory where the run of `ready` has been trained, to be read."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    assert main(arguments(folder)) == 0
+    return folder

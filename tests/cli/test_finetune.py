@@ -1,6 +1,5 @@
 """A fine-tune from the shell: conversations in, an adapter trained, the merged model out."""
 
-import dataclasses
 import json
 
 import jax
@@ -13,9 +12,8 @@ from slmjax.peft.prefix_cache import prefix_length
 from slmjax.quantization.weights import is_quantized
 
 
-def test_a_fine_tune_trains_loads_merged_and_speaks(ready, tmp_path, capsys):
-    assert main(ready) == 0
-    base, tuned = slmjax.load(tmp_path / "base"), slmjax.load(tmp_path / "run")
+def test_a_fine_tune_trains_loads_merged_and_speaks(finished, tmp_path, capsys):
+    base, tuned = slmjax.load(finished / "base"), slmjax.load(finished / "run")
     kernel = ("segment_0", "block_0", "attention", "q_proj", "kernel")
     before, after = base.params, tuned.params
     for room in kernel:
@@ -24,10 +22,10 @@ def test_a_fine_tune_trains_loads_merged_and_speaks(ready, tmp_path, capsys):
     np.testing.assert_array_equal(base.params["embedder"]["embedding"], tuned.params["embedder"]["embedding"])
     assert tuned.tokenizer.settings["chat_template"]  # it is talked to as it was taught
     capsys.readouterr()
-    assert main(["generate", "--model", str(tmp_path / "run"), "--prompt", "what", "--max-new-tokens", "3"]) == 0
+    assert main(["generate", "--model", str(finished / "run"), "--prompt", "what", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("what")
     adapter = str(tmp_path / "adapter")
-    assert main(["convert", str(tmp_path / "run"), adapter, "--format", "peft"]) == 0
+    assert main(["convert", str(finished / "run"), adapter, "--format", "peft"]) == 0
     again = slmjax.load(adapter)  # its config says where the base is
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), again.params, tuned.params)
 
@@ -57,11 +55,13 @@ def test_an_adapter_on_a_quantized_base_is_merged_or_kept_beside_it(ready, tmp_p
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "freeze"])
-def test_what_was_tuned_ends_its_answers_where_its_base_does(method, ready, tmp_path):
-    base = slmjax.load(tmp_path / "base")
-    slmjax.save(dataclasses.replace(base, stop_ids=(7, 9)), tmp_path / "base")
-    assert main([*ready, f"--config.peft.method={method}", "--config.peft.freeze.last_layers=1"]) == 0
-    tuned = slmjax.load(tmp_path / "run")
+def test_what_was_tuned_ends_its_answers_where_its_base_does(method, request, tmp_path):
+    if method == "lora":
+        run = request.getfixturevalue("finished") / "run"
+    else:
+        ready, run = request.getfixturevalue("ready"), tmp_path / "run"
+        assert main([*ready, f"--config.peft.method={method}", "--config.peft.freeze.last_layers=1"]) == 0
+    tuned = slmjax.load(run)
     assert tuned.stop_ids == (7, 9) and "stop_ids" not in tuned.tokenizer.settings
 
 
@@ -74,20 +74,18 @@ def test_mistakes_get_a_sentence(ready, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_inspect_counts_what_is_trained(ready, tmp_path, capsys):
-    config = str(tmp_path / "config.py")
+def test_inspect_counts_what_is_trained(finished, capsys):
+    config = str(finished / "config.py")
     assert main(["inspect", config, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
-    assert main(ready) == 0
-    capsys.readouterr()
-    assert main(["inspect", str(tmp_path / "run"), "--json"]) == 0
+    assert main(["inspect", str(finished / "run"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     L, D, F, r = 2, 16, 32, 2
     # q and o, k and v, gate and up, down: each A [in, r] and B [r, out]
     lora = L * r * (2 * (D + D) + 2 * (D + D) + 2 * (D + F) + (F + D))
     assert facts["trained_parameters"] == planned["trained_parameters"] == lora
     assert facts["trained_and_frozen_parameters"] == facts["parameters"] + lora
-    assert (facts["method"], facts["base"]) == ("lora", str(tmp_path / "base"))
+    assert (facts["method"], facts["base"]) == ("lora", str(finished / "base"))
 
 
 RECORDS = {

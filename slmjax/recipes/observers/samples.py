@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from slmjax.data.conversations.encoding import sft_template
 from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
+from slmjax.inference.decoding import Decoder
+from slmjax.inference.generate import decode_prompts
 from slmjax.models.execution import Execution
-from slmjax.models.kv_cache import empty_cache
-from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
-from slmjax.peft.forward import Network, forward
-from slmjax.peft.prefix_cache import prefix_length, start_cache
+from slmjax.models.transformer import Transformer
+from slmjax.peft.forward import Network
 from slmjax.recipes.check import NEEDS_VALIDATION
 from slmjax.recipes.config import RunConfig
 from slmjax.recipes.corpus import Corpus
@@ -49,22 +44,29 @@ class Samples(Watching):
         stops = {i for i in self._tokenizer.special_tokens().values() if i < lm.config.model.vocab_size}
         if self._tokenizer.eos_id is not None:
             stops.add(self._tokenizer.eos_id)
-        T = max(map(len, self._prompts))
-        inputs = np.zeros((3, len(self._prompts), T), np.int32)  # tokens, positions, segments; padded on the left
-        for row, prompt in enumerate(self._prompts):
-            inputs[:, row, T - len(prompt) :] = prompt, np.arange(len(prompt)), np.ones(len(prompt))
-        self._inputs, self._stops = inputs, np.asarray(sorted(stops), np.int32)
-        everywhere = NamedSharding(lm.program.mesh, P())
-        self._greedy = jax.jit(partial(_greedy, lm), out_shardings=everywhere)
+        self._stops, self._num_tokens = sorted(stops), lm.config.training.sample_tokens
+        run, mesh = lm.model.execution, lm.program.mesh
+        model = Transformer(lm.config.model, Execution(dtype=run.dtype, scan_unroll=run.scan_unroll))
+        self._decoder = Decoder(
+            Network(model, lm.method.options),
+            collections=lambda state: lm.method.variables(*state),
+            mesh=mesh if mesh.size > 1 else None,
+        )
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """Answer, tell the answers, and append them to the file."""
         state, step = evaluation.state, evaluation.step
         params = state.params if state.ema is None else state.ema
-        tokens_BN = np.asarray(self._greedy(params, state.frozen, self._inputs, self._stops))
+        answers = decode_prompts(
+            self._decoder,
+            (params, state.frozen),
+            self._prompts,
+            max_new_tokens=self._num_tokens,
+            stop_ids=self._stops,
+        )
         lines = []
-        for prompt, row in zip(self._prompts, tokens_BN, strict=True):
-            asked, answer = (self._tokenizer.decode(ids) for ids in (prompt, row[row >= 0].tolist()))
+        for prompt, ids in zip(self._prompts, answers, strict=True):
+            asked, answer = self._tokenizer.decode(prompt), self._tokenizer.decode(ids)
             lines.append(json.dumps({"step": step, "prompt": asked, "answer": answer}, ensure_ascii=False) + "\n")
             evaluation.say(f"  | {' '.join(asked.split())[-_SHOWN:]}\n  > {' '.join(answer.split())[:_SHOWN]}")
         if is_primary():
@@ -114,37 +116,3 @@ def _encoded(text: str, data: Any, corpus: Corpus) -> list[int]:
         return encode_messages(corpus.tokenizer, template, messages, add_generation_prompt=True)
     bos = corpus.tokenizer.bos_id
     return [*([bos] if data.add_bos and bos is not None else []), *corpus.tokenizer.encode(text)]
-
-
-def _greedy(lm: ModelProgram, params: Any, frozen: Any, inputs: jax.Array, stops: jax.Array) -> jax.Array:
-    """int32 [B, N]: the likeliest tokens after prompts that are padded on the left; -1 from a stop token on.
-
-    Plain array code, whatever the mesh: the parameters' shardings say how it is run.
-    """
-    config, method, N = lm.config.model, lm.method, lm.config.training.sample_tokens
-    run = lm.model.execution
-    model = Transformer(config, Execution(dtype=run.dtype, scan_unroll=run.scan_unroll))
-    variables = method.variables(params, frozen)
-    head = head_weights(config, variables["params"])
-    prompts = inputs[0]
-    B, T = prompts.shape
-    added = variables.get("peft", {})
-    cache = start_cache(empty_cache(config, B, prefix_length(added) + T + N, run.dtype), added)
-
-    def next_token(cache: Any, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, Any]:
-        network = Network(model, method.options)
-        hidden, cache = forward(network, variables, tokens, positions, segments, cache, hidden=True)
-        return jnp.argmax(logits_from_hidden(config, hidden[:, -1], *head), axis=-1).astype(jnp.int32), cache
-
-    def body(carry: tuple) -> tuple:
-        n, token_B, done_B, cache, tokens_BN = carry
-        done_B |= jnp.any(token_B[:, None] == stops[None, :], axis=1)
-        tokens_BN = tokens_BN.at[:, n].set(jnp.where(done_B, -1, token_B))
-        place_B1 = jnp.sum(inputs[2], axis=1, keepdims=True) + n
-        token_B, cache = next_token(cache, token_B[:, None], place_B1, jnp.ones((B, 1), jnp.int32))
-        return n + 1, token_B, done_B, cache, tokens_BN
-
-    token_B, cache = next_token(cache, *inputs)
-    empty = jnp.full((B, N), -1, jnp.int32)
-    start = (jnp.zeros((), jnp.int32), token_B, jnp.zeros(B, bool), cache, empty)
-    return jax.lax.while_loop(lambda carry: (carry[0] < N) & ~jnp.all(carry[2]), body, start)[-1]
