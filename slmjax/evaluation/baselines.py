@@ -1,4 +1,4 @@
-"""What simpler models need for the same text: gzip, token frequencies, byte n-grams."""
+"""Bits per byte of simpler models on the same text: gzip, token frequencies, byte n-grams."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ ROWS = 4  # of a batch: prompts are long, and longer ones run no faster side by 
 def loglikelihoods(
     lm: LanguageModel, requests: Sequence[tuple[str, Sequence[str]]], *, progress: bool = True
 ) -> list[list[float]]:
-    """For each (prompt, continuations) the summed log-probability of each continuation, in nats.
+    """Summed log-probabilities of each request's continuations after its prompt, in nats.
 
     A prompt is encoded alone and with the continuation, whose tokens are those that come on top (as in
     lm-evaluation-harness); a prompt too long for the context loses its beginning. Continuations of one token share a

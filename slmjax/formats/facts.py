@@ -1,4 +1,4 @@
-"""What can be said of a model without reading its weights: architecture, sizes, costs, what a fine-tune trains."""
+"""Facts of a model without its weights: architecture, sizes, costs, what a fine-tune trains."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from slmjax.errors import UserError, first_few
 from slmjax.files import local_path, place_directory
@@ -22,7 +21,7 @@ from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.directory import open_huggingface, read_weights
 from slmjax.formats.huggingface.export import MAX_SHARD_BYTES, family_or_none, write_model, write_weights
-from slmjax.formats.recognition import CONFIG, OLD_WEIGHTS, kind_of, require_replaceable
+from slmjax.formats.recognition import CONFIG, OLD_WEIGHTS, Kind, kind_of, require_replaceable
 from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.formats.weight_map import TensorFile, check_tensors, own_entries, read_params, shardings_of
 from slmjax.inference.description import Description, model_config_from, token_ids
@@ -32,10 +31,7 @@ from slmjax.models.parameters import Params
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from slmjax.untrusted import Values, read_json, shown
 
-
-def is_saved_model(path: Path) -> bool:
-    """Whether a path is a directory that `save` writes, or wrote before slmjax.json."""
-    return kind_of(path) in ("slmjax", "slmjax 1")
+KINDS: tuple[Kind, ...] = ("slmjax", "slmjax 1")  # what `save` writes, and what it wrote before slmjax.json
 
 
 def save(
@@ -47,7 +43,7 @@ def save(
     """
     require_plain(lm)
     directory = local_path(path, "The destination").resolve()
-    require_replaceable(directory, ("slmjax", "slmjax 1"))
+    require_replaceable(directory, KINDS)
     family = family_or_none(lm.config)
     tokenizer = lm.tokenizer
     add_bos = tokenizer is not None and tokenizer.settings.get("add_bos_token") is True
@@ -120,8 +116,7 @@ def _read_own(path: Path, config: ModelConfig, mesh: jax.sharding.Mesh | None, d
     file: TensorFile = _file(path)
     entries = own_entries(config)
     check_tensors(config, entries, file, str(path))
-    target = None if dtype is None else jnp.dtype(dtype)
-    return read_params(config, entries, file, dtype=target, shardings=shardings_of(config, mesh))
+    return read_params(config, entries, file, dtype=dtype, shardings=shardings_of(config, mesh))
 
 
 def _tokenizer(path: Path, description: Description) -> Tokenizer | None:

@@ -21,7 +21,7 @@ from slmjax.formats.gguf import model as gguf
 from slmjax.formats.huggingface import directory as huggingface
 from slmjax.formats.huggingface.export import save_huggingface
 from slmjax.formats.huggingface.hub import download, is_hub_id
-from slmjax.formats.recognition import kind_of, require_kind
+from slmjax.formats.recognition import Kind, require_kind
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.families.registry import model_config
@@ -31,14 +31,14 @@ from slmjax.models.families.registry import model_config
 class Format:
     """One way in which models lie on a disk.
 
-    recognizes: whether a path is one. describe: (its network, or None, and what else is there), without reading
-    weights. load: (path, *, mesh, dtype,
-    merge, base) -> LanguageModel. save: (lm, path, *, dtype) -> Path, None where a model cannot be saved so.
+    kinds: those of `kind_of` that are read in this way. describe: (its network, or None, and what else is there),
+    without reading weights. load: (path, *, mesh, dtype, merge, base) -> LanguageModel. save: (lm, path, *, dtype) ->
+    Path, None where a model cannot be saved so.
     save_adapter: (fine-tune, path) -> Path, of a format that holds what a fine-tune adds and not its base.
     """
 
     about: FormatName
-    recognizes: Callable[[Path], bool]
+    kinds: tuple[Kind, ...]
     describe: Callable[[Path], tuple[ModelConfig | None, dict[str, Any]]]
     load: Callable[..., LanguageModel]
     save: Callable[..., Path] | None = None
@@ -69,32 +69,32 @@ def _load_adapter(path: Path, *, mesh: Any, dtype: str | None, merge: bool, base
 
 
 FORMATS = (
-    Format(catalog.RUN, runs.is_run, runs.describe_run, _load_run),
+    Format(catalog.RUN, ("run", "checkpoint"), runs.describe_run, _load_run),
     Format(
         catalog.SLMJAX,
-        model_directory.is_saved_model,
+        model_directory.KINDS,
         model_directory.describe,
         _plain(model_directory.load),
         model_directory.save,
     ),
     Format(
         catalog.HUGGINGFACE,
-        lambda path: kind_of(path) == "huggingface",
+        ("huggingface",),
         huggingface.describe_huggingface,
         _plain(huggingface.load_huggingface),
         save_huggingface,
     ),
-    Format(catalog.GGUF, gguf.is_gguf, gguf.describe_gguf, _plain(gguf.load_gguf), gguf.save_gguf),
+    Format(catalog.GGUF, ("gguf",), gguf.describe_gguf, _plain(gguf.load_gguf), gguf.save_gguf),
     Format(
         catalog.PEFT,
-        lambda path: kind_of(path) == "peft",
+        ("peft",),
         door.describe_adapter,
         _load_adapter,
         save_adapter=door.save_as_peft,
     ),
     Format(
         catalog.ADAPTERHUB,
-        lambda path: kind_of(path) == "adapterhub",
+        ("adapterhub",),
         door.describe_adapter,
         _load_adapter,
         save_adapter=door.save_as_adapterhub,
@@ -121,8 +121,7 @@ def load(
     beside them in `peft`. UserError when the path is none of these. A model without a tokenizer loads: `lm.tokenizer`
     is then None.
     """
-    if dtype is not None and dtype not in catalog.FLOATS:
-        raise UserError(f"The dtype is {dtype!r}; choose {', '.join(catalog.FLOATS)}.")
+    catalog.require_float(dtype)
     place, format = _find(path)
     return format.load(place, mesh=mesh, dtype=dtype, merge=merge, base=None if base is None else str(base))
 
@@ -168,7 +167,7 @@ def convert(
 
 
 def inspect(path: str | Path, *, batch_size: int = 1, context: int = 0) -> dict[str, Any]:
-    """What lies at a path, or what a named model is: kind, architecture, sizes and costs; no weight is read.
+    """Describe a path or a named model: kind, architecture, sizes and costs; no weight is read.
 
     batch_size, context: rows and tokens a row of the key/value cache that is counted; 0: the model's own context.
     An adapter is described by its own files alone, without its base's sizes.
@@ -189,8 +188,8 @@ def describe_config(config: ModelConfig, batch_size: int = 1, context: int = 0) 
 
 def _find(path: str | Path) -> tuple[Path, Format]:
     """A path (fetched where it names a model of the hub) and its format."""
-    place, _ = require_kind(download(str(path)) if is_hub_id(path) else path)
-    return place, next(format for format in FORMATS if format.recognizes(place))
+    place, kind = require_kind(download(str(path)) if is_hub_id(path) else path)
+    return place, next(format for format in FORMATS if kind in format.kinds)
 
 
 def _named(name: str, known: list[str]) -> Format:

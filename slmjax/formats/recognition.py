@@ -1,4 +1,4 @@
-"""What a path is, told from its name and the keys of its small files; which files make up each kind of directory."""
+"""Recognition of a path by its name and the keys of its small files, and the files of each kind of directory."""
 
 from __future__ import annotations
 

@@ -54,11 +54,6 @@ class Run:
         return tokenizer
 
 
-def is_run(path: Path) -> bool:
-    """Whether a path is a run's workdir or one of its checkpoints."""
-    return kind_of(path) in ("run", "checkpoint")
-
-
 def open_run(path: str | Path) -> Run:
     """The run at a path, its workdir or one of its checkpoints. UserError where it is something else."""
     place, kind = require_kind(path)

@@ -30,7 +30,7 @@ class SentencePieceModel:
     roles: dict[str, str] = field(default_factory=dict)  # "bos", "eos", "pad", "unk" -> piece
 
     def to_bytes(self) -> bytes:
-        """The file."""
+        """Serialize the model as the bytes of its file."""
         out = bytearray()
         for piece, score, kind in zip(self.pieces, self.scores, self.types, strict=True):
             raw = piece.encode()

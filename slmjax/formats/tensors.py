@@ -11,7 +11,7 @@ K = TypeVar("K")  # how a format says what its numbers are: a dtype, a type of b
 
 @dataclass(frozen=True)
 class StoredTensor(Generic[K]):
-    """Where a tensor lies and how: `start` counts bytes from the file's beginning, `shape` has the row last."""
+    """A tensor's place in a file: `start` counts bytes from the file's beginning, `shape` has the row last."""
 
     path: Path
     shape: tuple[int, ...]

@@ -48,7 +48,7 @@ class Entry:
 
 
 def layer_leaf(config: ModelConfig, layer: int, rest: str) -> Leaf:
-    """Where layer number `layer` keeps `rest` ("attention/q_proj/kernel")."""
+    """The leaf of layer number `layer` that holds `rest` ("attention/q_proj/kernel")."""
     place = place_of(config, layer)
     return Leaf(f"{place.path}/{rest}", place.repeat)
 
@@ -167,17 +167,22 @@ def read_params(
     for entry in entries:
         for part, leaf in enumerate(entry.leaves):
             sources.setdefault(leaf.path, {})[leaf.repeat] = (entry, part)
+    target = None if dtype is None else jnp.dtype(dtype)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     flat = {}
     for path, array in abstract_leaves(config).items():
         sharding = here if shardings is None else shardings[path]
-        read = _part_reader(path, array.shape, sources[path], file, dtype)
+        read = _part_reader(path, array.shape, sources[path], file, target)
         flat[path] = jax.make_array_from_callback(array.shape, sharding, read)
     return unflatten(flat)
 
 
 def _part_reader(
-    path: str, shape: tuple[int, ...], layers: dict[int | None, tuple[Entry, int]], file: TensorFile, dtype: Any
+    path: str,
+    shape: tuple[int, ...],
+    layers: dict[int | None, tuple[Entry, int]],
+    file: TensorFile,
+    dtype: np.dtype | None,
 ) -> Callable[[Any], np.ndarray]:
     """From an index of a whole leaf to that part of it, read when it is asked for.
 
@@ -192,7 +197,7 @@ def _part_reader(
 
     def stack(numbers: range, rest: tuple[slice, ...]) -> np.ndarray:
         first = view(numbers[0], rest)
-        out = _aligned((len(numbers), *first.shape), np.dtype(dtype or first.dtype))
+        out = _aligned((len(numbers), *first.shape), dtype or first.dtype)
         for n, layer in enumerate(numbers):
             out[n] = view(layer, rest)
         return out
@@ -204,7 +209,7 @@ def _part_reader(
             warn_of_nan(known[bounds], path)
         elif bounds not in known:
             x = view(None, index)
-            known[bounds] = _aligned(x.shape, np.dtype(dtype or x.dtype))
+            known[bounds] = _aligned(x.shape, dtype or x.dtype)
             known[bounds][...] = x
             warn_of_nan(known[bounds], path)
         return known[bounds]

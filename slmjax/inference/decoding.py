@@ -50,7 +50,7 @@ class Decoder:
 
 @flax.struct.dataclass
 class DecodeState:
-    """What decoding carries from token to token."""
+    """State that decoding carries from token to token."""
 
     cache: KVCache | None  # None: nothing has been run
     keys_B: jax.Array  # of each row; its n-th token is drawn with n folded in

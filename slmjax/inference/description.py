@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from slmjax.errors import UserError, did_you_mean
 from slmjax.files import place_file
@@ -24,6 +24,7 @@ FILE_NAME = "slmjax.json"
 VERSION = 1
 RUN_CONFIG = "config.json"  # of a run, in which runs made before this file are told by these sections
 _RUN_SECTIONS = {"model", "training"}
+Config = TypeVar("Config", ModelConfig, PeftConfig)
 _MALFORMED = (TypeError, ValueError, ArithmeticError, AttributeError, KeyError)
 
 
@@ -101,10 +102,7 @@ def is_described(directory: Path) -> bool:
 
 def description_from(values: Mapping[str, Any], path: Path) -> Description:
     """A description from its JSON values, those of the file `path`. UserError naming what does not fit."""
-    known = ["version", *(item.name for item in dataclasses.fields(Description))]
-    unknown = next((key for key in values if key not in known), None)
-    if unknown is not None:
-        raise UserError(f"{path} has the unknown key {unknown[:60]!r}; {did_you_mean(unknown[:60], known)}")
+    _require_known(values, Description, "", path, "version")
     typed = Values(values, str(path))
     if values.get("version") != VERSION:
         raise UserError(f"{path} is of version {shown(values.get('version'))}; this slmjax reads version {VERSION}.")
@@ -132,33 +130,33 @@ def description_from(values: Mapping[str, Any], path: Path) -> Description:
 def model_config_from(values: Any, path: Path) -> ModelConfig:
     """A ModelConfig from the JSON values in `path`; UserError naming what does not fit."""
     if not isinstance(values, dict):
-        raise UserError(f"{path} describes no model.")
-    known = [item.name for item in dataclasses.fields(ModelConfig)]
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise UserError(f"{path} describes a model with {unknown[0]!r}, which this version does not know.")
-    for name, value in values.items():
-        most = MAX_LAYERS if name in ("num_layers", "block_repeats") else MAX_SIZE
-        require_bounded(value, f"model.{name}", str(path), most)
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    try:
-        return ModelConfig(**fields)
-    except _MALFORMED as error:
-        raise UserError(f"{path} describes no model of this version: {error}.") from error
+        raise UserError(f"{path} does not describe a model.")
+    for name in ("num_layers", "block_repeats"):
+        require_bounded(values.get(name), f"model.{name}", str(path), MAX_LAYERS)
+    return _config_from(ModelConfig, values, "model", "a model", path)
 
 
 def peft_config_from(values: Mapping[str, Any], path: Path) -> PeftConfig:
     """A PeftConfig from the JSON values in `path`; UserError naming what does not fit."""
-    known = [item.name for item in dataclasses.fields(PeftConfig)]
-    unknown = next((key for key in values if key not in known), None)
-    if unknown is not None:
-        raise UserError(f"{path} has the unknown key peft.{unknown[:60]}; {did_you_mean(unknown[:60], known)}")
-    require_bounded(values, "peft", str(path))
+    return _config_from(PeftConfig, values, "peft", "a fine-tune", path)
+
+
+def _config_from(kind: type[Config], values: Mapping[str, Any], section: str, what: str, path: Path) -> Config:
+    _require_known(values, kind, f"{section}.", path)
+    require_bounded(values, section, str(path))
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     try:
-        return PeftConfig(**fields)
-    except _MALFORMED as error:
-        raise UserError(f"{path} describes no fine-tuning of this version: {error}.") from error
+        return kind(**fields)
+    except (UserError, *_MALFORMED) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(f"{path} describes {what} that this version cannot read: {reason}.") from error
+
+
+def _require_known(values: Mapping[str, Any], kind: type, prefix: str, path: Path, *others: str) -> None:
+    known = [*others, *(item.name for item in dataclasses.fields(kind))]
+    unknown = next((key[:60] for key in values if key not in known), None)
+    if unknown is not None:
+        raise UserError(f"{path} has the unknown key {prefix}{unknown}; {did_you_mean(unknown, known)}")
 
 
 def token_ids(ids: Any, key: str, path: Path) -> tuple[int, ...]:

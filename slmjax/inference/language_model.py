@@ -67,7 +67,7 @@ class LanguageModel:
         return self.config.context_length - prefix_length(self.peft)
 
     def decoding(self, num_rows: int) -> tuple[Decoder, dict[str, Any]]:
-        """What generation of so many rows runs, and its variables.
+        """The decoder that generates so many rows, and its variables.
 
         On CPU these are a second copy of the parameters, made at the first use and kept until another arrangement is
         asked for: one row and several are fastest in different ones.

@@ -24,7 +24,7 @@ def longest_short(config: ModelConfig) -> int | None:
 
 
 def switches(config: ModelConfig, lengths: Iterable[int], max_new_tokens: int) -> list[int]:
-    """How many tokens are drawn when a row of these prompts outgrows the short factors, in order."""
+    """Counts of drawn tokens at which a row of these prompts outgrows the short factors, in order."""
     most = longest_short(config)
     if most is None:
         return []

@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""Sampling of the next token from logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slmjax.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn: repetition penalty, temperature, top-k, top-p, min-p, in transformers' order."""
+    """Settings by which a token is drawn, applied in transformers' order: penalty, temperature, top-k, top-p, min-p."""
 
     temperature: float = 0.0  # 0: the most likely token
     top_k: int = 0  # 0: all

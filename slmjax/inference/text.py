@@ -1,4 +1,4 @@
-"""From prompts to token ids, and from a row's growing ids to its text."""
+"""Conversion of prompts to token ids, and of a row's growing ids to its text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Continuation:
         self._text, self._shown = "", 0  # without what follows a stop string; characters of it that were given out
 
     def add(self, token: int) -> str:
-        """What can be shown once the token is there: whole characters that cannot begin a stop string."""
+        """Add a token; returns the text that it completes: whole characters that cannot begin a stop string."""
         if self.stopped:
             return ""
         self._ids.append(token)
@@ -52,7 +52,7 @@ class Continuation:
         return self._show(piece, last=False)
 
     def end(self) -> str:
-        """What is left: an incomplete character, or the beginning of a stop string that did not come."""
+        """Return what is left: an incomplete character, or the beginning of a stop string that did not come."""
         piece = "" if self.stopped else self._piece()
         self._read = len(self._ids)
         return self._show(piece, last=True)

@@ -71,7 +71,8 @@ def test_macro_f1_is_the_mean_of_the_classes():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("{", "no JSON"), ("[]", "not PubMedQA's"), ('{"1": {}}', "lacks"), ("{}", "no question")]
+    ("text", "said"),
+    [("{", "not readable as JSON"), ("[]", "no JSON object"), ('{"1": {}}', "lacks"), ("{}", "no question")],
 )
 def test_files_of_something_else(data, text, said):
     (data / "ori_pqal.json").write_text(text)

@@ -189,7 +189,7 @@ def test_a_model_says_what_is_missing_and_what_is_too_much(small, tmp_path):
     ("old", "new", "message"),
     [
         (b"general.architecture", b"general.architectura", "does not say"),
-        (string(b"llama"), string(b"lamma"), "nearest known is llama"),
+        (string(b"llama"), string(b"lamma"), "did you mean 'llama'"),
         (string(b"llama"), string(b"mamba"), "not supported"),
         (b"llama.block_count", b"llama.block_c0unt", "block_count is missing"),
         (b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz", "no tokenizer"),

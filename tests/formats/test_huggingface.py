@@ -188,10 +188,10 @@ def _random(config):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "qwen3x"}, "did you mean qwen3"),
-        ({"model_type": "zzzz"}, r"not one that can be read \(there are .*llama"),
+        ({"model_type": "qwen3x"}, "did you mean 'qwen3'"),
+        ({"model_type": "zzzz"}, r"cannot be read: choose one of .*llama"),
         ({"model_type": None}, "model_type 'None'"),
-        ({"model_type": ["qwen3"]}, "not one that can be read"),
+        ({"model_type": ["qwen3"]}, "cannot be read"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
         ({"num_hidden_layers": 2}, r"model\.layers\.2.* is not expected"),

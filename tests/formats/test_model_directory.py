@@ -249,7 +249,7 @@ def test_weights_that_are_no_weights(fixture, request, content):
 MODELS = [
     ({"num_layers": 10**12}, "num_layers"),
     ({"vocab_size": 10**12}, "vocab_size"),
-    ({"num_layers": "two"}, "describes no model"),
+    ({"num_layers": "two"}, "describes a model that this version cannot read"),
     ({"wings": 2}, "wings"),
     ({"rope_scaling": {"kind": "magic"}}, "magic"),
     ({"num_kv_heads": 3}, "num_kv_heads"),
@@ -295,7 +295,7 @@ def test_no_file_of_the_directory_leads_out_of_it(saved, tmp_path, name):
         ("[" * 100_000, "JSON"),
         ('{"format": "other"}', "'other'"),
         ('{"format": "slmjax", "version": 9, "model": {}}', "version 9"),
-        ('{"format": "slmjax", "version": 1}', "describes no model"),
+        ('{"format": "slmjax", "version": 1}', "does not describe a model"),
         ("{}", "not a run, a checkpoint, a model or an adapter"),
     ],
 )

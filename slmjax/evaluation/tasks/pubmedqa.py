@@ -6,7 +6,6 @@ questions are those of the authors' test_ground_truth.json; the other 500 are fo
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from slmjax.errors import UserError
 from slmjax.evaluation.loglikelihood import loglikelihoods
 from slmjax.evaluation.tasks.task import Result, Settings, check_settings
 from slmjax.inference.language_model import LanguageModel
+from slmjax.untrusted import read_json
 
 SPLITS = ("train", "test")
 ANSWERS = ("yes", "no", "maybe")
@@ -87,11 +87,6 @@ def macro_f1(chosen: np.ndarray, right: np.ndarray, num_classes: int) -> float:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not PubMedQA's: it holds no questions by number.")
-    return values

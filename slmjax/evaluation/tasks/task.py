@@ -1,4 +1,4 @@
-"""What a task is: its data, how a model is asked, and how its answers are measured."""
+"""The interface of a task: its data, how a model is asked, and how its answers are measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slmjax.inference.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class Settings:
-    """How a task is evaluated.
+    """Settings of an evaluation.
 
     Attributes:
         split: the questions that are asked.
@@ -29,7 +29,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found.
+    """Numbers and predictions of one evaluation.
 
     Attributes:
         task, split: what was evaluated.

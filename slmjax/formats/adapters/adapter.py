@@ -21,7 +21,7 @@ from slmjax.peft.options import PLAIN, Options
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is added to a base: a collection, and arrays of the base that are replaced."""
+    """A fine-tune without its base: a collection that is added, and arrays of the base that are replaced."""
 
     method: str  # of PeftConfig
     added: Any  # the collection `peft`, float32, as `forward.forward` takes it

@@ -110,14 +110,14 @@ class AdapterHubDirectory:
 
 
 def open_adapterhub(directory: Path, values: Mapping[str, Any]) -> AdapterHubDirectory:
-    """Config and header of a directory; UserError for what is no bottleneck adapter of the kind that is ours."""
+    """Config and header of a directory; UserError for what is not a bottleneck adapter like ours."""
     path = directory / ADAPTER_CONFIG
     config = values.get("config")
     if not isinstance(config, dict) or "reduction_factor" not in config or "non_linearity" not in config:
         raise UserError(f"{path} is neither peft's nor that of a bottleneck adapter of AdapterHub.")
     for key, wanted in _REQUIRED.items():
         if (value := config.get(key, _DEFAULTS.get(key))) != wanted and not (not value and not wanted):
-            raise UserError(f"{path}: {key} is {str(value)[:40]}, with which the adapter is none of ours ({wanted}).")
+            raise UserError(f"{path}: {key} is {str(value)[:40]}; only adapters with {key}={wanted} can be read.")
     if not isinstance(config.get("scaling", 1.0), int | float) or config["non_linearity"] not in _ACTIVATIONS:
         shown = f"scaling {str(config.get('scaling'))[:40]!r} and non_linearity {str(config['non_linearity'])[:40]!r}"
         known = ", ".join(_ACTIVATIONS)
@@ -175,7 +175,9 @@ def save_adapterhub(adapter: Adapter, names: Names, path: str | Path, *, base_na
             "they compute different things, so that ours cannot be written for it."
         )
     if model_type not in FAMILIES:
-        raise UserError(f"AdapterHub adapts no {model_type} at the places of ours; it does {', '.join(FAMILIES)}.")
+        raise UserError(
+            f"AdapterHub does not adapt {model_type} where our adapters stand: it must be {' or '.join(FAMILIES)}."
+        )
     tensors: dict[str, np.ndarray] = {}
     added = flatten(adapter.added)
     theirs = {ours: name for name, ours in _SUBLAYERS.items()}

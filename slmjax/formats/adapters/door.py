@@ -49,31 +49,31 @@ class OpenedAdapter(Protocol):
 
     @property
     def origin(self) -> str:
-        """Whose format it is: "peft" or "AdapterHub"."""
+        """The library whose format it is: "peft" or "AdapterHub"."""
         ...
 
     @property
     def method(self) -> str:
-        """What kind of adapter, as its library calls it."""
+        """The kind of adapter, as its library calls it."""
         ...
 
     @property
     def base(self) -> str | None:
-        """The base, by a path or a name on the hub, where the config says it."""
+        """The base, by a path or a name on the hub; None where the config does not say it."""
         ...
 
     @property
     def revision(self) -> str | None:
-        """That of the base on the hub, where the config says it."""
+        """The revision of the base on the hub; None where the config does not say it."""
         ...
 
     @property
     def tensors(self) -> SafetensorsDirectory:
-        """Its file of weights."""
+        """The file of the adapter's weights."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What it adapts, and its sizes."""
+        """Sizes of the adapter, and the parts of the base that it adapts, for `inspect`."""
         ...
 
     def named(self) -> list[str]:
@@ -92,7 +92,7 @@ def open_adapter(directory: Path) -> OpenedAdapter:
 
 
 def describe_adapter(directory: Path) -> tuple[None, dict[str, Any]]:
-    """What an adapter's files say by themselves: its kind, its base, what it adapts, its numbers and their dtypes."""
+    """Facts of an adapter's own files: its kind, its base, what it adapts, its numbers and their dtypes."""
     opened = open_adapter(directory)
     tensors = opened.tensors
     facts: dict[str, Any] = {"kind": f"adapter of {opened.origin}", "method": opened.method, "base": opened.base}
@@ -144,7 +144,7 @@ def read_run(path: Path, load: Load, base: str | None = None) -> Tuned:
 
 
 def adapter_of(config: PeftConfig, method: Method, trained: Any, frozen: Any) -> Adapter:
-    """What a method that adds something has trained, apart from its base."""
+    """The trained part of a fine-tune, for methods that add something to their base."""
     parts = method.parts(trained, frozen)
     params = flatten(parts["params"])
     soft = config.method in ("prompt", "p_tuning")

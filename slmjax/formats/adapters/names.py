@@ -1,4 +1,4 @@
-"""Which weights of ours a module of transformers holds, found in the tables that read and write whole models.
+"""Weights of ours in each module of transformers, found in the tables that read and write whole models.
 
 An adapter's file names modules ("model.layers.0.self_attn.qkv_proj"); a family's entries name their tensors and cut
 them into our arrays. What cuts a weight [out, in] into those of ours cuts anything [out, m], so a fused product's
@@ -57,25 +57,18 @@ class Names:
     weights: dict[str, Weight]  # by the module's name
     leaves: Mapping[str, jax.ShapeDtypeStruct]  # our arrays by path, layers stacked
 
-    def tensor(self, name: str) -> str:
-        """The family's own spelling of a tensor's name."""
-        for pattern, replacement in self.family.renames:
-            if re.search(pattern, name):
-                return re.sub(pattern, replacement, name)
-        return name
-
     def module(self, name: str) -> str:
         """The family's own spelling of a module's name."""
-        return self.tensor(f"{name}.weight").removesuffix(".weight")
+        return self.family.own_name(f"{name}.weight").removesuffix(".weight")
 
     def missing(self, modules: Iterable[str]) -> list[str]:
-        """Of these modules, those that hold no tensor of the network."""
+        """The given modules that hold no tensor of the network, in order."""
         held = {name.rpartition(".")[0] for name in self.entries}
         return [module for module in modules if self.module(module) not in held]
 
     def kinds(self) -> str:
-        """What could be named, layers as N: "model.layers.N.self_attn.q_proj, ..."."""
-        return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name in self.weights))
+        """All modules that could be named, layers as N: "model.layers.N.self_attn.q_proj, ..."."""
+        return ", ".join(without_layers(self.weights))
 
     @property
     def table(self) -> str:
@@ -112,6 +105,11 @@ def _weight(entry: Entry, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Weight:
     modules = tuple(Leaf(leaf.path.rpartition("/")[0], leaf.repeat) for leaf in entry.leaves)
     name = entry.name.removesuffix(".weight")
     return Weight(name, entry, modules, shapes[0][0], outputs, is_table, one_input.shape[0] != 1)
+
+
+def without_layers(modules: Iterable[str]) -> list[str]:
+    """Modules with N in place of the number of their layer, each kind once: "model.layers.N.self_attn.q_proj"."""
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", module) for module in modules))
 
 
 def layer_of(module: str) -> int | None:

@@ -17,7 +17,7 @@ class Misfit(Exception):  # noqa: N818 - not an error yet: the reader adds whose
 
 
 class Pieces:
-    """What an adapter adds, array by array and layer by layer."""
+    """Arrays that an adapter adds, collected layer by layer."""
 
     def __init__(self):
         self.arrays: dict[str, dict[int | None, np.ndarray]] = {}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, did_you_mean
 from slmjax.formats.gguf import rope as gguf_rope
 from slmjax.formats.gguf.archs import ARCHS, BY_NAME, Arch
 from slmjax.formats.gguf.keys import Keys
@@ -92,7 +91,9 @@ def config_from(
     except (UserError, TypeError, ValueError, ArithmeticError) as error:
         if where in str(error):
             raise
-        raise UserError(f"{where} describes no network of this version ({str(error).rstrip('.')}).") from error
+        raise UserError(
+            f"{where} describes a network that this version cannot read ({str(error).rstrip('.')})."
+        ) from error
 
 
 def config_to(config: ModelConfig) -> GgufModel:
@@ -174,9 +175,10 @@ def _arch_of(metadata: Mapping[str, Any], where: str) -> Arch:
     if metadata.get("general.type", "model") != "model":
         raise UserError(f"{where} is a GGUF file of type {str(metadata['general.type'])[:40]!r}, not a model.")
     if name not in BY_NAME:
-        near = difflib.get_close_matches(name, BY_NAME, n=3, cutoff=0.5)
-        known = f"the nearest known is {' or '.join(near)}" if near else f"known are {', '.join(BY_NAME)}"
-        raise UserError(f"{where} holds a network of architecture {name[:60]!r}, which is not supported; {known}.")
+        shown = name[:60]
+        raise UserError(
+            f"{where} has the architecture {shown!r}, which is not supported: {did_you_mean(shown, BY_NAME)}"
+        )
     return BY_NAME[name]
 
 

@@ -11,13 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slmjax.models.families.switches import Switches
+from slmjax.models.families.switches import BIASES, LAYER_NORM, PLAIN, Switches
 
-LAYER_NORM: Switches = {"norm": "layer", "norm_bias": True}
-BIASES: Switches = {"qkv_bias": True, "attention_output_bias": True, "ffn_bias": True}
-PLAIN: Switches = {**LAYER_NORM, **BIASES, "gated": False}
 GEMMA: Switches = {"norm_unit_offset": True, "norm_scale_float32": True, "activation": "gelu_tanh"}
-LLAMA_BIASES = ("qkv_bias", "attention_output_bias", "ffn_bias")
+LLAMA_BIASES = tuple(BIASES)
 
 
 def _no_scales(dim: int, layers: int) -> Switches:

@@ -124,7 +124,7 @@ class _Header:
             metadata[key] = self.value(key, self.u32())
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or not 1 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
-            raise self.error(f"has general.alignment {alignment!r}, which is no power of two up to {_MAX_ALIGNMENT}")
+            raise self.error(f"has general.alignment {alignment!r}, which is not a power of two up to {_MAX_ALIGNMENT}")
         offsets: dict[str, tuple[tuple[int, ...], BlockType, int]] = {}
         for _ in range(num_tensors):
             name = self.string("the name of a tensor", _MAX_NAME)
@@ -148,7 +148,7 @@ class _Header:
         if math.prod(shape) == 0 or shape[-1] % kind.size:
             raise self.error(f"gives the tensor {name!r} the shape {list(shape)}, whose rows no {kind.name} can hold")
         if offset % alignment:
-            raise self.error(f"puts the tensor {name!r} at offset {offset}, which is no multiple of {alignment}")
+            raise self.error(f"puts the tensor {name!r} at offset {offset}, which is not a multiple of {alignment}")
         return shape, kind, offset
 
     def placed(self, offsets: Mapping[str, Any], start: int) -> dict[str, StoredTensor[BlockType]]:

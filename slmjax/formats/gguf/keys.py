@@ -57,7 +57,7 @@ class Keys:
         return self.values.flag(key, default)
 
     def text(self, key: str, default: str) -> str:
-        """A string."""
+        """A string, `default` where the key is absent."""
         return self.values.text(key, default)
 
     def error(self, key: str, problem: str) -> UserError:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slmjax.errors import UserError
@@ -31,7 +30,6 @@ from slmjax.formats.gguf.tokenizer import (
     tokenizer_to,
 )
 from slmjax.formats.gguf.writer import write_gguf
-from slmjax.formats.recognition import kind_of
 from slmjax.formats.tensors import PlannedTensor
 from slmjax.formats.weight_map import check_tensors, joined_shapes, read_params, shardings_of, write_tensors
 from slmjax.inference.language_model import LanguageModel, require_plain
@@ -71,19 +69,13 @@ def load_gguf(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype:
     tokenizer = tokenizer_from(file.metadata, str(path)) if has_tokenizer(file.metadata) else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{path} has {tokenizer.vocab_size} tokens but embeds {config.vocab_size}.")
-    target = np.dtype(np.float32) if dtype is None else jnp.dtype(dtype)
     return LanguageModel(
         config=config,
-        params=read_params(config, found, weights, dtype=target, shardings=shardings_of(config, mesh)),
+        params=read_params(config, found, weights, dtype=dtype or "float32", shardings=shardings_of(config, mesh)),
         tokenizer=tokenizer,
         stop_ids=stop_ids_from(file.metadata, tokenizer, config.vocab_size, str(path)),
         path=str(path),
     )
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a path is a GGUF file, by its name."""
-    return kind_of(path) == "gguf"
 
 
 def describe_gguf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:

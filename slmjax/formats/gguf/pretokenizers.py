@@ -30,7 +30,7 @@ class PreTokenizer:
     ignore_merges: bool = False
 
     def build(self) -> pre_tokenizers.PreTokenizer:
-        """For the `tokenizers` library: pieces are spelled in GPT-2's alphabet of bytes."""
+        """Build the pre-tokenizer of the `tokenizers` library: pieces are spelled in GPT-2's alphabet of bytes."""
         cuts = [pre_tokenizers.Split(tokenizers.Regex(split), "isolated") for split in self.splits]
         return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 

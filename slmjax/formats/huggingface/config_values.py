@@ -121,14 +121,14 @@ def sizes_to(config: ModelConfig) -> Values:
 
 @dataclass(frozen=True)
 class Rope:
-    """What a config says of rotary embeddings."""
+    """Rotary embeddings of a config."""
 
     theta: float
     scaling: RopeScaling | None
     fraction: float
 
     def fields(self) -> dict[str, Any]:
-        """As fields of ModelConfig."""
+        """The fields of ModelConfig that say the same."""
         return {"rope_theta": self.theta, "rope_scaling": self.scaling, "rope_fraction": self.fraction}
 
 

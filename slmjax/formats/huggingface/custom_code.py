@@ -11,6 +11,7 @@ from functools import partial, reduce
 from typing import Any
 
 from slmjax.errors import UserError
+from slmjax.formats.entries import ends, fused_gate_up, fused_qkv, norm, product, qk_norms
 from slmjax.formats.huggingface.config_values import (
     MAX_LAYERS,
     Values,
@@ -22,16 +23,12 @@ from slmjax.formats.huggingface.config_values import (
     number,
     optional_number,
     require,
-    rope_from,
-    rope_to,
-    sizes,
-    sizes_to,
     spelled,
 )
-from slmjax.formats.huggingface.entries import ends, fused_qkv, norm, product
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.llama_names import IGNORED, llama_entries
-from slmjax.formats.weight_map import Entry, as_is, concatenated, layer_leaf
+from slmjax.formats.huggingface.rms_norm import biases, common_values, fields
+from slmjax.formats.weight_map import Entry, layer_leaf
 from slmjax.models.config import ModelConfig
 from slmjax.models.families.openelm import make_divisible
 
@@ -99,15 +96,14 @@ def _openelm_to(config: ModelConfig) -> Values:
 
 def _openelm_entries(config: ModelConfig) -> list[Entry]:
     entries = ends(config, "transformer.token_embeddings", "transformer.norm")
-    for i, spec in enumerate(config.layers):
+    for i in range(config.num_layers):
         layer, leaf = f"transformer.layers.{i}", partial(layer_leaf, config, i)
         entries += norm(config, f"{layer}.attn_norm", "attention_norm", leaf)
         entries += norm(config, f"{layer}.ffn_norm", "ffn_norm", leaf)
         entries += fused_qkv(config, i, f"{layer}.attn.qkv_proj")
-        entries += [as_is(f"{layer}.attn.{x}_norm.weight", leaf(f"attention/{x}_norm/scale")) for x in "qk"]
+        entries += qk_norms(config, f"{layer}.attn.", leaf)
         entries += product(config, f"{layer}.attn.out_proj", "attention/o_proj", leaf)
-        gate_and_up = [leaf(f"feedforward/{x}_proj/kernel") for x in ("gate", "up")]
-        entries.append(concatenated(f"{layer}.ffn.proj_1.weight", gate_and_up, [spec.ffn_dim] * 2, transpose=True))
+        entries += fused_gate_up(config, i, f"{layer}.ffn.proj_1")
         entries += product(config, f"{layer}.ffn.proj_2", "feedforward/down_proj", leaf)
     return entries
 
@@ -115,30 +111,18 @@ def _openelm_entries(config: ModelConfig) -> list[Entry]:
 def _mobilellm_from(values: Values) -> ModelConfig:
     values = spelled(values, {}, hidden_act="silu", rms_norm_eps=1e-6, max_position_embeddings=2048)
     tied = flag(values, "share_embedding") or flag(values, "tie_word_embeddings")
-    bias = flag(values, "attention_bias")
-    return ModelConfig(
-        **(sizes(values) | {"tie_embeddings": tied}),
-        **rope_from(values).fields(),
-        qkv_bias=bias,
-        attention_output_bias=bias,
-        ffn_bias=flag(values, "mlp_bias"),
-        activation=activation(values, "hidden_act"),
-        norm_eps=number(values, "rms_norm_eps"),
-        block_repeats=2 if flag(values, "layer_sharing") else 1,
-    )
+    repeats = 2 if flag(values, "layer_sharing") else 1
+    return ModelConfig(**(fields(values) | {"tie_embeddings": tied}), **biases(values), block_repeats=repeats)
 
 
 def _mobilellm_to(config: ModelConfig) -> Values:
     return {
-        **sizes_to(config),
-        **rope_to(config),
+        **common_values(config),
         "tie_word_embeddings": False,
         "share_embedding": config.tie_embeddings,
         "layer_sharing": config.block_repeats == 2,
         "attention_bias": config.qkv_bias,
         "mlp_bias": config.ffn_bias,
-        "hidden_act": activation_name(config),
-        "rms_norm_eps": config.norm_eps,
     }
 
 
@@ -146,27 +130,20 @@ def _minicpm_from(values: Values) -> ModelConfig:
     values = spelled(values, {}, hidden_act="silu", rms_norm_eps=1e-6, max_position_embeddings=2048)
     values = {"tie_word_embeddings": True, "scale_emb": 1, "scale_depth": 1, "dim_model_base": 1, **values}
     require(values, attention_bias=False)
-    fields = sizes(values)
-    base = number(values, "dim_model_base")
-    if not base or not fields["num_layers"]:
+    common, base = fields(values), number(values, "dim_model_base")
+    if not base or not common["num_layers"]:
         raise UserError("The config.json: dim_model_base and num_hidden_layers must be above 0.")
     return ModelConfig(
-        **fields,
-        **rope_from(values).fields(),
-        activation=activation(values, "hidden_act"),
-        norm_eps=number(values, "rms_norm_eps"),
+        **common,
         embedding_multiplier=number(values, "scale_emb"),
-        residual_multiplier=number(values, "scale_depth") / math.sqrt(fields["num_layers"]),
-        logit_divisor=fields["embed_dim"] / base,
+        residual_multiplier=number(values, "scale_depth") / math.sqrt(common["num_layers"]),
+        logit_divisor=common["embed_dim"] / base,
     )
 
 
 def _minicpm_to(config: ModelConfig) -> Values:
     return {
-        **sizes_to(config),
-        **rope_to(config),
-        "hidden_act": activation_name(config),
-        "rms_norm_eps": config.norm_eps,
+        **common_values(config),
         "scale_emb": config.embedding_multiplier,
         "scale_depth": _quotient_that_gives(config.residual_multiplier, math.sqrt(config.num_layers)),
         "dim_model_base": config.embed_dim / config.logit_divisor,
@@ -232,17 +209,14 @@ def _openlm_to(config: ModelConfig) -> Values:
 
 def _openlm_entries(config: ModelConfig) -> list[Entry]:
     entries = ends(config, "model.tok_embeddings", "model.norm", head="model.output")
-    for i, spec in enumerate(config.layers):
+    for i in range(config.num_layers):
         layer, leaf = f"model.layers.{i}", partial(layer_leaf, config, i)
         entries += norm(config, f"{layer}.attention_norm", "attention_norm", leaf)
         entries += norm(config, f"{layer}.ffn_norm", "ffn_norm", leaf)
         entries += fused_qkv(config, i, f"{layer}.attention.in_proj")
-        if config.qk_norm == "full":
-            entries += [as_is(f"{layer}.attention.{x}_norm.weight", leaf(f"attention/{x}_norm/scale")) for x in "qk"]
+        entries += qk_norms(config, f"{layer}.attention.", leaf)
         entries += product(config, f"{layer}.attention.out_proj", "attention/o_proj", leaf)
-        gate_and_up = [leaf(f"feedforward/{x}_proj/kernel") for x in ("gate", "up")]
-        w12 = f"{layer}.feed_forward.w12.weight"
-        entries.append(concatenated(w12, gate_and_up, [spec.ffn_dim] * 2, transpose=True))
+        entries += fused_gate_up(config, i, f"{layer}.feed_forward.w12")
         entries += product(config, f"{layer}.feed_forward.w3", "feedforward/down_proj", leaf)
     return entries
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.formats.catalog import FLOATS
+from slmjax.formats.catalog import require_float
 from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.families import family_of
@@ -77,7 +76,9 @@ def open_huggingface(directory: str | Path) -> HuggingFaceDirectory:
     try:
         config = family.config_from(values)
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise UserError(f"{directory / CONFIG} describes no {family.model_type} that can be read ({error}).") from error
+        raise UserError(
+            f"{directory / CONFIG} describes a {family.model_type} that cannot be read ({error})."
+        ) from error
     tensors = _named(SafetensorsDirectory(directory), family)
     config, tensors = _resolve_head(config, family, tensors)
     check_tensors(config, family.entries(config), tensors, str(directory))
@@ -125,12 +126,10 @@ def read_weights(
     config: ModelConfig | None = None,
 ) -> Params:
     """The parameters of an opened directory; see `read_params`. config: another of the same function."""
-    if dtype is not None and dtype not in FLOATS:
-        raise UserError(f"The dtype is {dtype!r}; choose {', '.join(FLOATS)}.")
+    require_float(dtype)
     config = config or place.config
     entries = place.family.entries(config)
-    target = None if dtype is None else jnp.dtype(dtype)
-    return read_params(config, entries, place.tensors, dtype=target, shardings=shardings_of(config, mesh))
+    return read_params(config, entries, place.tensors, dtype=dtype, shardings=shardings_of(config, mesh))
 
 
 def stop_ids(place: HuggingFaceDirectory, tokenizer: Tokenizer | None) -> tuple[int, ...]:
@@ -150,11 +149,7 @@ def _named(file: SafetensorsDirectory, family: HuggingFaceFamily) -> NamedTensor
     for theirs in file.shapes():
         if any(re.fullmatch(pattern, theirs) for pattern in family.ignored):
             continue
-        name = theirs
-        for pattern, replacement in family.renames:
-            if re.search(pattern, name):
-                name = re.sub(pattern, replacement, name)
-                break
+        name = family.own_name(theirs)
         if name in names:
             raise UserError(f"The tensors {names[name]} and {theirs} are the same one of {family.model_type}.")
         names[name] = theirs

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from slmjax.errors import UserError
 from slmjax.files import local_path, place_directory
-from slmjax.formats.catalog import FLOATS
+from slmjax.formats.catalog import FLOATS, require_float
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.directory import GENERATION
 from slmjax.formats.huggingface.families import FAMILIES, family_of
@@ -91,8 +91,7 @@ def write_weights(
 
     dtype: of all of them; None: each keeps its own, and one that joins arrays of several takes the widest.
     """
-    if dtype is not None and dtype not in FLOATS:
-        raise UserError(f"The dtype is {dtype!r}; choose {', '.join(FLOATS)}.")
+    require_float(dtype)
     dtypes = [jnp.dtype(dtype)] * len(entries) if dtype is not None else joined_dtypes(lm.params, entries)
     shapes = joined_shapes(lm.config, entries)
     plan = [PlannedTensor(e.name, shape, kind) for e, shape, kind in zip(entries, shapes, dtypes, strict=True)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from slmjax.errors import UserError
+from slmjax.errors import UserError, did_you_mean
 from slmjax.formats.huggingface import custom_code as huggingface_odd
 from slmjax.formats.huggingface import gemma as huggingface_gemma
 from slmjax.formats.huggingface import layer_norm as huggingface_layer_norm
@@ -28,6 +26,5 @@ def family_of(model_type: object) -> HuggingFaceFamily:
     """The family of a config's model_type; UserError with the nearest ones when there is none."""
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    near = difflib.get_close_matches(str(model_type), FAMILIES, n=3, cutoff=0.5)
-    known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(FAMILIES))}."
-    raise UserError(f"The model_type {str(model_type)[:60]!r} is not one that can be read ({known.rstrip('.')}).")
+    shown = str(model_type)[:60]
+    raise UserError(f"The model_type {shown!r} cannot be read: {did_you_mean(shown, sorted(FAMILIES))}")

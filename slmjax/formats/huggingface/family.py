@@ -1,7 +1,8 @@
-"""What slmjax must know of one `model_type` of Hugging Face to read and write its directories."""
+"""One `model_type` of Hugging Face: all that reading and writing its directories takes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,3 +30,8 @@ class HuggingFaceFamily:
     entries: Callable[[ModelConfig], list[Entry]]
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+
+    def own_name(self, name: str) -> str:
+        """The family's own spelling of a tensor's name."""
+        pattern, replacement = next(((p, r) for p, r in self.renames if re.search(p, name)), ("", ""))
+        return re.sub(pattern, replacement, name) if pattern else name

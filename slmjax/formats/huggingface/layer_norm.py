@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from slmjax.formats.entries import ends, fused_qkv, norm, plain_layers, product
 from slmjax.formats.huggingface.config_values import (
     Values,
     activation,
@@ -22,21 +23,11 @@ from slmjax.formats.huggingface.config_values import (
     spelled,
     spelled_back,
 )
-from slmjax.formats.huggingface.entries import (
-    BIASES,
-    LAYER_NORM,
-    LLAMA_ATTENTION,
-    LLAMA_GATED,
-    LLAMA_NORMS,
-    ends,
-    fused_qkv,
-    norm,
-    plain_layers,
-    product,
-)
 from slmjax.formats.huggingface.family import HuggingFaceFamily
+from slmjax.formats.huggingface.llama_names import llama_entries
 from slmjax.formats.weight_map import Entry, Leaf, as_is, layer_leaf, transposed
 from slmjax.models.config import ModelConfig
+from slmjax.models.families.switches import BIASES, LAYER_NORM, PLAIN
 
 GPT2_SPELLINGS = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 GPT2_SPELLINGS |= {"n_positions": "max_position_embeddings", "n_inner": "intermediate_size"}
@@ -51,8 +42,7 @@ def _gpt2_from(values: Values) -> ModelConfig:
     require(values, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return ModelConfig(
         **sizes(values),
-        **LAYER_NORM,
-        **BIASES,
+        **PLAIN,
         position="learned",
         activation=activation(values, "activation_function"),
         norm_eps=number(values, "layer_norm_epsilon"),
@@ -98,11 +88,10 @@ def _opt_from(values: Values) -> ModelConfig:
     require(values, learned_embeddings=True, scale_embeddings=False)
     before, affine = flag(values, "do_layer_norm_before"), flag(values, "layer_norm_elementwise_affine")
     narrow = optional_integer(values, "word_embed_proj_dim")
-    biases = BIASES if flag(values, "enable_bias") else {}
+    biases = dict.fromkeys(BIASES, flag(values, "enable_bias"))
     return ModelConfig(
         **sizes(values),
-        **(LAYER_NORM | {"norm_bias": affine, "norm_scale": affine}),
-        **biases,
+        **(PLAIN | biases | {"norm_bias": affine, "norm_scale": affine}),
         position="learned",
         position_offset=2,
         activation=activation(values, "activation_function"),
@@ -134,13 +123,8 @@ def _opt_entries(config: ModelConfig) -> list[Entry]:
             entries.append(transposed(f"{decoder}.project_{way}.weight", Leaf(f"embed_{way}_proj/kernel")))
     products = {f"self_attn.{x}_proj": f"attention/{x}_proj" for x in "qkv"}
     products |= {"self_attn.out_proj": "attention/o_proj", "fc1": "feedforward/up_proj", "fc2": "feedforward/down_proj"}
-    for i in range(config.num_layers):
-        layer, leaf = f"{decoder}.layers.{i}", partial(layer_leaf, config, i)
-        entries += norm(config, f"{layer}.self_attn_layer_norm", "attention_norm", leaf)
-        entries += norm(config, f"{layer}.final_layer_norm", "ffn_norm", leaf)
-        for theirs, ours in products.items():
-            entries += product(config, f"{layer}.{theirs}", ours, leaf)
-    return entries
+    norms = {"self_attn_layer_norm": "attention_norm", "final_layer_norm": "ffn_norm"}
+    return entries + plain_layers(config, products, norms, f"{decoder}.layers")
 
 
 def _phi_from(values: Values) -> ModelConfig:
@@ -149,8 +133,7 @@ def _phi_from(values: Values) -> ModelConfig:
     require(values, qk_layernorm=False)  # its LayerNorm has a bias, ours on queries and keys never has
     return ModelConfig(
         **sizes(values),
-        **LAYER_NORM,
-        **BIASES,
+        **PLAIN,
         **rope_from(values, fraction=0.5).fields(),
         activation=activation(values, "hidden_act"),
         norm_eps=number(values, "layer_norm_eps"),
@@ -184,7 +167,7 @@ def _stablelm_from(values: Values) -> ModelConfig:
     parallel = flag(values, "use_parallel_residual")
     return ModelConfig(
         **sizes(values),
-        **(LAYER_NORM | {"gated": True}),
+        **LAYER_NORM,
         **rope_from(values, fraction=0.25).fields(),
         qkv_bias=flag(values, "use_qkv_bias"),
         activation=activation(values, "hidden_act"),
@@ -204,14 +187,6 @@ def _stablelm_to(config: ModelConfig) -> Values:
         "use_parallel_residual": config.parallel_residual,
         "qk_layernorm": False,
     }
-
-
-def _llama_like_entries(config: ModelConfig) -> list[Entry]:
-    norms = {"input_layernorm": "attention_norm"} if config.shared_norm else LLAMA_NORMS
-    products = LLAMA_ATTENTION | LLAMA_GATED
-    if not config.gated:
-        del products["mlp.gate_proj"]
-    return ends(config, "model.embed_tokens", "model.norm") + plain_layers(config, products, norms)
 
 
 def _olmo_from(values: Values) -> ModelConfig:
@@ -246,6 +221,7 @@ def _nemotron_from(values: Values) -> ModelConfig:
         **sizes(values),
         **LAYER_NORM,
         **rope_from(values, fraction=0.5).fields(),
+        gated=False,
         norm_unit_offset=True,
         norm_eps=number(values, "norm_eps"),
         qkv_bias=bias,
@@ -280,7 +256,7 @@ FAMILIES = (
         "opt", "OPTForCausalLM", _opt_from, _opt_to, _opt_entries, renames=((r"^(decoder\..*)$", r"model.\1"),)
     ),
     HuggingFaceFamily("phi", "PhiForCausalLM", _phi_from, _phi_to, _phi_entries),
-    HuggingFaceFamily("stablelm", "StableLmForCausalLM", _stablelm_from, _stablelm_to, _llama_like_entries),
-    HuggingFaceFamily("olmo", "OlmoForCausalLM", _olmo_from, _olmo_to, _llama_like_entries),
-    HuggingFaceFamily("nemotron", "NemotronForCausalLM", _nemotron_from, _nemotron_to, _llama_like_entries),
+    HuggingFaceFamily("stablelm", "StableLmForCausalLM", _stablelm_from, _stablelm_to, llama_entries),
+    HuggingFaceFamily("olmo", "OlmoForCausalLM", _olmo_from, _olmo_to, llama_entries),
+    HuggingFaceFamily("nemotron", "NemotronForCausalLM", _nemotron_from, _nemotron_to, llama_entries),
 )

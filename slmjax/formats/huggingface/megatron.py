@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from slmjax.errors import UserError
+from slmjax.formats.entries import ends, grouped_qkv, norm, product
 from slmjax.formats.huggingface.config_values import (
     Values,
     activation,
@@ -23,10 +24,10 @@ from slmjax.formats.huggingface.config_values import (
     spelled,
     spelled_back,
 )
-from slmjax.formats.huggingface.entries import BIASES, LAYER_NORM, ends, grouped_qkv, norm, product
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.weight_map import Entry, layer_leaf
 from slmjax.models.config import ModelConfig
+from slmjax.models.families.switches import BIASES, PLAIN
 
 BLOOM_SPELLINGS = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 BLOOM_SPELLINGS |= {"seq_length": "max_position_embeddings"}
@@ -39,8 +40,7 @@ def _bloom_from(values: Values) -> ModelConfig:
     require(values, apply_residual_connection_post_layernorm=False)
     return ModelConfig(
         **sizes(values),
-        **LAYER_NORM,
-        **BIASES,
+        **PLAIN,
         position="alibi",
         activation="gelu_tanh",
         norm_eps=number(values, "layer_norm_epsilon"),
@@ -99,8 +99,7 @@ def _falcon_from(values: Values) -> ModelConfig:
         position = rope_from(values).fields()
     return ModelConfig(
         **(sizes(values) | {"num_kv_heads": kv_heads}),
-        **LAYER_NORM,
-        **(BIASES if flag(values, "bias") else {}),
+        **(PLAIN | dict.fromkeys(BIASES, flag(values, "bias"))),
         **position,
         activation=activation(values, "activation"),
         norm_eps=number(values, "layer_norm_epsilon"),
@@ -155,8 +154,7 @@ def _gpt_neox_from(values: Values) -> ModelConfig:
     attention_bias = flag(values, "attention_bias")
     return ModelConfig(
         **sizes(values),
-        **LAYER_NORM,
-        **(BIASES | {"qkv_bias": attention_bias, "attention_output_bias": attention_bias}),
+        **(PLAIN | {"qkv_bias": attention_bias, "attention_output_bias": attention_bias}),
         **rope_from(values, fraction=0.25).fields(),
         activation=activation(values, "hidden_act"),
         norm_eps=number(values, "layer_norm_eps"),

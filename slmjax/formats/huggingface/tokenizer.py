@@ -66,7 +66,7 @@ def write(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
 
 
 def changes(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
-    """What `undo_changes` needs to read this very tokenizer back from the files that were written of it.
+    """Settings with which `undo_changes` reads this very tokenizer back from the files that were written of it.
 
     "settings": those that the files say otherwise; "without": names of those that only they have; "post_processor": the
     tokenizer's own, where the file's puts the bos token first.

@@ -1,4 +1,4 @@
-"""From peft's tensors to the arrays of our collection: LoRA, DoRA, IA3 layer by layer, prefixes, prompts."""
+"""Convert peft's tensors to the arrays of our collection: LoRA, DoRA, IA3 layer by layer, prefixes, prompts."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "fal
 
 @dataclass(frozen=True)
 class PeftFile:
-    """What an adapter_config.json says."""
+    """An adapter_config.json, its values read with bounds."""
 
     path: Path  # of the config, for errors
     kind: str

@@ -1,4 +1,4 @@
-"""From the arrays of our collection to the tensors of a module of transformers, where several of ours may be fused.
+"""Convert the arrays of our collection to tensors of a module of transformers, where several of ours may be fused.
 
 Low-rank terms of q, k and v become one of the fused product exactly: their A's one below the other, their B's on the
 blocks of a block-diagonal matrix, of rank the sum of theirs. Terms that share A, as those that were read from a fused
@@ -31,7 +31,7 @@ class LoraFactors:
 
 
 def modules_of(names: Names, added: Mapping[str, Any]) -> dict[str, Found]:
-    """What is added to each module of transformers, by its name, one layer's arrays of each of ours that it holds."""
+    """Added arrays by module of transformers: one layer's, for each module of ours that it holds."""
     ours: dict[str, Leaves] = {}
     for path, leaf in added.items():
         ours_path, _, name = path.rpartition("/")

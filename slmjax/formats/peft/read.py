@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, first_few
 from slmjax.formats.adapters.adapter import Adapter
-from slmjax.formats.adapters.names import Names, layer_of, names_of
+from slmjax.formats.adapters.names import Names, layer_of, names_of, without_layers
 from slmjax.formats.adapters.pieces import Misfit, Pieces
 from slmjax.formats.peft.collect import add_ia3, add_lora, prefix_of, prompt_of
 from slmjax.formats.peft.config import IA3, LORA, PREFIX, PeftFile, is_bounded, matches, peft_file
 from slmjax.formats.recognition import ADAPTER_CONFIG
 from slmjax.formats.safetensors_files import SafetensorsDirectory
-from slmjax.formats.weight_map import Leaf, warn_of_nan
+from slmjax.formats.weight_map import Leaf, joined_shapes, warn_of_nan
 from slmjax.models.parameters import Params, flatten
 from slmjax.peft.options import Options
 from slmjax.untrusted import inside, read_json
@@ -62,7 +62,7 @@ class PeftDirectory:
 
     @property
     def method(self) -> str:
-        """By its name in the config, and its variants."""
+        """The method's name in the config, and its variants."""
         variants = [key for key in ("use_rslora", "use_dora", "lora_bias") if self.file.flag(key)]
         return " ".join([self.file.kind, *variants])
 
@@ -70,14 +70,13 @@ class PeftDirectory:
         """Ranks and modules, or virtual tokens."""
         if self.file.kind not in (LORA, IA3):
             return {"virtual_tokens": self.shape(EMBEDDINGS)[0]}
-        kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".N.", module) for module in self.modules)
         ranks = sorted({self.shape(tensors["A"])[0] for tensors in self.modules.values() if "A" in tensors})
         facts: dict[str, Any] = {"rank": ranks} if ranks else {}
-        return facts | {"modules": list(kinds), "trained_wholly": list(self.whole)}
+        return facts | {"modules": without_layers(self.modules), "trained_wholly": list(self.whole)}
 
     @property
     def revision(self) -> str | None:
-        """That of the base on the hub, where the config names one."""
+        """The revision of the base on the hub; None where the config names none."""
         revision = self.file.values.get("revision")
         return None if revision is None else str(revision)[:60]
 
@@ -165,7 +164,7 @@ def _read_weights(opened: PeftDirectory, names: Names, base: Mapping[str, Any], 
     if unties:
         names = names_of(replace(config, tie_embeddings=False), names.family)
     if missing := names.missing(opened.named()):
-        what = f"{missing[0]}{_and_more(missing)}"
+        what = first_few(missing, 1)
         raise UserError(f"{opened.path} adapts {what}, which {where} does not have: it has {names.kinds()}.")
     if len({names.module(module) for module in opened.modules}) < len(opened.modules):
         raise UserError(f"{opened.path / WEIGHTS} adapts one module under two names.")
@@ -230,7 +229,7 @@ def _require_targets(opened: PeftDirectory, names: Names, where: str) -> None:
     skipped = [*excluded, *trained]
     lacking = [m for m in expected if m not in held and not any(means(name, m) for name in skipped)]
     if lacking:
-        what = f"{lacking[0]}{_and_more(lacking)}"
+        what = first_few(lacking, 1)
         raise UserError(f"{opened.path} is incomplete: {WEIGHTS} has nothing for {what}, which its config targets.")
 
 
@@ -238,11 +237,10 @@ def _whole(opened: PeftDirectory, names: Names, base: Mapping[str, Any]) -> dict
     """The base's arrays that the adapter replaces, whole stacks: the base's own where only some layers are given."""
     whole: dict[str, np.ndarray] = {}
     for name, theirs in opened.whole.items():
-        entry = names.entries.get(names.tensor(name))
+        entry = names.entries.get(names.family.own_name(name))
         if entry is None:
             raise UserError(f"{opened.path} holds {name}, which its base does not have.")
-        shapes = [names.leaves[leaf.path].shape[leaf.repeat is not None :] for leaf in entry.leaves]
-        wanted = entry.join([np.broadcast_to(np.float32(0), shape) for shape in shapes]).shape
+        (wanted,) = joined_shapes(names.config, [entry])
         if wanted != opened.shape(theirs):
             raise Misfit(f"{name} is {list(opened.shape(theirs))} there, {list(wanted)} here")
         # peft repeats the base's own table beside what is added to it.
@@ -279,7 +277,3 @@ def _add_bias(
             whole[path] = whole[path] + part[0]
         else:
             whole[path][module.repeat] += part[0]
-
-
-def _and_more(items: list[str]) -> str:
-    return f" and {len(items) - 1} more" if len(items) > 1 else ""

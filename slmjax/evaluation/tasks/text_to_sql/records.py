@@ -29,7 +29,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """What the model is given; its answer is one line."""
+        """The text that the model continues; its answer is one line."""
         return PROMPT.format(question=self.text)
 
 

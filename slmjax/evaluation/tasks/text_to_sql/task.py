@@ -42,7 +42,7 @@ def find_data(directory: str | Path) -> tuple[Path, Path]:
 
 
 def training_records(directory: str | Path, split: str) -> tuple[list[dict[str, str]], list[str]]:
-    """What to fine-tune on, {"prompt", "completion"} each, and the questions that no query answers."""
+    """Records to fine-tune on, {"prompt", "completion"} each, and the questions that no query answers."""
     questions_path, database_path = find_data(directory)
     records, left_out = [], []
     with Database(database_path) as database:

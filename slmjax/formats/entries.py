@@ -1,10 +1,9 @@
-"""What families share: switches, products with or without bias, norms, embedding and head, fused projections."""
+"""Entries that networks of many formats share: products, norms, embedding and head, fused projections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -12,14 +11,6 @@ from slmjax.formats.weight_map import Arrays, Entry, Leaf, as_is, concatenated, 
 from slmjax.models.config import ModelConfig
 
 LeafOf = Callable[[str], Leaf]  # of one layer, or `Leaf` itself outside of the layers
-
-LAYER_NORM: dict[str, Any] = {"norm": "layer", "norm_bias": True, "gated": False}
-BIASES: dict[str, Any] = {"qkv_bias": True, "attention_output_bias": True, "ffn_bias": True}
-
-# The names of a block since LLaMA, within "model.layers.{i}.".
-LLAMA_ATTENTION = {f"self_attn.{x}_proj": f"attention/{x}_proj" for x in "qkvo"}
-LLAMA_GATED = {f"mlp.{x}_proj": f"feedforward/{x}_proj" for x in ("gate", "up", "down")}
-LLAMA_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
 
 
 def has_bias(config: ModelConfig, ours: str) -> bool:
@@ -49,6 +40,12 @@ def ends(config: ModelConfig, table: str, final_norm: str, head: str = "lm_head"
     return entries + ([as_is(f"{head}.bias", Leaf("lm_head/bias"))] if config.head_bias else [])
 
 
+def qk_norms(config: ModelConfig, prefix: str, leaf: LeafOf) -> list[Entry]:
+    """Gains of the norms of queries and keys, `prefix` + "q_norm.weight" and "k_norm.weight", where there are any."""
+    kinds = "" if config.qk_norm == "none" else "qk"
+    return [as_is(f"{prefix}{x}_norm.weight", leaf(f"attention/{x}_norm/scale")) for x in kinds]
+
+
 def plain_layers(
     config: ModelConfig, products: Mapping[str, str], norms: Mapping[str, str], prefix: str = "model.layers"
 ) -> list[Entry]:
@@ -56,20 +53,33 @@ def plain_layers(
     entries = []
     for i in range(config.num_layers):
         leaf = partial(layer_leaf, config, i)
-        for theirs, ours in products.items():
-            entries += product(config, f"{prefix}.{i}.{theirs}", ours, leaf)
         for theirs, ours in norms.items():
             entries += norm(config, f"{prefix}.{i}.{theirs}", ours, leaf)
+        for theirs, ours in products.items():
+            entries += product(config, f"{prefix}.{i}.{theirs}", ours, leaf)
     return entries
 
 
 def fused_qkv(config: ModelConfig, layer: int, name: str, *, is_transposed: bool = True) -> list[Entry]:
     """All queries, then all keys, then all values in one tensor."""
-    kernels, biases = _qkv(config, layer)
     spec = config.layers[layer]
     sizes = [heads * config.head_dim for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
+    return _fused(config, layer, name, [f"attention/{x}_proj" for x in "qkv"], sizes, is_transposed)
+
+
+def fused_gate_up(config: ModelConfig, layer: int, name: str) -> list[Entry]:
+    """The gate, then up, in one tensor."""
+    sizes = [config.layers[layer].ffn_dim] * 2
+    return _fused(config, layer, name, ["feedforward/gate_proj", "feedforward/up_proj"], sizes)
+
+
+def _fused(
+    config: ModelConfig, layer: int, name: str, ours: list[str], sizes: list[int], is_transposed: bool = True
+) -> list[Entry]:
+    kernels, biases = _kernels_and_biases(config, layer, ours)
     weight = concatenated(f"{name}.weight", kernels, sizes, transpose=is_transposed)
-    return [weight] + ([concatenated(f"{name}.bias", biases, sizes, transpose=False)] if config.qkv_bias else [])
+    bias = [concatenated(f"{name}.bias", biases, sizes, transpose=False)] if has_bias(config, ours[0]) else []
+    return [weight, *bias]
 
 
 def grouped_qkv(config: ModelConfig, layer: int, name: str) -> list[Entry]:
@@ -89,13 +99,10 @@ def grouped_qkv(config: ModelConfig, layer: int, name: str) -> list[Entry]:
         groups = [row.reshape(G, -1, K, *row.shape[1:]) for row in rows]
         return np.concatenate(groups, axis=1).reshape(-1, *rows[0].shape[1:])
 
-    kernels, biases = _qkv(config, layer)
+    kernels, biases = _kernels_and_biases(config, layer, [f"attention/{x}_proj" for x in "qkv"])
     weight = Entry(f"{name}.weight", kernels, split, join)
     return [weight] + ([Entry(f"{name}.bias", biases, split, join)] if config.qkv_bias else [])
 
 
-def _qkv(config: ModelConfig, layer: int) -> tuple[tuple[Leaf, ...], tuple[Leaf, ...]]:
-    kernels, biases = (
-        tuple(layer_leaf(config, layer, f"attention/{x}_proj/{kind}") for x in "qkv") for kind in ("kernel", "bias")
-    )
-    return kernels, biases
+def _kernels_and_biases(config: ModelConfig, layer: int, ours: list[str]) -> list[tuple[Leaf, ...]]:
+    return [tuple(layer_leaf(config, layer, f"{each}/{kind}") for each in ours) for kind in ("kernel", "bias")]
