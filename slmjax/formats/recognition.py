@@ -86,8 +86,8 @@ def require_replaceable(directory: Path, kinds: Collection[Kind]) -> None:
     foreign = [name for name in names if name not in ours and not _is_shard(name)]
     if foreign or (names and kind_of(directory) not in kinds):
         raise UserError(
-            f"{directory} holds {(foreign or names)[0]}, so it is not what would be replaced and nothing more: choose "
-            "another directory."
+            f"{directory} holds {(foreign or names)[0]}, so it is not a saved "
+            f"{'adapter' if ours is ADAPTER_FILES else 'model'} alone and is not replaced: choose another directory."
         )
 
 
