@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from slmjax.errors import UserError
 from slmjax.files import local_path
 from slmjax.recipes.check import check
 from slmjax.recipes.config import RunConfig, run_config
@@ -75,6 +76,9 @@ def _load_base(config: RunConfig) -> tuple[Any, Tokenizer | None, Sequence[int]]
     from slmjax.peft.fingerprint import require_same_model
     from slmjax.sharding.mesh import host_mesh
 
-    lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
+    try:
+        lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
+    except UserError as error:
+        raise UserError(f"peft.base={config.peft.base} cannot be loaded: {error}") from error
     require_same_model(config.model, lm.config, config.peft.base)
     return lm.params, lm.tokenizer, lm.stop_ids

@@ -123,7 +123,7 @@ def test_children_with_limited_memory_work_under_the_settings(allocator):
             pytest.skip("jemalloc is not installed")
         environment |= {"LD_PRELOAD": str(library), "MALLOC_CONF": JEMALLOC_OPTIONS}
     tests = Path(__file__).parents[1]
-    files = [tests / "tokenization/test_chat_template.py", tests / "data/test_sql_database.py"]
+    files = [tests / "tokenization/test_chat_template.py", tests / "evaluation/test_sql_database.py"]
     command = [
         sys.executable,
         "-m",

@@ -132,7 +132,9 @@ def test_a_prefix_takes_of_the_context(lm, tuned, name):
         generate_ids(model, [[5] * (longest - 3)], max_new_tokens=4)
 
 
-@pytest.mark.parametrize(("name", "said"), [("prefix", "prefix"), ("houlsby", "bottleneck"), ("lora", "not merged")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("prefix", "prefix"), ("houlsby", "bottleneck"), ("lora", "cannot hold an adapter")]
+)
 @pytest.mark.parametrize("format", ["slmjax", "huggingface", "gguf"])
 def test_what_no_file_of_weights_can_hold_is_not_saved(tuned, name, said, format, tmp_path):
     with pytest.raises(UserError, match=said):

@@ -13,6 +13,7 @@ from slmjax.inference.generate import decode_prompts, generate, generate_ids
 from slmjax.inference.sampling import GREEDY, Sampling
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
+from slmjax.peft.forward import Network
 from slmjax.peft.method import make_method
 from slmjax.sharding.mesh import MeshConfig, make_mesh
 from slmjax.sharding.rules import tree_shardings
@@ -223,9 +224,9 @@ def test_training_parameters_on_a_mesh_generate_what_the_model_does(lm):
         traced.append(1)
         return method.variables(*arrays)
 
-    network = decoding.Network(model, method.options, collections, mesh)
+    decoder = decoding.Decoder(Network(model, method.options), collections, mesh)
     for stops in ((), (), (wanted[0][3],)):
-        found = decode_prompts(network, arrays, PROMPTS, max_new_tokens=12, stop_ids=stops)
+        found = decode_prompts(decoder, arrays, PROMPTS, max_new_tokens=12, stop_ids=stops)
         cut = [row[: row.index(stops[0])] if stops and stops[0] in row else row for row in wanted]
         assert found == cut
     assert len(traced) == 2  # one prefill and one decode for all evaluations

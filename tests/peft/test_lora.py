@@ -139,7 +139,7 @@ def test_a_lean_feed_forward_does_not_pass_over_what_is_added(quantize, tune, ji
     ("config", "message"),
     [
         ({"targets": ("q_proj", "query")}, "'query' matches nothing.*layers/N/attention/q_proj"),
-        ({"targets": ("(",)}, "no regular expression"),
+        ({"targets": ("(",)}, "not a regular expression"),
         ({"targets": ("q_proj",), "exclude": ("q_proj",)}, "chooses nothing"),
         ({"layers": (3,)}, "layers are 0 to 2"),
         ({"r": 0}, "rank of 0"),

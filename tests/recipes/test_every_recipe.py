@@ -68,6 +68,7 @@ def make(request):
     return small[request.param] if request.param in small else request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_continued_it_is_the_same_run(make, tmp_path, killed_at, monkeypatch):
     recipe = make(tmp_path / "straight")
     straight = loop.train(recipe, tmp_path / "straight", say=lambda message: None)

@@ -140,13 +140,13 @@ def test_the_fisher_information_is_the_mean_of_squared_gradients_on_any_mesh(con
 
     squares = [jnp.square(jax.grad(row_loss)(jnp.ones(run.model.embed_dim), row)) for row in rows]
     expected = sum(squares) / sum(row["loss_weights"].sum() for row in rows)
-    np.testing.assert_allclose(found[1]["final_norm"]["scale"], expected, rtol=1e-3)
+    np.testing.assert_allclose(found[1]["params"]["final_norm"]["scale"], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("held", "peft", "message"),
     [
-        ({"l2_sp": 1.0}, {"method": "prefix"}, r"forgetting\.l2_sp has nothing to hold"),
+        ({"l2_sp": 1.0}, {"method": "prefix"}, r"forgetting\.l2_sp=1\.0 has no effect"),
         ({"replay": 0.95}, {}, r"replay=0\.95 leaves less than one row .* raise training\.batch_size"),
         ({"kl": 1.0, "kl_on": "general"}, {}, r"set forgetting\.replay"),
         ({"kl": -1.0}, {}, r"forgetting\.kl=-1\.0"),
@@ -160,7 +160,7 @@ def test_what_cannot_be_is_refused(held, peft, message, config):
 
 def test_holding_needs_a_base(config, tmp_path):
     run = config(2, peft={"method": "full", "base": ""}, held={"ewc": 1.0})
-    with pytest.raises(UserError, match=r"forgetting\.ewc hold a network .* set peft\.base"):
+    with pytest.raises(UserError, match=r"forgetting\.ewc=1 regularizes towards the base model.* set peft\.base"):
         train(run, tmp_path / "run")
 
 
