@@ -33,7 +33,8 @@ class TrainingConfig:
     max_skipped: int = 20  # stop after this many skipped steps in a row
     dtype: str = "auto"  # of computation: auto, float32, bfloat16 (auto: float32 on CPU, bfloat16 elsewhere)
     attention: str = "auto"  # auto, xla, splash, cudnn
-    remat: str = "auto"  # none, dots, projections, attention, context, full; auto: full (CPU: none, LoRA: projections)
+    remat: str = "auto"  # none, dots, projections, attention, context, full
+    # auto: full (CPU: none, frozen base: projections)
     scan_unroll: int = -1  # layers in one iteration of the scan, 0 all (-1: 1; all on a CPU without remat)
     log_every: int = 10
     eval_every: int = 500  # steps; 0: at the end only
