@@ -79,6 +79,6 @@ def _load_base(config: RunConfig) -> tuple[Any, Tokenizer | None, Sequence[int]]
     try:
         lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
     except UserError as error:
-        raise UserError(f"peft.base={config.peft.base} cannot be loaded: {error}") from error
+        raise UserError(f"peft.base={config.peft.base} cannot be loaded: {str(error).rstrip('.')}.") from error
     require_same_model(config.model, lm.config, config.peft.base)
     return lm.params, lm.tokenizer, lm.stop_ids
