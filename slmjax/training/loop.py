@@ -154,9 +154,10 @@ def _observe(
         try:
             evaluation.values.update(observer.measure(evaluation))
         except Exception as error:
+            kept = "the run is saved and continues from there" if step else "nothing is trained yet, and the run begins"
             failure = UserError(
-                f"The observer {observer.name!r} failed after step {step}: {one_line(error).rstrip('.')}; the run is "
-                "saved and continues from there once that is mended."
+                f"The observer {observer.name!r} failed after step {step}: {one_line(error).rstrip('.')}; {kept} once "
+                "that is mended."
             )
             failure.__cause__ = error
             return evaluation.values, failure
