@@ -255,7 +255,7 @@ start() {
   else
     stop || return
     local absent
-    absent=$(on_hosts all '[ -x ~/venv/bin/slmjax ] && [ -d ~/slmjax ] || echo absent' 2> /dev/null) || return
+    absent=$(persist on_hosts all '[ -x ~/venv/bin/slmjax ] && [ -d ~/slmjax ] || echo absent' 2> /dev/null) || return
     [ -z "$absent" ] || install || return
   fi
   train
@@ -281,13 +281,13 @@ watch() {
     if [ "$found" = running ]; then
       starts=0
     else
-      starts=$((starts + 1))
-      [ $starts -le 10 ] || die 'the training was started ten times and never seen to run: see the command logs'
+      [ $starts -lt 10 ] || die 'the training was started ten times and never seen to run: see the command logs'
       say 'starting the training, where it saved last'
       status=0
       start || status=$?
       [ $status != 2 ] || die 'the training could not be started (see above)'
       if [ $status != 0 ]; then wait_on 'the training could not be started'; continue; fi
+      starts=$((starts + 1))
     fi
     unanswered=0
     sleep "$every"

@@ -1,4 +1,4 @@
-"""tpu.sh against a false gcloud that fails for a moment, refuses what exists, lets wait, suspends, and restarts hosts."""
+"""tpu.sh against a false gcloud that fails for a moment, refuses what exists, suspends, and restarts hosts."""
 
 import os
 import signal
@@ -23,7 +23,9 @@ while read -r failing modulus; do
 done < <(cat "$FAKE/failing" 2> /dev/null)
 read -r state next < <(cat "$FAKE/state" 2> /dev/null)
 case $kind in
-  create) [ -z "$state" ] || { echo "ERROR: ALREADY_EXISTS" >&2; exit 1; }; echo "${FAKE_CREATED:-ACTIVE}" > "$FAKE/state" ;;
+  create)
+    [ -z "$state" ] || { echo "ERROR: ALREADY_EXISTS" >&2; exit 1; }
+    echo "${FAKE_CREATED:-ACTIVE}" > "$FAKE/state" ;;
   describe)
     [ -n "$state" ] || { echo "ERROR: NOT_FOUND" >&2; exit 1; }
     echo "$state"
@@ -40,8 +42,8 @@ esac
 """
 SLMJAX = """#!/usr/bin/env bash
 # Says in which directory it trains; ends, or lives as its number in $FAKE/lives says.
-echo "$([ -e "$HOME/bucket/.mounted" ] && echo mounted || echo bare) $(pgrep -c -f "$FAKE/home/venv/bin/slmjax train")" \
-  >> "$FAKE/runs"
+where=$([ -e "$HOME/bucket/.mounted" ] && echo mounted || echo bare)
+echo "$where $(pgrep -c -f "$FAKE/home/venv/bin/slmjax train")" >> "$FAKE/runs"
 case $(sed -n "$(wc -l < "$FAKE/runs")p" "$FAKE/lives" 2> /dev/null) in
   saved) rm -rf "$HOME/bucket"; echo "SIGTERM: saved step 3; the same command goes on from there." ;;
   killed) kill -KILL $$ ;;
