@@ -35,11 +35,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parent))
 
-import fuzz_kinds
-import numpy as np
-from tqdm import tqdm
+import fuzz_kinds  # noqa: E402
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError  # noqa: E402
 
 VERDICTS = ("read", "refused", "found")
 TURNS = fuzz_kinds.schedule()
@@ -65,7 +65,7 @@ class Guard:
             return
         if event in RUNS:
             self.seen = f"{event} {str(args)[:200]}"
-        elif event == "open" or event in CHANGES:
+        elif event == "open" or (event in CHANGES and not any(type(at) is int and at >= 0 for at in args[-2:])):
             for path in args[: 2 if event in ("os.rename", "os.symlink", "os.link") else 1]:
                 if isinstance(path, str | bytes | os.PathLike):
                     self.note(event, os.path.abspath(os.fsdecode(path)), event != "open" or bool(args[2] & WRITING))

@@ -42,8 +42,8 @@ Files = dict[str, bytes]  # of one directory, by name
 TEXT = "The old river, 3 stones and a lïght 🙂\n\n<|endoftext|> <s>  x"
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}A: {% generation %}{{ message['content'] }}"
-    "{{ eos_token }}{% endgeneration %}{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+    "{{ eos_token }}{% endgeneration %}{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
 )
 MARKED = (
     "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{%- endfor -%}"
@@ -448,9 +448,9 @@ RECORDS: list[dict[str, Any]] = [
     {"text": "A river. " * 3, "meta": {"source": "x"}},
     {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "text": "a"},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": None,
-     "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]}, {"role": "tool", "content": "1"}], "text": ""},
+     "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "content": "1"}], "text": "a"},
     {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s", "text": "b"},
-    {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f"}'}], "text": "b"},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f"}'}]},
     {"prompt": "a", "completion": "b", "text": "c"},
     {"prompt": MESSAGES[:1], "completion": MESSAGES[1:], "text": "c"},
     {"instruction": "a", "input": "b", "output": "c", "history": [["a", "b"]], "text": "d"},
