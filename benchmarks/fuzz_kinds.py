@@ -530,6 +530,13 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def keep(names: list[str]) -> None:
+    """Leave out all kinds but these."""
+    kept = {name: KINDS[name] for name in names}
+    KINDS.clear()
+    KINDS.update(kept)
+
+
 def schedule() -> list[str]:
     """Kinds in turn, each as often as its share: case n is of the kind n modulo the length."""
     turns: Iterator[tuple[float, str]] = (
