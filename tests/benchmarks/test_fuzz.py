@@ -14,7 +14,7 @@ FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 BROKEN = """
 import os, sys, time
 sys.path.insert(0, {folder!r})
-sys.argv = ["fuzz.py", "--cases", "24", "--seconds", "1", "--megabytes", "256", "--out", {out!r}]
+sys.argv = ["fuzz.py", "--cases", "40", "--seconds", "1", "--megabytes", "256", "--out", {out!r}]
 import fuzz, fuzz_kinds
 from slmjax.errors import UserError
 numbers = iter(range(1000))
