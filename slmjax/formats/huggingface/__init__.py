@@ -1,0 +1,5 @@
+"""Models as Hugging Face's libraries write them."""
+
+from slmjax.moved import names_of
+
+__getattr__ = names_of("slmjax.formats.huggingface.directory")
