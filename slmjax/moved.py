@@ -1,4 +1,4 @@
-"""Modules that moved, found by the names that they had in 0.1: scripts and config files written for it go on working."""
+"""Modules that moved, found by the names that they had in 0.1, so that scripts and config files go on working."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -53,11 +53,14 @@ MOVED = {
 }
 
 
-def names_of(*modules: str) -> Callable[[str], Any]:
-    """A `__getattr__` for a module or a room: the public names of these modules, imported when they are asked for."""
+def names_of(*modules: str, only: Collection[str] | None = None) -> Callable[[str], Any]:
+    """A `__getattr__` for a module or a room: the public names of these modules, imported when they are asked for.
+
+    only: a room's own modules are asked for in the same way, so it lists the names that it takes from elsewhere.
+    """
 
     def look_up(name: str) -> Any:
-        for module in modules if not name.startswith("_") else ():
+        for module in modules if not name.startswith("_") and (only is None or name in only) else ():
             if hasattr(found := import_module(module), name):
                 return getattr(found, name)
         raise AttributeError(f"neither this module nor {' or '.join(modules)} has an attribute {name!r}")

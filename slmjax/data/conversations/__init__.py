@@ -2,4 +2,4 @@
 
 from slmjax.moved import names_of
 
-__getattr__ = names_of("slmjax.data.conversations.records")
+__getattr__ = names_of("slmjax.data.conversations.records", only=("Conversation", "Passage", "parse_record"))

@@ -2,4 +2,4 @@
 
 from slmjax.moved import names_of
 
-__getattr__ = names_of("slmjax.evaluation.tasks.registry")
+__getattr__ = names_of("slmjax.evaluation.tasks.registry", only=("check_tasks", "evaluate_tasks", "write_task_records"))

@@ -2,4 +2,4 @@
 
 from slmjax.moved import names_of
 
-__getattr__ = names_of("slmjax.formats.adapters.door")
+__getattr__ = names_of("slmjax.formats.adapters.door", only=("open_adapter", "read_adapter", "read_run"))

@@ -2,4 +2,4 @@
 
 from slmjax.moved import names_of
 
-__getattr__ = names_of("slmjax.formats.gguf.model")
+__getattr__ = names_of("slmjax.formats.gguf.model", only=("load_gguf", "read_config", "save_gguf"))

@@ -2,4 +2,4 @@
 
 from slmjax.moved import names_of
 
-__getattr__ = names_of("slmjax.models.attention.layer")
+__getattr__ = names_of("slmjax.models.attention.layer", only=("Attention",))

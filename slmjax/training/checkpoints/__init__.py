@@ -2,4 +2,4 @@
 
 from slmjax.moved import names_of
 
-__getattr__ = names_of("slmjax.training.checkpoints.checkpointer")
+__getattr__ = names_of("slmjax.training.checkpoints.checkpointer", only=("Checkpointer", "Restored"))
