@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from slmjax.errors import UserError, first_few, one_line
 from slmjax.tokenization.backends import Backend, HuggingFaceBackend, SentencePieceBackend
+from slmjax.untrusted import parse_json, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 STOP_IDS = "stop_ids"  # in a run's settings: where its model ends what it says, as its base does
@@ -258,10 +259,7 @@ def _settings(directory: Path) -> dict[str, Any]:
         file = directory / name
         if not file.is_file():
             continue
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not valid JSON ({one_line(error)}).") from error
+        content = parse_json(read_text(file), file)
         if isinstance(content, dict):
             settings |= content
     template = directory / "chat_template.jinja"

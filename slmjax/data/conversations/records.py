@@ -138,7 +138,7 @@ def _sharegpt(values: Any) -> list[dict[str, Any]]:
             messages.append(value)
             continue
         speaker, text = value.get("from"), value.get("value")
-        if speaker not in _SHAREGPT:
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT:
             raise UserError(
                 f"Turn {number} is from the unknown {str(speaker)[:60]!r}: {did_you_mean(str(speaker)[:60], _SHAREGPT)}"
             )
@@ -166,7 +166,8 @@ def _prompt_completion(prompt: Any, completion: Any, tools: list[dict[str, Any]]
 def _alpaca(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Instruction and input are one message, with a blank line between them."""
     messages = []
-    for turn in values.get("history", []):
+    history = values.get("history", [])
+    for turn in history if isinstance(history, list) else [history]:
         if not isinstance(turn, list) or len(turn) != 2:
             raise UserError("The history must be a list of pairs of instruction and answer.")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
