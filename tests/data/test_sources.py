@@ -99,7 +99,7 @@ def test_characters_are_not_lost_where_a_block_ends(tmp_path_factory, junk, star
     path = tmp_path_factory.mktemp("blocks") / "a.txt"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slmjax.data.readers._blocks", lambda path, consumed: (bytes([b]) for b in content))
+        patch.setattr("slmjax.data.readers.blocks", lambda path, consumed: (bytes([b]) for b in content))
         try:
             expected = content.decode()
         except UnicodeDecodeError as error:
@@ -135,7 +135,7 @@ BAD = {
     "cut.jsonl.zst": (b"\x28\xb5\x2f\xfd junk", "cut.jsonl.zst is damaged or incomplete"),
     "bad.parquet": (b"PAR1 junk PAR1", "bad.parquet is not a readable Parquet file"),
     "cut.array_record": (b"junk" * 100, "cut.array_record has no records"),
-    "data.csv": (b"a,b", "The name of .*data.csv does not tell its format"),
+    "data.xyz": (b"a,b", "The name of .*data.xyz does not tell its format"),
 }
 
 
@@ -158,10 +158,10 @@ def test_missing_places_are_refused(tmp_path):
         _read(tmp_path / "absent.txt")
     with pytest.raises(UserError, match="has no files"):
         _read(tmp_path / "*.txt")
-    (tmp_path / "a.csv").write_text("a")
-    with pytest.raises(UserError, match=r"has no file of a known format, only a.csv"):
+    (tmp_path / "a.xyz").write_text("a")
+    with pytest.raises(UserError, match=r"has no file of a known format, only a.xyz"):
         _read(tmp_path)
-    assert _read(tmp_path / "a.csv", format="text") == ["a"]
+    assert _read(tmp_path / "a.xyz", format="text") == ["a"]
 
 
 def test_a_tfds_data_set_is_read_without_tensorflow(tmp_path, monkeypatch):
