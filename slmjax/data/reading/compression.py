@@ -61,11 +61,11 @@ def blocks(path: Path, consumed: Consumed = lambda _: None, size: int = 1 << 20)
         except UserError:
             raise
         except (EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
-            raise UserError(f"{path} is damaged or incomplete ({one_line(error)}).") from error
+            raise UserError(f"{path} is damaged or incomplete ({one_line(error)}): fetch or make it again.") from error
         except Exception as error:
             if type(error).__name__ != "ZstdError":  # a class of an optional package
                 raise
-            raise UserError(f"{path} is damaged or incomplete ({one_line(error)}).") from error
+            raise UserError(f"{path} is damaged or incomplete ({one_line(error)}): fetch or make it again.") from error
 
 
 def lines(path: Path, consumed: Consumed = lambda _: None) -> Iterator[bytes]:

@@ -148,12 +148,11 @@ def _saved_files(state: Path) -> set[str]:
     if values.get("_indices_data_files") or values.get("_indices_files"):
         raise UserError(f"{state.parent} stores its rows by indices: save it again with a current version of datasets.")
     listed = values.get("_data_files")
-    names = (
-        {entry.get("filename") for entry in listed if isinstance(entry, dict)} if isinstance(listed, list) else set()
-    )
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    names = {str(entry["filename"]) for entry in entries if "filename" in entry}
     if not names:
         raise UserError(f"{state} does not list the files of a saved dataset: save it again with save_to_disk.")
-    if missing := sorted(str(name) for name in names if not (state.parent / Path(str(name)).name).is_file()):
+    if missing := sorted(name for name in names if not (state.parent / Path(name).name).is_file()):
         raise UserError(f"{state.parent} is incomplete, since {first_few(missing)} is missing: copy all of its files.")
     return names
 
