@@ -173,7 +173,7 @@ def read_text(path: Path, *, most: int = MAX_JSON_BYTES) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; UserError when it is none."""
     try:
-        values = json.loads(read_text(path))
+        values = json.loads(read_text(path).removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON ({error}).") from error
     if not isinstance(values, dict):

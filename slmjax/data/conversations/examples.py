@@ -18,7 +18,7 @@ class ExampleStore:
 
     Args:
         name: what errors call them.
-        examples: of each its token ids, and bool of the same length: which of them are learned.
+        examples: of each its token ids, and of the same length how much each is learned: bool, or float32 from 0 to 1.
     """
 
     def __init__(self, name: str, examples: list[tuple[np.ndarray, np.ndarray]]):
@@ -34,7 +34,7 @@ class ExampleStore:
         return self._ids[self._places(documents, starts, lengths)]
 
     def loss_weights(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """float32 [sum(lengths)]: 1 where the token is learned."""
+        """float32 [sum(lengths)]: 1, or the weight of its turn, where the token is learned."""
         return self._learned[self._places(documents, starts, lengths)].astype(np.float32)
 
     def _places(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -72,7 +72,8 @@ def load_examples(config: SftConfig, tokenizer: Tokenizer, *, progress: bool = T
     if tokenizer.eos_id is None:
         raise UserError("The tokenizer names no token that ends a text: set eos_token in its tokenizer_config.json.")
     report = EncodingReport()
-    encoder = Encoder(config, tokenizer, report, sft_template(config, tokenizer))
+    template, tool_template = (sft_template(config, tokenizer, tools=tools) for tools in (False, True))
+    encoder = Encoder(config, tokenizer, report, template, tool_template)
     keyed = {name: list(encoder.encode_source(name, source, progress)) for name, source in config.sources.items()}
     own = {name: list(encoder.encode_source(name, source, progress)) for name, source in config.validation.items()}
     if progress:
