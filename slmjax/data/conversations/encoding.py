@@ -16,7 +16,7 @@ from slmjax.data.sft_config import ConversationSource, SftConfig
 from slmjax.data.sources import read_records
 from slmjax.data.split import content_key
 from slmjax.errors import UserError, one_line
-from slmjax.tokenization.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_tokens
+from slmjax.tokenization.chat_template import PLAIN_TEMPLATE, ChatTemplate, choose_template, template_tokens
 from slmjax.tokenization.chat_tokens import encode_conversation, encode_messages, tokens_within
 from slmjax.tokenization.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class EncodingReport:
         if self.open_ended:
             lines.append(f"{self.open_ended:,} end without a special token: they do not teach the model to stop")
         lines += [
-            f"{count:,} have a {what} that the chat template does not write" for what, count in self.unwritten.items()
+            f"{count:,} have {what} that the chat template does not write" for what, count in self.unwritten.items()
         ]
         if self.marked_others:
             lines.append(
@@ -187,8 +187,17 @@ class Encoder:
         report.learned += int(np.count_nonzero(learned[1:]))
 
 
-def sft_template(config: SftConfig, tokenizer: Tokenizer, *, tools: bool = False) -> ChatTemplate | None:
-    """The chat template of a run: the config's, or else the tokenizer's (for `tools`, where it has its own), if any.
+def sft_templates(config: SftConfig, tokenizer: Tokenizer) -> tuple[ChatTemplate | None, ChatTemplate | None]:
+    """The chat template of a run, and that of its conversations with tools: most often the same one."""
+    template = sft_template(config, tokenizer)
+    setting = tokenizer.settings.get("chat_template")
+    if config.chat_template or choose_template(setting, tools=True) == choose_template(setting):
+        return template, template
+    return template, ChatTemplate.of(tokenizer, tools=True)
+
+
+def sft_template(config: SftConfig, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a run: the config's, or else the tokenizer's, if any.
 
     Raises:
         UserError: it cannot be read, or does not compile.
@@ -203,7 +212,7 @@ def sft_template(config: SftConfig, tokenizer: Tokenizer, *, tools: bool = False
             raise UserError(
                 f"data.chat_template={path} cannot be read ({one_line(error)}): give a file of UTF-8 text."
             ) from error
-    return ChatTemplate.of(tokenizer, tools=tools) if tokenizer.settings.get("chat_template") else None
+    return ChatTemplate.of(tokenizer) if tokenizer.settings.get("chat_template") else None
 
 
 def _content_key(item: Conversation | Passage, seed: int) -> int:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from slmjax.console import say
-from slmjax.data.conversations.encoding import Encoder, EncodingReport, sft_template
+from slmjax.data.conversations.encoding import Encoder, EncodingReport, sft_templates
 from slmjax.data.mixture import Mixture
 from slmjax.data.sft_config import SftConfig
 from slmjax.data.split import held_out_keys
@@ -72,8 +72,7 @@ def load_examples(config: SftConfig, tokenizer: Tokenizer, *, progress: bool = T
     if tokenizer.eos_id is None:
         raise UserError("The tokenizer names no token that ends a text: set eos_token in its tokenizer_config.json.")
     report = EncodingReport()
-    template, tool_template = (sft_template(config, tokenizer, tools=tools) for tools in (False, True))
-    encoder = Encoder(config, tokenizer, report, template, tool_template)
+    encoder = Encoder(config, tokenizer, report, *sft_templates(config, tokenizer))
     keyed = {name: list(encoder.encode_source(name, source, progress)) for name, source in config.sources.items()}
     own = {name: list(encoder.encode_source(name, source, progress)) for name, source in config.validation.items()}
     if progress:

@@ -64,7 +64,7 @@ def _lost(template: ChatTemplate, conversation: Conversation) -> Iterator[tuple[
     messages = [_marked(message, n, mark) for n, message in enumerate(conversation.messages, 1)]
     if messages[-1]["role"] == "assistant":  # what was thought before earlier answers is left out on purpose
         messages[-1] |= {name: mark("reasoning", len(messages)) for name in _REASONING if name in messages[-1]}
-    tools = [_named(tool, mark("list of tools", 0)) for tool in conversation.tools or ()] or None
+    tools = [_named(tool, mark("a list of tools", 0)) for tool in conversation.tools or ()] or None
     if not marks:
         return
     try:
@@ -79,7 +79,7 @@ def _lost(template: ChatTemplate, conversation: Conversation) -> Iterator[tuple[
 def _marked(message: dict[str, Any], number: int, mark: Any) -> dict[str, Any]:
     role, marked = message["role"], dict(message)
     if role in ("system", "developer") and message["content"].strip():
-        marked["content"] = mark("system prompt", number)
+        marked["content"] = mark("a system prompt", number)
     elif role == "tool" and message["content"].strip():
         marked["content"] = mark("result", number)
     if "tool_calls" in message:
