@@ -41,7 +41,7 @@ def read_sharegpt(values: Any) -> list[dict[str, Any]]:
 
 
 def turn_weight(message: dict[str, Any], what: str = "The message") -> float | None:
-    """How much a turn counts in the loss, 0 to 1, by its `weight`, `train`, `training` and `loss`; None without them.
+    """A turn's share in the loss, 0 to 1, by its `weight`, `train`, `training` and `loss`; None without them.
 
     Raises:
         UserError: one of them is something else; `what` names the message.

@@ -1,4 +1,4 @@
-"""What a chat template leaves out of a conversation: found by rendering it once more with marks in the places of texts.
+"""Content that a chat template leaves out: found by rendering a conversation once more with marks in place of texts.
 
 A template that knows no tools writes an answer that only calls one as an empty answer, and it would be learned as such.
 """
@@ -18,7 +18,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Unwritten:
-    """What is lost, remembered by the form of a conversation (roles, and what each message has)."""
+    """Content that templates leave out, remembered by the form of a conversation (roles, and what each message has)."""
 
     def __init__(self) -> None:
         self._lost: dict[Any, list[tuple[str, int]]] = {}
