@@ -115,6 +115,22 @@ def test_fields_are_found_inside_others():
         parse_record(record, {"messages": "data.turn"})
 
 
+def test_a_renamed_field_that_only_some_records_have_is_missing_in_the_others(load):
+    records = [{"q": "q0", "a": "a0", "more": "m"}, {"q": "q1", "a": "a1"}]
+    fields = {"instruction": "q", "output": "a", "input": "more"}
+    assert parse_record(records[1], fields) == parse_record({"instruction": "q1", "output": "a1"}, {})
+    assert len(load(records, fields=fields)[1]) == 2
+    with pytest.raises(UserError, match=r"No record of .*a\.jsonl has the field 'mor' that its fields give as input"):
+        load(records, fields={**fields, "input": "mor"})
+
+
+def test_prompt_and_completion_may_be_messages_as_json():
+    prompt, completion = json.dumps([USER]), json.dumps([ANSWER])
+    assert parse_record({"prompt": prompt, "completion": completion}, {}) == Conversation([USER, ANSWER])
+    for record in ({"prompt": prompt, "completion": "a"}, {"prompt": "[1]", "completion": completion}):
+        assert parse_record(record, {}) == Passage(record["prompt"], record["completion"])
+
+
 def test_calls_in_all_their_shapes_are_the_same():
     function = CALL["function"]
     answer = {"role": "assistant", "content": "", "tool_calls": [CALL]}
@@ -188,9 +204,9 @@ def load(tmp_path_factory, tokenizer):
     """Encode records: the report, and of each example its stretches of equal weight, decoded."""
     path = tmp_path_factory.mktemp("load") / "a.jsonl"
 
-    def load(records, template=CHATML, **values):
+    def load(records, template=CHATML, fields=None, **values):
         path.write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
-        config = SftConfig(sources={"a": {"path": str(path)}}, **values)
+        config = SftConfig(sources={"a": {"path": str(path), "fields": fields or {}}}, **values)
         encoder = Encoder(config, tokenizer, EncodingReport(), _template(template), _template(template))
         examples = list(encoder.encode_source("a", config.sources["a"], False))
         return encoder.report, [_stretches(tokenizer, ids, weights) for _, ids, weights in examples]

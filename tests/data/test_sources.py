@@ -197,6 +197,12 @@ def test_a_tfds_data_set_is_read_without_tensorflow(tmp_path, monkeypatch):
     assert sorted(_read(path, text_field="title")) == list("01234")
     chats = [parse_record(record, {}) for _, record in read_records(SourceConfig(path))]
     assert sorted(chat.messages[1]["content"] for chat in chats) == list("01234")
+    for split, count in {"train[:2]+train[3:]": 4, "train+train": 10, "train[:40%25]": 2, "train[:40%]": 2}.items():
+        assert len(_read(path.replace("split=train", f"split={split}"))) == count
+        assert len(list(read_records(SourceConfig(path.replace("split=train", f"split={split}"))))) == count
+    assert len(_read(path.replace("split=train&", ""), split="train+train[:1]")) == 6
+    with pytest.raises(UserError, match="names another split than 'test'"):
+        _read(path, split="test")
     assert "tensorflow" not in sys.modules
     with pytest.raises(UserError, match="has no field 'body'"):
         _read(path, text_field="body")
@@ -205,3 +211,28 @@ def test_a_tfds_data_set_is_read_without_tensorflow(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be opened"):
         _read(path.replace("tiny_text", "no_such_text"))
     assert tfds is sys.modules["tensorflow_datasets"]
+
+
+def test_the_files_of_tasks_are_read_as_people_have_them(tmp_path):
+    from slmjax.evaluation.tasks.pubmedqa import read_pubmedqa
+    from slmjax.evaluation.tasks.text_to_sql.records import read_questions
+
+    def write(answer):
+        question = {"QUESTION": "q", "CONTEXTS": ["c"], "final_decision": answer}
+        (tmp_path / "ori_pqal.json").write_text(json.dumps({"1": question}), encoding="utf-8-sig")
+        (tmp_path / "test_ground_truth.json").write_text("{}")
+
+    for answer in ("yes", "Yes", " YES\n"):
+        write(answer)
+        assert [record["completion"] for record in read_pubmedqa(tmp_path, "train")] == [" yes"]
+    for answer, message in {
+        "perhaps": "question 1 has the answer 'perhaps', which is none of yes, no, maybe",
+        None: "lacks",
+    }.items():
+        write(answer)
+        with pytest.raises(UserError, match=message):
+            read_pubmedqa(tmp_path, "train")
+    for more in ({}, {"variables": None}, {"variables": {}}):
+        entry = {"sql": ["SELECT 1"], "sentences": [{"text": "t", "question-split": "test", **more}]}
+        (tmp_path / "a.json").write_text(json.dumps([entry]), encoding="utf-8-sig")
+        assert [question.text for question in read_questions(tmp_path / "a.json", "test")] == ["t"]

@@ -10,8 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from slmjax.data.conversations.messages import assistant_weights, turn_weight
-from slmjax.data.conversations.records import Conversation, Passage, parse_record
+from slmjax.data.conversations.records import OPTIONAL, Conversation, Passage, parse_record
 from slmjax.data.conversations.unwritten import Unwritten
+from slmjax.data.reading.fields import ABSENT, find_field
 from slmjax.data.sft_config import ConversationSource, SftConfig
 from slmjax.data.sources import read_records
 from slmjax.data.split import content_key
@@ -86,9 +87,11 @@ class Encoder:
     def encode_source(self, name: str, source: ConversationSource, progress: bool) -> Iterator[KeyedExample]:
         """The examples of one source, in its order."""
         special = set(self.tokenizer.special_tokens().values())
+        unseen = {ours: theirs for ours, theirs in source.fields.items() if ours in OPTIONAL}
         for where, record in tqdm(
             read_records(source.files), desc=f"read {name}", unit=" records", disable=not progress
         ):
+            unseen = {ours: theirs for ours, theirs in unseen.items() if find_field(record, theirs) is ABSENT}
             try:
                 item = parse_record(record, source.fields, self.config.system)
                 ids, learned = self._passage(item) if isinstance(item, Passage) else self._conversation(item)
@@ -108,6 +111,11 @@ class Encoder:
             if (fitting := self._fitting(ids, learned, where)) is not None:
                 self._count(*fitting)
                 yield _content_key(item, self.config.seed), *fitting
+
+        for ours, theirs in unseen.items():
+            raise UserError(
+                f"No record of {source.path} has the field {theirs!r} that its fields give as {ours}: correct its name."
+            )
 
     def _conversation(self, item: Conversation) -> tuple[np.ndarray, np.ndarray]:
         """int32 token ids, and how much each is learned: bool [tokens], or float32 where turns have weights."""

@@ -40,6 +40,18 @@ def read_sharegpt(values: Any) -> list[dict[str, Any]]:
     return read_messages(messages)
 
 
+def messages_in_text(text: str) -> list[Any] | None:
+    """The messages that a text holds as JSON; None where it is just a text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    are_messages = all(isinstance(value, dict) and "role" in value and "content" in value for value in values)
+    return values if values and are_messages else None
+
+
 def turn_weight(message: dict[str, Any], what: str = "The message") -> float | None:
     """A turn's share in the loss, 0 to 1, by its `weight`, `train`, `training` and `loss`; None without them.
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from slmjax.data.conversations.messages import read_messages, read_sharegpt
+from slmjax.data.conversations.messages import messages_in_text, read_messages, read_sharegpt
 from slmjax.data.conversations.values import filled, is_blank, objects, plain, structure
 from slmjax.data.reading.fields import ABSENT, find_field
 from slmjax.errors import UserError, first_few
@@ -17,6 +17,7 @@ _SHAPES = (
     (("instruction", "output"), "output"),
     (("text",), "text"),
 )
+OPTIONAL = ("tools", "system", "input", "history")  # fields that a record may lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,9 @@ def parse_record(record: Any, fields: Mapping[str, str], system: str = "") -> Co
     if not isinstance(record, Mapping):
         raise UserError(f"The record must be an object with fields, not {type(record).__name__}.")
     renamed = {ours: find_field(record, theirs) for ours, theirs in fields.items()}
-    if missing := [fields[ours] for ours, value in renamed.items() if value is ABSENT]:
+    if missing := [fields[ours] for ours, value in renamed.items() if value is ABSENT and ours not in OPTIONAL]:
         raise UserError(f"The record has no field {missing[0]!r}, only {_names(record)}.")
+    renamed = {ours: None if value is ABSENT else value for ours, value in renamed.items()}
     values = plain({**record, **renamed})
     shape = _shape(values)
     values = {name: value for name, value in values.items() if name in shape or not is_blank(value)}
@@ -105,6 +107,9 @@ def _has_input(values: dict[str, Any]) -> bool:
 
 def _prompt_completion(prompt: Any, completion: Any, tools: list[dict[str, Any]] | None) -> Conversation | Passage:
     if isinstance(prompt, str) and isinstance(completion, str):
+        pair = messages_in_text(prompt), messages_in_text(completion)
+        if all(pair):
+            return _prompt_completion(pair[0], pair[1], tools)
         return Passage(prompt, filled(completion, "The completion"))
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion

@@ -25,7 +25,10 @@ _KEYWORDS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 _KEYWORD = re.compile(rf"(?<![a-z0-9])({'|'.join(_KEYWORDS)})(?![a-z0-9])")
-_CARD_KEYS = re.compile(rb"^(dataset_info|configs|task_categories|size_categories|pretty_name):", re.MULTILINE)
+_CARD_KEYS = re.compile(
+    rb"^(license|language|dataset_info|configs|task_categories|size_categories|pretty_name|source_datasets):",
+    re.MULTILINE,
+)
 _PART = re.compile(r"(?P<name>[\w.-]+)(\[(?P<begin>-?\d+%?)?:(?P<end>-?\d+%?)?\])?", re.ASCII)
 
 
