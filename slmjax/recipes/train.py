@@ -18,6 +18,7 @@ from slmjax.recipes.pretraining import pretraining
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.training import loop
 from slmjax.training.recipe import Recipe, TrainResult
+from slmjax.training.workdir_lock import hold
 
 
 def train(
@@ -45,12 +46,13 @@ def train(
         say: takes each message instead of stderr.
 
     Raises:
-        UserError: the config cannot work, the workdir holds another run, or the run cannot go on.
+        UserError: the config cannot work, the workdir holds another run or is in use, or the run cannot go on.
     """
     config = config if isinstance(config, RunConfig) else run_config(config)
     workdir = local_path(workdir, "The workdir")
-    recipe = make_recipe(config, workdir, base=base, tokenizer=tokenizer, stop_ids=stop_ids, tasks=tasks)
-    return loop.train(recipe, workdir, say=say)
+    with hold(workdir):  # before the data are prepared there
+        recipe = make_recipe(config, workdir, base=base, tokenizer=tokenizer, stop_ids=stop_ids, tasks=tasks)
+        return loop.train(recipe, workdir, say=say)
 
 
 def make_recipe(
