@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 from slmjax.console import say
 
@@ -22,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
     parser.add_argument("--system", help="system prompt")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=512, help="maximum tokens per answer (default: %(default)s)"
+        "--max-new-tokens", type=whole_number(1), default=512, help="maximum tokens per answer (default: %(default)s)"
     )
-    parser.add_argument("--context", type=int, default=4096, help="context length in tokens (default: %(default)s)")
+    parser.add_argument(
+        "--context", type=whole_number(1), default=4096, help="context length in tokens (default: %(default)s)"
+    )
     add_sampling_arguments(parser)
 
 

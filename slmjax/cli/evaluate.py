@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
+from slmjax.quantities import json_text
 
 HELP = "measure a model: bits per byte of text beside baselines, or tasks"
 EXAMPLE = "slmjax evaluate --model runs/text2sql --tasks text2sql --data-dir text2sql_geography --output result.json"
@@ -21,13 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", nargs="+", help="files of held-out text (text, JSONL ...)")
     parser.add_argument("--baseline-text", nargs="+", help="files of text to train the unigram and n-gram baselines on")
     parser.add_argument(
-        "--sequence-length", type=int, default=0, help="context length in tokens (default: the model's)"
+        "--sequence-length", type=whole_number(0), default=0, help="context length in tokens (default: the model's)"
     )
     add_format_arguments(parser)
     parser.add_argument("--tasks", help="names of tasks, separated by commas: text2sql, pubmedqa")
     parser.add_argument("--data-dir", help="directory of the tasks' data")
-    parser.add_argument("--num-fewshot", type=int, default=0, help="examples in each prompt (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=0, help="maximum number of questions per task (default: all)")
+    parser.add_argument(
+        "--num-fewshot", type=whole_number(0), default=0, help="examples in each prompt (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit", type=whole_number(0), default=0, help="maximum number of questions per task (default: all)"
+    )
     parser.add_argument("--output", help="file to write the results to as JSON, with every answer of a task")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -44,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("Give slmjax evaluate either --text FILE ..., or --tasks NAME,... with --data-dir DIR.")
     result = _text(args) if args.text else _tasks(args)
     if output is not None:
-        output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        output.write_text(json_text(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     shown = {name: value for name, value in result.items() if not isinstance(value, dict)}
     for name, facts in result.items():
         if isinstance(facts, dict):
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             shown |= {f"{name} {key.replace('_', ' ')}": value for key, value in numbers.items()}
             result[name] = numbers
     if args.json:
-        print(json.dumps(result))
+        print(json_text(result))
     else:
         print_table(shown)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 
 HELP = "continue one or more prompts with a model"
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="maximum tokens per prompt (default: %(default)s)"
+        "--max-new-tokens", type=whole_number(1), default=64, help="maximum tokens per prompt (default: %(default)s)"
     )
     add_sampling_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")

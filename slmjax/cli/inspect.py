@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from slmjax.cli.shared.numbers import whole_number
+from slmjax.quantities import json_text
 
 HELP = "describe a run, checkpoint, config, saved model or named model, and what it costs"
 EXAMPLE = "slmjax inspect runs/quickstart"
@@ -17,9 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path",
         help="run directory, checkpoint, config file, model or adapter directory, .gguf file, hub id, or model name",
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="rows of the key/value cache (default: %(default)s)")
     parser.add_argument(
-        "--context", type=int, default=0, help="tokens per row of the key/value cache (default: the model's context)"
+        "--batch-size", type=whole_number(1), default=1, help="rows of the key/value cache (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--context",
+        type=whole_number(0),
+        default=0,
+        help="tokens per row of the key/value cache (default: the model's context)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -38,7 +45,7 @@ def _print(facts: dict[str, Any], as_json: bool) -> int:
     from slmjax.cli.shared.table import print_table
 
     if as_json:
-        print(json.dumps(facts))
+        print(json_text(facts))
     else:
         print_table({name.replace("_", " "): _human(name, value) for name, value in facts.items()})
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from slmjax.formats.models import load, save
 from slmjax.formats.runs import open_run
 from slmjax.models.parameters import flatten
 from slmjax.peft.config import PeftConfig
+from slmjax.quantities import json_text
 from slmjax.recipes.config import RunConfig, run_config
 from slmjax.recipes.corpus import Corpus, open_corpus
 from slmjax.recipes.finetuned import expanded
@@ -82,7 +82,7 @@ def interpolate(
     plot = output.with_name(output.name + ".png")
     report = {"run": str(run), "base": config.peft.base, "general": general, "tokens": tokens, "points": results}
     report["plot"] = str(plot)
-    output.with_name(output.name + ".json").write_text(json.dumps(report, indent=1) + "\n")
+    output.with_name(output.name + ".json").write_text(json_text(report, indent=1) + "\n")
     plot_interpolation(results, plot, title=f"{run} and its base")
     if save_as:
         weight, directory = save_as
