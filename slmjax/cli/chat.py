@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
 from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 from slmjax.console import say
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--model", required=True, help="model that has a chat template")
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
+    add_checkpoint_argument(parser)
     parser.add_argument("--system", help="system prompt")
     parser.add_argument(
         "--max-new-tokens", type=whole_number(1), default=512, help="maximum tokens per answer (default: %(default)s)"
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     sampling = Sampling(**sampling_settings(args))
     conversation = Conversation(
-        load(args.model, base=args.base),
+        load(args.model, base=args.base, checkpoint=args.checkpoint),
         system=args.system,
         sampling=sampling,
         max_new_tokens=args.max_new_tokens,

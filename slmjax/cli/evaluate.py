@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
 from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
 from slmjax.quantities import json_text
@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id"
     )
+    parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
+    add_checkpoint_argument(parser)
     parser.add_argument("--text", nargs="+", help="files of held-out text (text, JSONL ...)")
     parser.add_argument("--baseline-text", nargs="+", help="files of text to train the unigram and n-gram baselines on")
     parser.add_argument(
@@ -41,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print a table."""
     from slmjax.cli.shared.table import print_table
     from slmjax.errors import UserError
+    from slmjax.files import local_path
 
-    output = None if args.output is None else Path(args.output).expanduser()
+    output = None if args.output is None else local_path(args.output, "--output")
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {output} cannot be written: there is no directory {output.parent}.")
     if bool(args.text) == bool(args.tasks):
@@ -70,7 +73,7 @@ def _text(args: argparse.Namespace) -> dict[str, Any]:
 
     texts = list(texts_of(args.text, args))
     heldout = "".join(texts).encode()
-    lm = load(args.model)
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint)
     result: dict[str, Any] = evaluate_text(lm, texts, sequence_length=args.sequence_length)
     result["gzip_bits_per_byte"] = gzip_bits_per_byte(heldout)
     if args.baseline_text:
@@ -83,13 +86,14 @@ def _text(args: argparse.Namespace) -> dict[str, Any]:
 def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     from slmjax.errors import UserError
     from slmjax.evaluation.tasks.registry import check_tasks, evaluate_tasks
+    from slmjax.files import local_path
     from slmjax.formats.models import load
 
     names = [name.strip() for name in args.tasks.split(",") if name.strip()]
     check_tasks(names)
-    if not args.data_dir or not Path(args.data_dir).expanduser().is_dir():
+    if not args.data_dir or not local_path(args.data_dir, "--data-dir").is_dir():
         raise UserError(
             f"--tasks needs the directory of their data: give --data-dir DIR (there is none at {args.data_dir})."
         )
-    lm = load(args.model)
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint)
     return evaluate_tasks(lm, names, args.data_dir, limit=args.limit, num_fewshot=args.num_fewshot)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
 from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id"
     )
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
+    add_checkpoint_argument(parser)
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
     parser.add_argument(
         "--max-new-tokens", type=whole_number(1), default=64, help="maximum tokens per prompt (default: %(default)s)"
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.formats.models import load
     from slmjax.inference.generate import generate
 
-    lm = load(args.model, base=args.base)
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint)
     streaming = len(args.prompt) == 1 and not args.json
     begun = False
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
 from slmjax.cli.shared.numbers import whole_number
 from slmjax.quantities import json_text
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path",
         help="run directory, checkpoint, config file, model or adapter directory, .gguf file, hub id, or model name",
     )
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=1, help="rows of the key/value cache (default: %(default)s)"
     )
@@ -33,12 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print architecture, parameters and costs; of an adapter its method, base and sizes."""
+    from slmjax.files import local_path
     from slmjax.formats.models import inspect
 
-    path = Path(args.path).expanduser()
+    path = local_path(args.path, "The path")
     if path.is_file() and path.suffix == ".py":
         return _print(_config(path, args.batch_size, args.context), args.json)
-    return _print(inspect(args.path, batch_size=args.batch_size, context=args.context), args.json)
+    return _print(
+        inspect(args.path, batch_size=args.batch_size, context=args.context, checkpoint=args.checkpoint), args.json
+    )
 
 
 def _print(facts: dict[str, Any], as_json: bool) -> int:

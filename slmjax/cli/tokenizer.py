@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
@@ -60,7 +59,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from slmjax.cli.shared.table import print_table
     from slmjax.tokenization.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(Path(args.path).expanduser())
+    tokenizer = load_tokenizer(args.path)
     facts: dict[str, object] = {"tokens": tokenizer.vocab_size}
     for role in ("bos", "eos", "pad"):
         id = getattr(tokenizer, f"{role}_id")

@@ -1,6 +1,7 @@
 """Sources to documents: what a source's path stands for, and which reader takes each file."""
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,8 +115,8 @@ def source_files(source: SourceConfig) -> list[Path]:
         return [path]
     if path.is_dir():
         matching = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
-    elif glob.has_magic(str(path)):
-        matching = (Path(p) for p in glob.glob(str(path), recursive=True))
+    elif pattern := _pattern(path):
+        matching = (Path(p) for p in glob.glob(pattern, recursive=True))
     else:
         raise UserError(
             f"There is no data at {source.path}: give a file, a directory, a glob, tfds:… or python:stdlib."
@@ -127,6 +128,13 @@ def source_files(source: SourceConfig) -> list[Path]:
         found = f"has no file of a known format, only {names}" if names else "has no files"
         raise UserError(f"{source.path} {found}: give another path, or set the format of the source.")
     return known
+
+
+def _pattern(path: Path) -> str:
+    """A glob of `path`, "" where it is none; directories that are there by their own names ("[2026]") mean themselves."""
+    there = next((parent for parent in path.parents if parent.exists()), Path())
+    rest = str(path.relative_to(there))
+    return os.path.join(glob.escape(str(there)), rest) if glob.has_magic(rest) else ""
 
 
 def source_format(source: SourceConfig) -> SourceFormat:

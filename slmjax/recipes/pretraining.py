@@ -107,7 +107,7 @@ def text_recipe(lm: ModelProgram, corpus: Corpus, workdir: Path, **parts: Any) -
         if is_primary():
             with place_directory(workdir / "tokenizer") as partial:
                 corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
-            describe_run(config, stop_ids).write(workdir)
+            describe_run(config, stop_ids, workdir).write(workdir)
 
     branch = (lambda: restore_branch(config, lm.program)) if config.training.branch_from else None
     defaults: dict[str, Any] = {"budget": budget_of(config), "branch": branch, "write_files": write_files}

@@ -67,19 +67,24 @@ def make_recipe(
     """The recipe that a config asks for; arguments as in `train`."""
     if base is None and config.peft.base:
         check(config)  # before a large base is read
-        base, tokenizer, stop_ids = _load_base(config)
+        base, tokenizer, stop_ids = _load_base(config, workdir)
     if base is None:
         return pretraining(config, workdir)
     return finetuning(config, workdir, base, tokenizer=tokenizer, stop_ids=stop_ids, tasks=tasks)
 
 
-def _load_base(config: RunConfig) -> tuple[Any, Tokenizer | None, Sequence[int]]:
+def _load_base(config: RunConfig, workdir: Path) -> tuple[Any, Tokenizer | None, Sequence[int]]:
     from slmjax.formats.models import load
+    from slmjax.formats.recognition import kind_of
+    from slmjax.formats.runs import base_places, open_run
     from slmjax.peft.fingerprint import require_same_model
     from slmjax.sharding.mesh import host_mesh
 
+    base = config.peft.base
+    if not local_path(base, "peft.base").exists() and kind_of(workdir) == "run":  # both were moved since it began
+        base = next(iter(base_places(open_run(workdir))), base)
     try:
-        lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
+        lm = load(base, mesh=host_mesh() if config.peft.quantize else None)
     except UserError as error:
         raise UserError(f"peft.base={config.peft.base} cannot be loaded: {str(error).rstrip('.')}.") from error
     require_same_model(config.model, lm.config, config.peft.base)

@@ -169,8 +169,8 @@ OPTIONS = {
     "train": ["--num-processes", "--process-id"],
 }
 NEEDED = {
-    **dict.fromkeys(("generate", "evaluate", "chat"), ["--model", "nowhere"]),
-    **dict.fromkeys(("inspect", "interpolate"), ["nowhere"]),
+    **{command: ["--model", "nowhere"] for command in ("generate", "evaluate", "chat")},
+    **{command: ["nowhere"] for command in ("inspect", "interpolate")},
     "train": ["--config", "nowhere.py", "--workdir", "nowhere"],
 }
 
@@ -197,7 +197,7 @@ def test_a_run_keeps_its_best_by_a_metric_that_it_measures():
             check(run_config(values))
         return str(error.value)
 
-    assert "did you mean 'validation_loss'?" in told(checkpoint__best_metric="val_loss")
+    assert "choose one of validation_loss, " in told(checkpoint__best_metric="val_loss")
     assert "choose one of" in told(checkpoint__best_metric="zzz", checkpoint__keep_best=1)
     assert "set data.validation_fraction" in told(checkpoint__keep_best=1, data__validation_fraction=0.0)
     assert "set peft.base" in told(checkpoint__keep_best=1, checkpoint__best_metric="general_loss")

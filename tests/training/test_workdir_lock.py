@@ -46,9 +46,9 @@ def written(place, **changes):
 
 def test_another_process_is_refused_and_named_until_it_is_killed(holder, tmp_path):
     place = tmp_path / "run"
-    with pytest.raises(UserError, match=rf"in use by another run, process {holder.pid} on \S+ since \d{{4}}-.*: wait"):
-        with hold(place):
-            pass
+    said = rf"in use by another run, process {holder.pid} on \S+ since \d{{4}}-.*: wait"
+    with pytest.raises(UserError, match=said), hold(place):
+        pass
     holder.kill()
     holder.wait()
     assert (place / FILE_NAME).exists()
@@ -123,9 +123,9 @@ def test_another_machine_is_watched_for_a_sign_of_life(tmp_path, monkeypatch):
 def test_where_the_kernel_locks_no_files_processes_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir_lock, "_lock_file", lambda file: None)
     here = {"machine": workdir_lock._machine(), "pid": os.getpid()}
-    with pytest.raises(UserError, match=f"process {os.getpid()}"):
-        with hold(written(tmp_path, **here, started=workdir_lock._start_of(os.getpid()))):
-            pass
+    written(tmp_path, **here, started=workdir_lock._start_of(os.getpid()))
+    with pytest.raises(UserError, match=f"process {os.getpid()}"), hold(tmp_path):
+        pass
     with hold(written(tmp_path, **here, started="another process of that number")):
         pass
     ended = subprocess.Popen([sys.executable, "-c", ""])

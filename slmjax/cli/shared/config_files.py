@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from slmjax.data.sft_config import data_config_class
 from slmjax.errors import UserError, did_you_mean, one_line
 from slmjax.field_types import field_types
-from slmjax.files import local_path
+from slmjax.files import expanded_path, local_path
 from slmjax.recipes.config import SECTIONS
 from slmjax.training.config import BUDGETS
 
@@ -35,10 +35,10 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     Raises:
         UserError: there is no such file, it fails, it returns something else, or an override names no key of it.
     """
-    file, given = local_path(path, "--config"), []
+    file, given = _config_file(path), []
     if not file.is_file() and ":" in path:
         path, _, argument = path.rpartition(":")
-        file, given = local_path(path, "--config"), [argument]
+        file, given = _config_file(path), [argument]
     if not file.is_file():
         raise UserError(f"There is no config file {path}: give a Python file that has a function get_config().")
     try:
@@ -56,6 +56,11 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     for override in overrides:
         apply_override(config, override)
     return config
+
+
+def _config_file(path: str) -> Path:
+    # The argument of FILE.py:ARGUMENT may be a path, and only :// makes an address.
+    return local_path(path, "--config") if "://" in path else expanded_path(path, "--config")
 
 
 class _Neighbours:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ import jax
 
 from slmjax.errors import UserError
 from slmjax.training.checkpoints.checksums import DamagedError, write_checksums
-from slmjax.training.checkpoints.config import CheckpointConfig, more_is_better
+from slmjax.training.checkpoints.config import CheckpointConfig
 from slmjax.training.checkpoints.files import (
     ARRAYS,
     CONFIG,
@@ -34,8 +33,10 @@ from slmjax.training.checkpoints.files import (
 )
 from slmjax.training.checkpoints.orbax import is_full_disk, orbax, plainly_named
 from slmjax.training.checkpoints.positions import decode_position, encode_position, stored_sizes
+from slmjax.training.checkpoints.retention import Retention, best_first, steps_to_keep
 from slmjax.training.processes import barrier, is_primary, warn
 
+__all__ = ["Checkpointer", "Restored", "steps_to_keep"]
 _COMPRESSED = 0.8  # of a state's bytes: weights and moments shrink by about a tenth on disk
 
 
@@ -51,22 +52,6 @@ class Restored:
     state: Any
     position: dict[str, Any]
     run_config: dict[str, Any]
-
-
-def steps_to_keep(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
-    """The steps that stay, given each one's best_metric (None or not finite: not evaluated)."""
-    steps = sorted(scores)
-    keep = set(steps[-config.keep_last :])
-    if config.keep_every:
-        keep |= {step for step in steps if step % config.keep_every == 0}
-    return keep | set(best_first(scores, config.best_metric)[: config.keep_best])
-
-
-def best_first(scores: Mapping[int, float | None], metric: str) -> list[int]:
-    """The steps that have a finite score in `metric`, the best first; of equals the later one."""
-    sign = -1 if more_is_better(metric) else 1
-    evaluated = [(sign * score, -step) for step, score in scores.items() if score is not None and math.isfinite(score)]
-    return [-negative for _, negative in sorted(evaluated)]
 
 
 class Checkpointer:
@@ -223,7 +208,7 @@ class Checkpointer:
             options = ocp.CheckpointManagerOptions(
                 # Always asynchronous, so that the checksums are written before the step gets its final name.
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
-                preservation_policy=_Retention(self._scores, self._config),
+                preservation_policy=Retention(self._scores, self._config),
                 cleanup_tmp_directories=True,
                 save_root_metadata=False,
             )
@@ -305,19 +290,6 @@ class Checkpointer:
                 f"{self._state_bytes / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room, keep fewer checkpoints "
                 f"or choose another --workdir (last good checkpoint: step {self.latest_step()})."
             ) from error
-
-
-@dataclasses.dataclass
-class _Retention:
-    """steps_to_keep as one of Orbax's preservation policies; it deletes only after the new step is whole on disk."""
-
-    scores: dict[int, float | None]
-    config: CheckpointConfig
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        keep = steps_to_keep({step: self.scores.get(step) for step in steps}, self.config)
-        return [step in keep or step == steps[-1] for step in steps]  # the last of them is the one just saved
 
 
 def _listed(steps: list[int]) -> str:
