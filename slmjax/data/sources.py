@@ -131,7 +131,7 @@ def source_files(source: SourceConfig) -> list[Path]:
 
 
 def _pattern(path: Path) -> str:
-    """A glob of `path`, "" where it is none; directories that are there by their own names ("[2026]") mean themselves."""
+    """A glob of `path`, "" where it is none; directories that are there by their names ("[2026]") mean themselves."""
     there = next((parent for parent in path.parents if parent.exists()), Path())
     rest = str(path.relative_to(there))
     return os.path.join(glob.escape(str(there)), rest) if glob.has_magic(rest) else ""
