@@ -76,6 +76,7 @@ def check_model(config: ModelConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             _require_whole(f"model.{name}", number, 1, shown=value)
     for names, is_possible, bound in (
+        (("rope_theta", "rope_theta_local"), lambda x: x > 0, "above 0 (every loss is NaN otherwise)"),
         (POSITIVE, lambda x: x > 0, "above 0"),
         (NOT_NEGATIVE, lambda x: x >= 0, "at least 0"),
         (FINITE, math.isfinite, "finite"),
