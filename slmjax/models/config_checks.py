@@ -18,7 +18,7 @@ CHOICES = {
     "norm_placement": ("pre", "output", "sandwich", "post"),
     "position": ("rope", "learned", "alibi", "none"),
     "activation": tuple(ACTIVATIONS),
-    "qk_norm": ("none", "head", "full"),
+    "qk_norm": ("none", "head", "full", "heads"),
 }
 ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
@@ -53,6 +53,7 @@ POSITIVE = (
     "rope_theta_local",
     "logit_divisor",
     "logit_softcap",
+    "alibi_max_bias",
 )
 NOT_NEGATIVE = ("norm_eps", "init_std")
 FINITE = ("embedding_multiplier", "residual_multiplier")

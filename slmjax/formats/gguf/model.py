@@ -144,7 +144,8 @@ def save_gguf(
 
 def _warn_of_windows(config: ModelConfig, arch: str) -> None:
     """The window is in the file, for us and others, but llama.cpp lets these architectures attend to everything."""
-    if arch in ("llama", "phi3") and any(s.window and s.window < config.context_length for s in config.layers):
+    is_cut = any(s.window and s.window < config.context_length for s in config.layers)
+    if is_cut and arch in ("llama", "phi3", "starcoder2"):
         warnings.warn(
             f"llama.cpp ignores the attention window of architecture {arch}: beyond {config.window} tokens it will "
             "compute something else.",
