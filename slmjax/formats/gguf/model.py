@@ -5,6 +5,7 @@ Source: ggml's docs/gguf.md; conventions of llama.cpp's converter from Hugging F
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,8 @@ def describe_gguf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     file = open_gguf(path)
     facts: dict[str, Any] = {"kind": f"GGUF file ({file.metadata.get('general.architecture')})"}
     facts |= {"dtype": ", ".join(sorted({info.kind.name for info in file.tensors.values()}))}
-    facts |= {"file_bytes": path.stat().st_size}
+    facts |= {"files": len(file.maps)} if len(file.maps) > 1 else {}
+    facts |= {"file_bytes": sum(part.stat().st_size for part in file.maps)}
     tokenizer = tokenizer_from(file.metadata, str(path)) if has_tokenizer(file.metadata) else None
     return read_config(file), facts | describe_tokenizer(tokenizer)
 
@@ -159,7 +161,7 @@ def _without_constants(file: GgufFile) -> GgufFile:
         return name not in gguf_rope.TENSORS and not name.endswith(".attn_rot_embd")
 
     tensors = {name: info for name, info in file.tensors.items() if is_weight(name)}
-    return GgufFile(file.path, file.metadata, tensors, file.map)
+    return dataclasses.replace(file, tensors=tensors)
 
 
 def _kind(name: str, shape: tuple[int, ...], kind: BlockType) -> BlockType:
