@@ -1,7 +1,7 @@
 """GGML's tensor types: blocks of small integers with shared scales, to float32 and back.
 
-Types and layouts are those of ggml (block_q4_0 ... block_q6_K; `low_bits.py` has those of few bits). Every operation is done in float32 in the reference's
-order, so that results are equal to it bit for bit.
+Types and layouts are those of ggml (block_q4_0 ... block_q6_K; `low_bits.py` has those of few bits). Every operation is
+done in float32 in the reference's order, so that results are equal to it bit for bit.
 """
 
 from __future__ import annotations

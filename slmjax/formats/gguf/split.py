@@ -23,7 +23,8 @@ def part_paths(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
     Raises:
         UserError: the file is a part, and its name does not say which, or another part does not lie beside it.
     """
-    count, number = metadata.get("split.count", 1), metadata.get("split.no")
+    count: Any = metadata.get("split.count", 1)
+    number: Any = metadata.get("split.no")
     if not _is_whole(count) or count <= 1:
         return [path]
     name = _NAME.fullmatch(path.name)
@@ -54,16 +55,12 @@ def joined(parts: Sequence[tuple[Path, Mapping[str, Any], Mapping[str, T]]]) -> 
         if (metadata.get("split.no"), metadata.get("split.count")) != (i, len(parts)):
             raise UserError(f"{path} is not the part {i + 1} of {len(parts)} that its name says: fetch it anew.")
         if twice := sorted(tensors.keys() & own.keys()):
-            raise UserError(
-                f"{path} has the tensor {twice[0]!r}, as an earlier part of the model has: fetch both anew."
-            )
+            raise UserError(f"{path} has the tensor {twice[0]!r}, as an earlier part has: fetch both anew.")
         tensors |= own
     first, metadata, _ = parts[0]
     total = metadata.get("split.tensors.count", len(tensors))
     if total != len(tensors):
-        raise UserError(
-            f"{first} says that all parts hold {total} tensors, but they hold {len(tensors)}: fetch all anew."
-        )
+        raise UserError(f"{first} says that all parts hold {total} tensors, not {len(tensors)}: fetch them anew.")
     return tensors
 
 
