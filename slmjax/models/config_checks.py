@@ -83,6 +83,11 @@ def check_model(config: ModelConfig) -> None:
                 _require_number(f"model.{name}", getattr(config, name), is_possible, bound)
     _check_layers(config)
     _check_positions(config)
+    if config.qk_norm_after_rope and config.qk_norm in ("none", "full"):
+        raise UserError(
+            f"model.qk_norm_after_rope=True with model.qk_norm={config.qk_norm!r}: only norms of each head can follow "
+            "the rotation, so set model.qk_norm='head'."
+        )
     if config.shared_norm and not config.parallel_residual:
         raise UserError("model.shared_norm=True needs model.parallel_residual=True.")
     if config.parallel_residual and config.norm_placement != "pre":
@@ -131,9 +136,10 @@ def check_rope_scaling(scaling: RopeScaling) -> None:
         raise UserError(
             f"model.rope_scaling.kind={scaling.kind!r} is not known: choose one of {', '.join(ROPE_SCALINGS)}."
         )
-    if scaling.kind != "linear" and scaling.original_context_length <= 0:
+    least = 1 if scaling.kind == "longrope" else 0  # whose formula divides by the logarithm
+    if scaling.kind != "linear" and scaling.original_context_length <= least:
         raise UserError(
-            f"model.rope_scaling.original_context_length={scaling.original_context_length} must be above 0 "
+            f"model.rope_scaling.original_context_length={scaling.original_context_length} must be above {least} "
             f"for kind={scaling.kind!r}."
         )
     if scaling.factor <= 0:
