@@ -85,8 +85,8 @@ class ModelConfig:
     # attention
     qkv_bias: bool = False
     attention_output_bias: bool = False
-    qk_norm: str = "none"  # "head": over K of each head, "full": over H*K before the split
-    qk_norm_after_rope: bool = False  # of each head, after it is rotated (Hunyuan)
+    qk_norm: str = "none"  # over K of each head: "head", or "heads" with gains of its own; "full": over H*K
+    qk_norm_after_rope: bool = False  # with qk_norm="head": after the rotation (Hunyuan)
     attention_scale: float | None = None  # None: K ** -0.5
     attention_softcap: float | None = None
     clip_qkv: float | None = None
@@ -133,6 +133,7 @@ class ModelConfig:
     block_repeats: int = 1  # MobileLLM: each block is run this many times in a row
     init_std: float | None = 0.02  # None: fan_in ** -0.5
     init_scale_residual: bool = True  # output projections of each block divided by sqrt(2 L) (GPT-2)
+    alibi_max_bias: float = 8.0  # slopes of n heads: 2 ** (-alibi_max_bias * i / n) for i = 1 to n (MPT)
 
     def __post_init__(self):
         as_tuple = {"num_heads", "ffn_dim", "num_kv_heads", "layer_pattern", "rope_pattern"}
@@ -238,6 +239,12 @@ class ModelConfig:
         }
 
 
+def rope_fraction(rotary_dim: int, head_dim: int) -> float:
+    """The `ModelConfig.rope_fraction` by which so many dimensions of each head are rotated, and not one less."""
+    fraction = rotary_dim / max(head_dim, 1)
+    return fraction if int(head_dim * fraction) == rotary_dim else math.nextafter(fraction, math.inf)
+
+
 def _function(config: ModelConfig) -> dict[str, Any]:
     """The fields on which the network's function depends, spelled out as `ModelConfig.differences` says."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -261,6 +268,7 @@ def _function(config: ModelConfig) -> dict[str, Any]:
         "attention_scale": config.softmax_scale,
         "embedding_projection_dim": config.table_dim,
         "position_offset": config.position_offset if config.position == "learned" else 0,
+        "alibi_max_bias": config.alibi_max_bias if config.position == "alibi" else None,
     }
 
 

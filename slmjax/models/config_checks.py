@@ -17,7 +17,7 @@ CHOICES = {
     "norm_placement": ("pre", "output", "sandwich", "post"),
     "position": ("rope", "learned", "alibi", "none"),
     "activation": tuple(ACTIVATIONS),
-    "qk_norm": ("none", "head", "full"),
+    "qk_norm": ("none", "head", "full", "heads"),
 }
 ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
@@ -50,6 +50,7 @@ POSITIVE = (
     "rope_theta_local",
     "logit_divisor",
     "logit_softcap",
+    "alibi_max_bias",
 )
 NOT_NEGATIVE = ("norm_eps", "init_std")
 FINITE = ("embedding_multiplier", "residual_multiplier")
@@ -83,10 +84,9 @@ def check_model(config: ModelConfig) -> None:
                 _require_number(f"model.{name}", getattr(config, name), is_possible, bound)
     _check_layers(config)
     _check_positions(config)
-    if config.qk_norm_after_rope and config.qk_norm in ("none", "full"):
+    if config.qk_norm_after_rope and config.qk_norm != "head":
         raise UserError(
-            f"model.qk_norm_after_rope=True with model.qk_norm={config.qk_norm!r}: only norms of each head can follow "
-            "the rotation, so set model.qk_norm='head'."
+            f"model.qk_norm_after_rope=True with model.qk_norm={config.qk_norm!r}: set model.qk_norm='head'."
         )
     if config.shared_norm and not config.parallel_residual:
         raise UserError("model.shared_norm=True needs model.parallel_residual=True.")

@@ -93,18 +93,21 @@ def rotate(x_BTHK: jax.Array, table: RopeTable) -> jax.Array:
     return y if dim == x_BTHK.shape[-1] else jnp.concatenate([y, x_BTHK[..., dim:]], axis=-1)
 
 
-def alibi_slopes(num_heads: int) -> np.ndarray:
-    """Slopes of ALiBi for any number of heads, float32 [H]; the extra heads take every second slope of 2p heads."""
+def alibi_slopes(num_heads: int, max_bias: float = 8.0) -> np.ndarray:
+    """Slopes of ALiBi for any number of heads, float32 [H]; the extra heads take every second slope of 2p heads.
+
+    max_bias: the last slope of a power of two of heads is 2 ** -max_bias; 8 in the paper, 16 in some of MPT.
+    """
     power = 2 ** math.floor(math.log2(num_heads))
-    base = 2.0 ** -(2.0 ** -(math.log2(power) - 3))
+    base = 2.0 ** -(max_bias / power)
     slopes = [base ** (i + 1) for i in range(power)]
     if power < num_heads:
-        extra = 2.0 ** -(2.0 ** -(math.log2(2 * power) - 3))
+        extra = 2.0 ** -(max_bias / (2 * power))
         slopes += [extra ** (2 * i + 1) for i in range(num_heads - power)]
     return np.asarray(slopes, np.float32)
 
 
-def alibi_rounding(num_heads: int, segments_BS: jax.Array | None, length: int) -> jax.Array:
+def alibi_rounding(num_heads: int, segments_BS: jax.Array | None, length: int, max_bias: float = 8.0) -> jax.Array:
     """The error that Falcon's arithmetic adds to ALiBi's slope * position of each key, float32 [B, S, H].
 
     It multiplies the two in bfloat16, whatever the network's dtype: at position 400 of 32 heads its logits are 0.4 off
@@ -116,7 +119,7 @@ def alibi_rounding(num_heads: int, segments_BS: jax.Array | None, length: int) -
         begins_BS = jnp.diff(segments_BS, axis=1, prepend=segments_BS[:, :1] - 1) != 0
         starts = jax.lax.cummax(jnp.where(begins_BS, index_1S, 0), axis=1)
     positions_BS1 = (index_1S - starts)[..., None].astype(jnp.float32)
-    slopes_H = alibi_slopes(num_heads)
+    slopes_H = alibi_slopes(num_heads, max_bias)
 
     def rounded(x):  # an explicit reduction: XLA may leave out a conversion to bfloat16 and back
         return jax.lax.reduce_precision(jnp.asarray(x), exponent_bits=8, mantissa_bits=7)

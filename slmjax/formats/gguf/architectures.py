@@ -15,7 +15,7 @@ from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.tensors import entries
 from slmjax.formats.unreadable import why_unreadable
 from slmjax.formats.weight_map import Entry
-from slmjax.models.config import ModelConfig
+from slmjax.models.config import ModelConfig, rope_fraction
 from slmjax.untrusted import MAX_LAYERS
 
 # Where a network rounds is not its function, and a file's numbers are float32.
@@ -33,6 +33,7 @@ _SCALE_KEYS = {
     "attention_softcap": "attn_logit_softcapping",
     "logit_softcap": "final_logit_softcapping",
     "clip_qkv": "attention.clamp_kqv",
+    "alibi_max_bias": "attention.max_alibi_bias",
 }
 
 
@@ -106,7 +107,7 @@ def config_to(config: ModelConfig) -> GgufModel:
     shortest: list[str] = []
     nearest = ""
     layered = any(isinstance(n, tuple) for n in (config.num_heads, config.num_kv_heads, config.ffn_dim))
-    for arch in (a for a in ARCHS if a.per_layer or not layered):
+    for arch in (a for a in ARCHS if (a.per_layer or not layered) and a.kv_heads in (0, config.num_kv_heads)):
         try:
             model = written_as(config, arch)
             wrong = list(config.differences(read_back(config, model), ignore=ROUNDING, rel_tol=1e-6))
@@ -159,7 +160,8 @@ def written_as(config: ModelConfig, arch: Arch) -> GgufModel:
     for name in arch.scales:
         value = getattr(c, name)
         if value is not None:
-            metadata[f"{a}.{_SCALE_KEYS[name]}"] = float(value)
+            inverse = name == "logit_divisor" and arch.multiplies_logits
+            metadata[f"{a}.{_SCALE_KEYS[name]}"] = float(1 / value if inverse else value)
     if arch.parallel_key:
         metadata[f"{a}.{arch.parallel_key}"] = c.parallel_residual
     if arch.local_period and "local" in c.layer_pattern:
@@ -200,8 +202,10 @@ def _scales(keys: Keys, arch: Arch, dim: int, layers: int) -> dict[str, Any]:
         defaults["attention_scale"] = (dim / keys.required("attention.head_count")) ** -0.5
     for name in arch.scales:
         value = keys.number(_SCALE_KEYS[name], defaults.get(name))
+        if name == "alibi_max_bias" and not value:
+            raise keys.error(_SCALE_KEYS[name], "is not above 0: such a network without ALiBi is not supported")
         if value:  # 0 means that there is none
-            defaults[name] = value
+            defaults[name] = 1 / value if name == "logit_divisor" and arch.multiplies_logits else value
         else:
             defaults.pop(name, None)
     return defaults
@@ -253,7 +257,7 @@ def _rope(keys: Keys, arch: Arch, values: Mapping[str, Any], read: gguf_rope.Rea
         raise keys.error("rope.dimension_count", f"is {dim}, which does not fit heads of {head_dim} dimensions")
     theta = keys.number("rope.freq_base", 10_000.0)
     scaling = gguf_rope.scaling_from(keys, values["context_length"], theta, dim, read)
-    rope: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling, "rope_fraction": dim / head_dim}
+    rope: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling, "rope_fraction": rope_fraction(dim, head_dim)}
     if arch.has_local_keys and "window" in values:
         rope["rope_theta_local"] = keys.number("rope.freq_base_swa", 10_000.0)
     if arch.local_unscaled and "window" in values and scaling is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from slmjax.models.families.switches import BIASES, LAYER_NORM, PLAIN, Switches
 
 GEMMA: Switches = {"norm_unit_offset": True, "norm_scale_float32": True, "activation": "gelu_tanh"}
+COHERE: Switches = {"norm": "layer", "parallel_residual": True, "shared_norm": True}
 LLAMA_BIASES = tuple(BIASES)
 
 
@@ -63,6 +64,8 @@ class Arch:
     shared_without: str = ""  # the tensor without which attention and feed-forward share one norm
     parallel_if_shared: bool = False  # and read the same input then, and only then
     rope_scalings: tuple[str, ...] = ("linear", "yarn")  # what is written; whatever a file has is read
+    kv_heads: int = 0  # above 0: only networks of so many key/value heads are written so
+    multiplies_logits: bool = False  # logit_scale is a factor and not a divisor
 
 
 # On writing the first that expresses the network wins: from the particular to the general.
@@ -153,6 +156,7 @@ ARCHS: tuple[Arch, ...] = (
         own_head_dim=True,
         scales=("embedding_multiplier", "residual_multiplier", "logit_divisor", "attention_scale"),
     ),
+    Arch("starcoder", {**PLAIN, "position": "learned", "activation": "gelu_tanh"}, fused_qkv=True, kv_heads=1),
     Arch("gpt2", {**PLAIN, "position": "learned", "activation": "gelu_tanh"}, fused_qkv=True),
     Arch(
         "bloom",
@@ -200,5 +204,46 @@ ARCHS: tuple[Arch, ...] = (
         own_head_dim=True,
         partial_rope=True,
     ),
+    Arch("starcoder2", {**PLAIN, "activation": "gelu_tanh"}, local_period=1),
+    Arch(
+        "mpt",
+        {"norm": "layer", "gated": False, "activation": "gelu", "position": "alibi"},
+        fused_qkv=True,
+        scales=("clip_qkv", "alibi_max_bias"),
+    ),
+    Arch(
+        "glm4",
+        {"norm_placement": "sandwich"},
+        ("qkv_bias",),
+        interleaved=True,
+        partial_rope=True,
+        fused_gate=True,
+        own_head_dim=True,
+    ),
+    Arch("chatglm", {}, ("qkv_bias",), interleaved=True, partial_rope=True, fused_gate=True, own_head_dim=True),
+    Arch(
+        "command-r",
+        COHERE,
+        head="never",
+        interleaved=True,
+        scales=("logit_divisor",),
+        multiplies_logits=True,
+        rope_scalings=(),
+    ),
+    Arch(
+        "cohere2",
+        {**COHERE, "rope_pattern": (True, True, True, False)},
+        head="never",
+        interleaved=True,
+        scales=("logit_divisor",),
+        multiplies_logits=True,
+        local_period=4,
+        rope_scalings=(),
+    ),
 )
-BY_NAME = {arch.name: arch for arch in ARCHS}
+# Architectures that are read; their networks are written as an equal one of those above.
+EQUAL: tuple[Arch, ...] = (
+    Arch("internlm2", {}, LLAMA_BIASES, head="required", interleaved=True),
+    Arch("ernie4_5", {}, LLAMA_BIASES, interleaved=True, own_head_dim=True),
+)
+BY_NAME = {arch.name: arch for arch in (*ARCHS, *EQUAL)}

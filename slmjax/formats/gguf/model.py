@@ -152,7 +152,9 @@ def _warn_of_windows(config: ModelConfig, arch: str) -> None:
             "all of them rotate: it will compute something else.",
             stacklevel=3,
         )
-    if arch in ("llama", "phi3") and any(s.window and s.window < config.context_length for s in config.layers):
+    if arch in ("llama", "phi3", "starcoder2") and any(
+        s.window and s.window < config.context_length for s in config.layers
+    ):
         warnings.warn(
             f"llama.cpp ignores the attention window of architecture {arch}: beyond {config.window} tokens it will "
             "compute something else.",

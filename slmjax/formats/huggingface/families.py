@@ -5,6 +5,7 @@ from __future__ import annotations
 from slmjax.errors import UserError, did_you_mean
 from slmjax.formats.huggingface import custom_code as huggingface_odd
 from slmjax.formats.huggingface import gemma as huggingface_gemma
+from slmjax.formats.huggingface import gpt as huggingface_gpt
 from slmjax.formats.huggingface import layer_norm as huggingface_layer_norm
 from slmjax.formats.huggingface import llama_heirs as huggingface_llama_heirs
 from slmjax.formats.huggingface import megatron as huggingface_megatron
@@ -20,6 +21,7 @@ FAMILIES: dict[str, HuggingFaceFamily] = {
         *huggingface_gemma.FAMILIES,
         *huggingface_layer_norm.FAMILIES,
         *huggingface_megatron.FAMILIES,
+        *huggingface_gpt.FAMILIES,
         *huggingface_odd.FAMILIES,
     )
 }

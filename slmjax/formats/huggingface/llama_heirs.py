@@ -1,7 +1,8 @@
-"""Hugging Face's later heirs of LLaMA: EXAONE-4, OLMo-3 and Hunyuan. Defaults are those of transformers' classes.
+"""Hugging Face's later heirs of LLaMA: EXAONE-4, OLMo-3, Hunyuan, ERNIE-4.5. Defaults are those of transformers'.
 
 EXAONE-4 and OLMo-3 normalize what their sub-layers give and have windows in most layers; in EXAONE-4 the others then do
 not rotate, in OLMo-3 only they have a scaled rotation. Hunyuan normalizes queries and keys after it has rotated them.
+ERNIE-4.5 is a LLaMA that rotates neighbouring dimensions.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from slmjax.errors import UserError
+from slmjax.formats.entries import interleaved
 from slmjax.formats.huggingface import config_values as hf
 from slmjax.formats.huggingface.config_values import Values
 from slmjax.formats.huggingface.family import HuggingFaceFamily
@@ -29,7 +31,20 @@ EXAONE4: Values = {
 }
 OLMO3: Values = {**OLMO2, "sliding_window": 4096}
 HUNYUAN: Values = {**LLAMA, "vocab_size": 290943, "rms_norm_eps": 1e-5}
-OLMO3_THETA = 5e5
+ERNIE: Values = {
+    **LLAMA,
+    "vocab_size": 103424,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+THETA = 5e5  # of OLMo-3 and ERNIE-4.5
 
 
 def _exaone4_from(values: Values) -> ModelConfig:
@@ -58,9 +73,9 @@ def _olmo3_from(values: Values) -> ModelConfig:
     values = hf.with_defaults(values, OLMO3)
     plain = {key: value for key, value in values.items() if not key.startswith("rope_")}
     common = fields(plain)
-    rope = hf.rope_from(values, theta=OLMO3_THETA, layer_type="full_attention")
+    rope = hf.rope_from(values, theta=THETA, layer_type="full_attention")
     # As transformers 4 has it: the scaling is of the layers without a window alone.
-    local = hf.rope_from({**values, "rope_scaling": None}, theta=OLMO3_THETA, layer_type="sliding_attention")
+    local = hf.rope_from({**values, "rope_scaling": None}, theta=THETA, layer_type="sliding_attention")
     windows = hf.window_fields(values, _one_full_in(4, common["num_layers"]))
     if windows and (local.scaling is not None or local.fraction != 1):
         raise UserError("The config.json: the rope of windowed layers is scaled or partial, which cannot be run here.")
@@ -140,10 +155,26 @@ def _hunyuan_entries(config: ModelConfig) -> list[Entry]:
     return [dataclasses.replace(entry, name=own(entry.name)) for entry in llama_entries(config)]
 
 
+def _ernie_from(values: Values) -> ModelConfig:
+    values = hf.with_defaults(values, ERNIE)
+    hf.require(values, compression_ratio=1.0)  # of positions, in the code that the first releases brought
+    bias = hf.flag(values, "use_bias")
+    return ModelConfig(**fields(values, theta=THETA), qkv_bias=bias, attention_output_bias=bias, ffn_bias=bias)
+
+
+def _ernie_to(config: ModelConfig) -> Values:
+    return {**common_values(config), "use_bias": config.qkv_bias}
+
+
+def _ernie_entries(config: ModelConfig) -> list[Entry]:
+    return interleaved(config, llama_entries(config))
+
+
 FAMILIES = (
     HuggingFaceFamily("exaone4", "Exaone4ForCausalLM", _exaone4_from, _exaone4_to, llama_entries, IGNORED),
     HuggingFaceFamily("olmo3", "Olmo3ForCausalLM", _olmo3_from, _olmo3_to, llama_entries, IGNORED),
     HuggingFaceFamily(
         "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", _hunyuan_from, _hunyuan_to, _hunyuan_entries, IGNORED
     ),
+    HuggingFaceFamily("ernie4_5", "Ernie4_5ForCausalLM", _ernie_from, _ernie_to, _ernie_entries, IGNORED),
 )

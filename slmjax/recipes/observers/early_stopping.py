@@ -14,7 +14,7 @@ class EarlyStopping(Watching):
     name = "early_stopping"
     essential = True  # evaluations decide when the run ends, so a signal must not make it miss one
 
-    def __init__(self, patience: int, delta: float, workdir: Path):
+    def __init__(self, patience: int, delta: float, workdir: Path = Path()):
         """`patience`: evaluations without a best; `delta`: a loss is a new best when it is lower by more than this."""
         self._patience, self._delta, self._workdir = patience, delta, workdir
         self.best: float | None = None
@@ -22,9 +22,14 @@ class EarlyStopping(Watching):
         self.waited = 0  # evaluations since the best
 
     @property
+    def finished(self) -> bool:
+        """Whether it has waited long enough."""
+        return self.waited >= self._patience
+
+    @property
     def verdict(self) -> str:  # type: ignore[override]
         """The reason to end the run, once it has waited long enough; "" before."""
-        if self.waited < self._patience:
+        if not self.finished:
             return ""
         return (
             f"Stopped early: {self.waited} evaluations without a validation loss below {self.best:.4f} of step "

@@ -84,20 +84,22 @@ class Checkpointer:
         step: int,
         state: Any,
         *,
-        position: Mapping[str, Any],
+        position: Mapping[str, Any] | None = None,
         run_config: dict[str, Any],
         metrics: Mapping[str, float] | None = None,
+        data_state: Mapping[str, Any] | None = None,
     ) -> bool:
         """Begin to save; on return everything has been copied, and `state` and `position` may be donated or changed.
 
         position: where batches and observers are, a nested dict of JSON values and arrays, equal on every process.
         metrics: of an evaluation at this step; `checkpoint.best_metric` is one of them.
+        data_state: what `position` was called in 0.1.
 
         Returns False when that step is already there. Raises UserError when the disk is full, perhaps only here for the
         save before this one; what was saved before stays as it is.
         """
         ocp = orbax()
-        data, arrays = encode_position(position)
+        data, arrays = encode_position(position or data_state or {})
         while self._passed_over:
             self._set_aside(self._passed_over.pop())
         with self._full_disk_as_user_error():
