@@ -30,6 +30,7 @@ RMS = {**SIZE, "num_kv_heads": 2}
 LAYER = {**SIZE, "norm": "layer", "norm_bias": True}
 PLAIN = {**LAYER, "qkv_bias": True, "attention_output_bias": True, "ffn_bias": True, "gated": False}
 GEMMA = {**RMS, "head_dim": 32, "activation": "gelu_tanh", "norm_unit_offset": True, "norm_scale_float32": True}
+COHERE = {**RMS, "norm": "layer", "parallel_residual": True, "shared_norm": True}
 GEMMA |= {"embedding_multiplier": 8.0}
 FACTORS = {
     "short_factor": (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0),
@@ -130,6 +131,21 @@ MINIATURES = {
         {**LAYER, "num_kv_heads": 2, "norm_unit_offset": True, "rope_fraction": 0.5, "activation": "relu2"}
         | {"gated": False, "tie_embeddings": False},
     ),
+    "starcoder": ("starcoder", {**PLAIN, "position": "learned", "activation": "gelu_tanh", "num_kv_heads": 1}),
+    "starcoder2": ("starcoder2", {**PLAIN, "activation": "gelu_tanh", "num_kv_heads": 2}),
+    "mpt": (
+        "mpt",
+        {**SIZE, "norm": "layer", "gated": False, "activation": "gelu", "position": "alibi", "clip_qkv": 0.25}
+        | {"num_heads": 8, "alibi_max_bias": 16.0},
+    ),
+    "glm4": ("glm4", {**RMS, "head_dim": 24, "norm_placement": "sandwich", "qkv_bias": True, "rope_fraction": 0.5}),
+    "chatglm": ("chatglm", {**RMS, "qkv_bias": True, "rope_fraction": 0.5, "tie_embeddings": False}),
+    "command-r": ("command-r", {**COHERE, "logit_divisor": 16.0}),
+    "cohere2": (
+        "cohere2",
+        {**COHERE, "num_layers": 5, "logit_divisor": 4.0, "window": 8, "rope_pattern": (True, True, True, False)}
+        | {"layer_pattern": ("local", "local", "local", "global")},
+    ),
 }
 
 
@@ -165,6 +181,10 @@ INEXPRESSIBLE = {
     "falcon-rw-1b": "position",
     "dclm": "qk_norm",
     "layer-share": "block_repeats",
+    "gpt-neo": "qkv_bias",
+    "tinystories": "qkv_bias",
+    "gpt-j": "GGUF has no architecture",
+    "internlm2": "rope_scaling",
 }
 
 
@@ -373,6 +393,7 @@ ASSUMED = {
     "falcon": {"ffn_dim": 256},
     "stablelm": {},
     "nemotron": {},
+    "starcoder2": {},
 }
 
 

@@ -146,15 +146,14 @@ def save_gguf(
 
 def _warn_of_windows(config: ModelConfig, arch: str) -> None:
     """The window is in the file, for us and others, but llama.cpp lets these architectures attend to everything."""
-    if arch == "exaone4" and config.num_layers != 64 and any(s.window for s in config.layers):
+    is_cut = any(s.window and s.window < config.context_length for s in config.layers)
+    if is_cut and arch == "exaone4" and config.num_layers != 64:
         warnings.warn(
             "llama.cpp ignores the attention window of architecture exaone4 where there are not 64 layers, and lets "
             "all of them rotate: it will compute something else.",
             stacklevel=3,
         )
-    if arch in ("llama", "phi3", "starcoder2") and any(
-        s.window and s.window < config.context_length for s in config.layers
-    ):
+    if is_cut and arch in ("llama", "phi3", "starcoder2"):
         warnings.warn(
             f"llama.cpp ignores the attention window of architecture {arch}: beyond {config.window} tokens it will "
             "compute something else.",
