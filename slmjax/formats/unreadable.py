@@ -16,5 +16,5 @@ REASONS: dict[str, str] = {
 
 
 def why_unreadable(name: object) -> str | None:
-    """Why a network of this name cannot be read, as a clause; None where the name is not of those that are known."""
+    """The reason that a network of this name cannot be read, as a clause; None where the name is not one of these."""
     return REASONS.get(name) if isinstance(name, str) else None
