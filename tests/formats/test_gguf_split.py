@@ -32,12 +32,12 @@ def whole(tmp_path_factory):
     return save_gguf(lm, tmp_path_factory.mktemp("whole") / "m.gguf", dtype="q8_0")
 
 
-def split_with_the_gguf_package(whole, directory, parts=PARTS):
+def split_with_the_gguf_package(whole, directory, parts=PARTS, **options):
     """The file's metadata and tensors, written by the package's writer over `parts` files."""
     gguf = pytest.importorskip("gguf")
     reader = gguf.GGUFReader(whole)
     most = -(-len(reader.tensors) // parts)
-    writer = gguf.GGUFWriter(directory / "m.gguf", "llama", split_max_tensors=most)
+    writer = gguf.GGUFWriter(directory / "m.gguf", "llama", split_max_tensors=most, **options)
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             kind, sub = field.types[0], field.types[-1]
@@ -75,6 +75,20 @@ def test_a_split_model_converts_as_the_whole_one_does(whole, split, tmp_path):
         (tmp_path / name).mkdir()
         written.append(slmjax.convert(source, tmp_path / name / "m.gguf", format="gguf", dtype="q8_0").read_bytes())
     assert written[0] == written[1]
+
+
+def test_a_first_part_of_metadata_alone(whole, tmp_path):
+    """As gguf-split writes it with --no-tensor-first-split."""
+    files = split_with_the_gguf_package(whole, tmp_path, small_first_shard=True)
+    assert len(files) == PARTS + 1
+    for file in files:
+        assert open_gguf(file).shapes() == open_gguf(whole).shapes()
+
+
+def test_a_link_to_a_part_opens_the_model(whole, split, tmp_path):
+    link = tmp_path / "model.gguf"
+    link.symlink_to(split[1])
+    assert open_gguf(link).shapes() == open_gguf(whole).shapes()
 
 
 @pytest.mark.parametrize("missing", range(PARTS))

@@ -27,6 +27,8 @@ def part_paths(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
     number: Any = metadata.get("split.no")
     if not _is_whole(count) or count <= 1:
         return [path]
+    if _NAME.fullmatch(path.name) is None:  # it may be a link under a name of its own
+        path = path.resolve()
     name = _NAME.fullmatch(path.name)
     if name is None or not _is_whole(number) or (int(name["number"]), int(name["count"])) != (number + 1, count):
         raise UserError(
