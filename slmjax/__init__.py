@@ -4,6 +4,7 @@ from importlib import import_module as _import_module
 from typing import Any as _Any
 
 from slmjax.errors import UserError
+from slmjax.moved import install as _find_moved_modules
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "convert", "families", "generate", "inspect", "load", "save", "train"]
@@ -17,6 +18,8 @@ _LAZY = {
     "families": "slmjax.models.families.registry",
     "train": "slmjax.recipes.train",
 }
+
+_find_moved_modules()
 
 
 def __getattr__(name: str) -> _Any:

@@ -172,7 +172,7 @@ def read_text(path: Path, *, most: int = MAX_JSON_BYTES) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; UserError when it is none."""
-    values = parse_json(read_text(path), path)
+    values = parse_json(read_text(path).removeprefix("\ufeff"), path)
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object.")
     return values

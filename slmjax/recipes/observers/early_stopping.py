@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from slmjax.training.loop import CHECKPOINTS
@@ -14,7 +15,7 @@ class EarlyStopping(Watching):
     name = "early_stopping"
     essential = True  # evaluations decide when the run ends, so a signal must not make it miss one
 
-    def __init__(self, patience: int, delta: float, workdir: Path):
+    def __init__(self, patience: int, delta: float, workdir: Path = Path()):
         """`patience`: evaluations without a best; `delta`: a loss is a new best when it is lower by more than this."""
         self._patience, self._delta, self._workdir = patience, delta, workdir
         self.best: float | None = None
@@ -22,10 +23,17 @@ class EarlyStopping(Watching):
         self.waited = 0  # evaluations since the best
 
     @property
+    def finished(self) -> bool:
+        """Whether it has waited long enough."""
+        return self.waited >= self._patience
+
+    @property
     def verdict(self) -> str:  # type: ignore[override]
         """The reason to end the run, once it has waited long enough; "" before."""
-        if self.waited < self._patience:
+        if not self.finished:
             return ""
+        if self.best is None:
+            return f"Stopped early: {self.waited} evaluations without a finite validation loss."
         return (
             f"Stopped early: {self.waited} evaluations without a validation loss below {self.best:.4f} of step "
             f"{self.best_step}."
@@ -43,19 +51,24 @@ class EarlyStopping(Watching):
         return {}
 
     def see(self, step: int, loss: float) -> None:
-        """Take note of a loss."""
-        if self.best is None or loss < self.best - self._delta:
+        """Take note of a loss; one that is not finite is never a best."""
+        if math.isfinite(loss) and (self.best is None or loss < self.best - self._delta):
             self.best, self.best_step, self.waited = loss, step, 0
         else:
             self.waited += 1
 
     def finish(self, end: End) -> int | None:
         """The best step, once the run has ended."""
-        if not end.complete or self.best_step is None:
+        if not end.complete:
             return None
         if self.verdict:
             end.say(self.verdict)
-        end.say(f"Best: step {self.best_step}, in {self._workdir / CHECKPOINTS / str(self.best_step)}.")
+        if self.best_step is None:
+            return None
+        end.say(
+            f"Best: step {self.best_step}, in {self._workdir / CHECKPOINTS / str(self.best_step)}, which is what the "
+            "commands load of this run, unless --checkpoint names another."
+        )
         return self.best_step
 
     def position(self) -> Position:
@@ -65,3 +78,5 @@ class EarlyStopping(Watching):
     def seek(self, position: Position) -> None:
         """Go on from `position()`."""
         self.best, self.best_step, self.waited = position["best"], position["best_step"], position["waited"]
+        if self.best is not None and not math.isfinite(self.best):  # of a version that took NaN for a loss to beat
+            self.best, self.best_step = None, None
