@@ -1,7 +1,9 @@
 """The kinds of files that fuzz.py damages: how sound ones are made, and what reads them."""
 
 import dataclasses
+import gzip
 import json
+import lzma
 import random
 import tempfile
 import zlib
@@ -457,6 +459,9 @@ RECORDS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+CSV = b'text,n\n"A river, old.",1\n"a ""b""\nc",2\nd,\n'
+
+
 def lines(records: list[Any]) -> bytes:
     return "\n".join(json.dumps(record, ensure_ascii=False) for record in records).encode() + b"\n"
 
@@ -467,14 +472,13 @@ def jsonl_seeds(folder: Path) -> list[Files]:
 
 
 def compressed_seeds(folder: Path) -> list[Files]:
-    import gzip
-
     import zstandard
 
     content = lines(RECORDS)
     squeezed, zipped = zstandard.ZstdCompressor().compress(content), gzip.compress(content, mtime=0)
     texts = {"a.txt.zst": zstandard.ZstdCompressor().compress(TEXT.encode()), "b.md": TEXT.encode()}
-    return [{"a.jsonl.zst": squeezed}, {"a.jsonl.gz": zipped}, {"a.json.zst": squeezed}, texts]
+    tables = [{"a.csv": CSV}, {"a.tsv": CSV.replace(b",", b"\t")}, {"a.jsonl.xz": lzma.compress(content)}]
+    return [{"a.jsonl.zst": squeezed}, {"a.jsonl.gz": zipped}, {"a.json.zst": squeezed}, texts, *tables]
 
 
 def parquet_seeds(folder: Path) -> list[Files]:
