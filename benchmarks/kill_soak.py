@@ -33,6 +33,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # bits are compared, not speeds
 
 import jax
 import numpy as np
@@ -63,7 +64,13 @@ PHASES = {
 }
 NAMES = list(PHASES)
 TIMES = ("tokens_per_second", "mfu", "data_wait", "memory_bytes")
-UNCOMPARED = ("tensorboard", "loss.png", "metrics.jsonl", "checkpoints")  # with times in them, or compared otherwise
+UNCOMPARED = (
+    "tensorboard",
+    "loss.png",
+    "forgetting.png",
+    "metrics.jsonl",
+    "checkpoints",
+)  # with times in them, or compared otherwise
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,12 @@ def watched(clock: Clock) -> None:
     clock.watch(Checkpointer, "save", "checkpointing")
 
 
+def command(*words: str) -> None:
+    """A command of slmjax, which must succeed."""
+    if status := command_line.main(list(words)):
+        raise RuntimeError(f"slmjax {' '.join(words)} ended with status {status}")
+
+
 def write_text(path: Path, megabytes: float, seed: int = 0) -> None:
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 9))) for _ in range(2000)]
@@ -126,9 +139,8 @@ def pretraining_config(texts: Path) -> Any:
     config.data.tokenizer, config.data.sequence_length, config.data.validation_fraction = "train:280", 16, 0.2
     config.training.batch_size, config.training.log_every, config.training.ema_decay = 8, 1, 0.5
     config.training.eval_every, config.training.eval_batches = 3, 1
-    config.training.samples, config.training.sample_tokens = 1, 4
     config.checkpoint.every = 2
-    set_budget(config, steps=20)
+    set_budget(config, steps=10)
     return config
 
 
@@ -176,7 +188,7 @@ def jobs(texts: Path, base: Path, clock: Clock) -> dict[str, Job]:
         if not (place / "tokenizer").exists():  # the command never replaces one
             clock.phase = "tokenizer training"
             source, output = str(texts / "large.txt"), str(place / "tokenizer")
-            command_line.main(["tokenizer", "train", "--source", source, "--vocab-size", "400", "--output", output])
+            command("tokenizer", "train", "--source", source, "--vocab-size", "400", "--output", output)
 
     def exported(place: Path) -> None:
         clock.phase = "export"
@@ -188,7 +200,7 @@ def jobs(texts: Path, base: Path, clock: Clock) -> dict[str, Job]:
     def evaluated(place: Path) -> None:
         clock.phase = "evaluation"
         output = str(place / "result.json")
-        command_line.main(["evaluate", str(base), "--text", str(texts / "small.txt"), "--output", output])
+        command("evaluate", str(base), "--text", str(texts / "small.txt"), "--output", output)
 
     pretraining = training_job(lambda: pretraining_config(texts))
     whole = ("tokenizer training", "preparation", *pretraining.phases)
@@ -285,7 +297,7 @@ def main() -> int:
         place = Path(folder)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(place / "compiled")
         jax.config.update("jax_compilation_cache_dir", str(place / "compiled"))
-        for name, size in (("small", 0.02), ("other", 0.03), ("large", 3)):
+        for name, size in (("small", 0.02), ("other", 0.03), ("large", 0.8)):
             write_text(place / f"{name}.txt", size, seed=len(name))
         soak = Soak(place, args.seed)
         base = place / "straight pretraining"

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print a table."""
     from slmjax.cli.shared.table import print_table
     from slmjax.errors import UserError
-    from slmjax.files import local_path
+    from slmjax.files import local_path, place_file
 
     output = None if args.output is None else local_path(args.output, "--output")
     if output is not None and not output.parent.is_dir():
@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("Give slmjax evaluate either --text FILE ..., or --tasks NAME,... with --data-dir DIR.")
     result = _text(args) if args.text else _tasks(args)
     if output is not None:
-        output.write_text(json_text(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with place_file(output) as partial:
+            partial.write_text(json_text(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     shown = {name: value for name, value in result.items() if not isinstance(value, dict)}
     for name, facts in result.items():
         if isinstance(facts, dict):

@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 
 from slmjax.errors import UserError, one_line
+from slmjax.untrusted import MAX_SIZE
 
 SPACE = "▁"  # how SentencePiece writes a space inside a piece
 Offsets = list[tuple[int, int]]  # of each token: where in the text it begins and ends, in characters
@@ -53,6 +54,11 @@ class HuggingFaceBackend:
         self._vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         self._tokens = {id: token for token, id in self._vocabulary.items()}
         self.vocab_size = max(self._tokens, default=-1) + 1  # ids may have gaps: the count of entries is not a bound
+        if self.vocab_size > MAX_SIZE:  # the library counts up to it when it writes
+            raise UserError(
+                f"The tokenizer gives {self._tokens[self.vocab_size - 1][:60]!r} the id {self.vocab_size - 1:,}, beyond "
+                f"any vocabulary ({MAX_SIZE:,} at most): fetch its file again."
+            )
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """Token ids of `text`; `allow_special` lets strings such as `<|endoftext|>` become their special token."""

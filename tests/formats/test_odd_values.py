@@ -9,9 +9,11 @@ from slmjax.data.conversations.records import parse_record
 from slmjax.errors import UserError
 from slmjax.formats import facts
 from slmjax.formats.adapters.adapterhub import WEIGHTS, open_adapterhub
+from slmjax.formats.sentencepiece_proto import SentencePieceModel
 from slmjax.inference.description import description_from
 from slmjax.models.config import ModelConfig
 from slmjax.tokenization.chat_template import choose_template
+from slmjax.tokenization.tokenizer import load_tokenizer
 from slmjax.untrusted import inside, read_json
 
 ODD = [
@@ -115,6 +117,33 @@ def test_named_templates_of_any_values():
     named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
     for changed in changed_everywhere(named):
         assert choose_template(changed) in (None, "", "a", "x", "\ud800\n")
+
+
+@pytest.mark.parametrize("kind", ["BPE", "WordLevel", "WordPiece"])
+def test_a_token_with_an_id_beyond_any_vocabulary_is_refused_at_once(tmp_path, kind):
+    """The library counts up to the largest id when it writes: here to two thousand millions."""
+    model = {"type": kind, "vocab": {"a": 0, "[UNK]": 1, "b": 2**31}, "unk_token": "[UNK]", "merges": []}
+    model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 9} if kind == "WordPiece" else {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with pytest.raises(UserError, match="'b' the id 2,147,483,648, beyond any vocabulary"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_without_its_unknown_token_is_told_when_a_text_needs_it(tmp_path):
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a") == [0]
+    for encode in (tokenizer.encode, tokenizer.encode_with_offsets, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(UserError, match="tokenizer's file cannot be used"):
+            encode("b")
+
+
+def test_a_piece_that_is_not_utf8_is_refused(tmp_path):
+    pieces = SentencePieceModel(["<unk>", "a", "bc"], [0.0, -1.0, -2.0], [2, 1, 1]).to_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(pieces.replace(b"bc", b"b\xab"))
+    with pytest.raises(UserError, match="not a readable tokenizer"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "é" * 200, "a\0b", "..", "a/b", ""])
