@@ -56,8 +56,8 @@ class HuggingFaceBackend:
         self.vocab_size = max(self._tokens, default=-1) + 1  # ids may have gaps: the count of entries is not a bound
         if self.vocab_size > MAX_SIZE:  # the library counts up to it when it writes
             raise UserError(
-                f"The tokenizer gives {self._tokens[self.vocab_size - 1][:60]!r} the id {self.vocab_size - 1:,}, beyond "
-                f"any vocabulary ({MAX_SIZE:,} at most): fetch its file again."
+                f"The tokenizer gives {self._tokens[self.vocab_size - 1][:60]!r} the id {self.vocab_size - 1:,}, "
+                f"beyond any vocabulary ({MAX_SIZE:,} at most): fetch its file again."
             )
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
