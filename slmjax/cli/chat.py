@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
+from slmjax.cli.shared.sampling_arguments import add_context_argument, add_sampling_arguments, sampling_settings
 from slmjax.console import say
 
 HELP = "talk with a model"
@@ -21,10 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="model that has a chat template")
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
     parser.add_argument("--system", help="system prompt")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=512, help="maximum tokens per answer (default: %(default)s)"
-    )
-    parser.add_argument("--context", type=int, default=4096, help="context length in tokens (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, help="maximum tokens per answer (default: the model's, else 512)")
+    add_context_argument(parser, "the model's, at most 4096")
     add_sampling_arguments(parser)
 
 
@@ -33,17 +31,16 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.errors import UserError
     from slmjax.formats.models import load
     from slmjax.inference.chat import Conversation
-    from slmjax.inference.sampling import Sampling
 
-    sampling = Sampling(**sampling_settings(args))
+    lm = load(args.model, base=args.base).with_context(args.context)
     conversation = Conversation(
-        load(args.model, base=args.base),
+        lm,
         system=args.system,
-        sampling=sampling,
         max_new_tokens=args.max_new_tokens,
-        context=args.context,
+        context=args.context or 4096,
         seed=args.seed,
         stop=args.stop,
+        **sampling_settings(args),
     )
     for line in _lines():
         if line == "/exit":

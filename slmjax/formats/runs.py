@@ -96,7 +96,7 @@ def load_run(
     about: dict[str, Any] = {"config": described.model, "tokenizer": tokenizer, "path": str(path)}
     if described.peft.method == "full":
         params = _cast(_restore(run, mesh), dtype)
-        return LanguageModel(params=params, stop_ids=described.stop_ids, **about)
+        return LanguageModel(params=params, stop_ids=described.stop_ids, generation=described.generation, **about)
     base = load_base(described.peft.base)
     encode = None if tokenizer is None else tokenizer.encode
     tuned = load_finetuned(described, run.checkpoints, base.params, step=run.step, encode=encode)
@@ -105,6 +105,7 @@ def load_run(
     return LanguageModel(
         params=_cast(variables["params"], dtype),
         stop_ids=base.stop_ids,
+        generation=described.generation or base.generation,
         peft=variables.get("peft", {}),
         options=tuned.method.options,
         **about,

@@ -199,7 +199,7 @@ def _part_reader(
         first = view(numbers[0], rest)
         out = _aligned((len(numbers), *first.shape), dtype or first.dtype)
         for n, layer in enumerate(numbers):
-            out[n] = view(layer, rest)
+            _fill(out[n : n + 1], view(layer, rest), path)
         return out
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -210,11 +210,33 @@ def _part_reader(
         elif bounds not in known:
             x = view(None, index)
             known[bounds] = _aligned(x.shape, dtype or x.dtype)
-            known[bounds][...] = x
+            _fill(known[bounds], x, path)
             warn_of_nan(known[bounds], path)
         return known[bounds]
 
     return read
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """The array in another dtype. UserError where that makes a finite number infinite: float16 ends at 65504."""
+    if array.dtype == dtype:
+        return array
+    made = np.empty(array.shape, dtype)
+    _fill(made, array, name)
+    return made
+
+
+def _fill(out: np.ndarray, array: np.ndarray, name: str) -> None:
+    """Copy the array's numbers into `out`, whose dtype may be another; UserError as `cast`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        out[...] = array
+        if out.dtype == array.dtype or jnp.finfo(out.dtype).max >= jnp.finfo(array.dtype).max:
+            return
+        # A sum is not finite where a value is not: only then is each number looked at.
+        if np.isfinite(out.sum(dtype=np.float32)) or not (np.isinf(out) & np.isfinite(array)).any():
+            return
+    wider = "bfloat16 or float32" if out.dtype == np.float16 else "float32"
+    raise UserError(f"The weights of {name} are too large for {out.dtype.name}: choose dtype {wider}.")
 
 
 def warn_of_nan(part: np.ndarray, path: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slmjax.inference import finetuned
@@ -12,10 +12,13 @@ from slmjax.peft.method import Encode
 from slmjax.recipes.config import RunConfig
 
 
-def describe_run(config: RunConfig, stop_ids: Sequence[int] = ()) -> Description:
+def describe_run(
+    config: RunConfig, stop_ids: Sequence[int] = (), generation: Mapping[str, Any] | None = None
+) -> Description:
     """The description of a run for those who load it; its `write(workdir)` makes the run's slmjax.json.
 
-    config: with the base's fingerprint and new layers filled in. stop_ids: those of the base, for conversations.
+    config: with the base's fingerprint and new layers filled in. stop_ids, generation: those of the base, for
+    conversations.
     """
     return Description(
         kind="run",
@@ -24,6 +27,7 @@ def describe_run(config: RunConfig, stop_ids: Sequence[int] = ()) -> Description
         averaged=bool(config.training.ema_decay),
         add_bos=config.data.add_bos,
         stop_ids=tuple(stop_ids),
+        generation=dict(generation or {}),
         total_steps=config.total_steps,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,18 @@ def require_place(path: str | Path) -> Path:
 
 
 def write_adapter(
-    directory: Path, values: Mapping[str, Any], weights: str, tensors: Tensors, *, card: str | None = None
+    directory: Path,
+    values: Mapping[str, Any],
+    weights: str,
+    tensors: Tensors,
+    *,
+    card: str | None = None,
+    more: Callable[[Path], None] = lambda directory: None,
 ) -> Path:
-    """Write the config with sorted keys, the tensors in the file `weights`, and a README.md; returns the directory."""
+    """Write the config with sorted keys, the tensors in the file `weights`, and a README.md; returns the directory.
+
+    more: writes what else belongs there.
+    """
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
     arrays = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
     plan = [PlannedTensor(name, array.shape, array.dtype) for name, array in arrays.items()]
@@ -36,4 +45,5 @@ def write_adapter(
         write_safetensors(partial, plan, arrays.items(), max_shard_bytes=1 << 62, name=weights)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
+        more(partial)
     return directory
