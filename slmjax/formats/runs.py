@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from slmjax.errors import UserError
 from slmjax.formats.facts import describe_finetuning, describe_tokenizer
 from slmjax.formats.recognition import CHECKPOINTS, kind_of, require_kind
-from slmjax.formats.weight_map import shardings_of
+from slmjax.formats.weight_map import cast_params, shardings_of
 from slmjax.inference.description import Description
 from slmjax.inference.finetuned import load_finetuned
 from slmjax.inference.language_model import LanguageModel
@@ -22,7 +21,6 @@ from slmjax.models.parameters import Params, abstract_leaves, unflatten
 from slmjax.peft.config import MERGEABLE
 from slmjax.tokenization.tokenizer import STOP_IDS, Tokenizer, load_tokenizer
 
-_FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)  # codes of quantized weights are none
 LoadBase = Callable[[str], LanguageModel]
 
 
@@ -129,4 +127,4 @@ def _restore(run: Run, mesh: jax.sharding.Mesh | None) -> Params:
 def _cast(params: Params, dtype: str | None) -> Params:
     if dtype is None:
         return params
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype in _FLOATS else leaf, params)
+    return cast_params(params, dtype)

@@ -1,4 +1,4 @@
-"""Ends, beginnings and settings of GGUF files: keys, what llama.cpp takes for granted, and what our files say besides."""
+"""Ends, beginnings and settings of GGUF files: keys, what llama.cpp takes for granted, what our files say besides."""
 
 import dataclasses
 import json
@@ -120,7 +120,7 @@ def test_settings_of_others_and_ours():
     assert {key: ours[key] for key in theirs} == theirs
     assert not [key for key in settings_to({"temperature": 0.6}) if key.startswith("general")]  # greedy: none
     for text in ("{", "[]", '{"x": 1e999}'):
-        with pytest.raises(UserError, match="slmjax.generation_config"):
+        with pytest.raises(UserError, match=r"slmjax\.generation_config"):
             settings_from({"slmjax.generation_config": text}, "f")
 
 

@@ -1,4 +1,4 @@
-"""Adapters that change more than products: new tokens, whole modules under peft's names, biases, a tokenizer of their own.
+"""Adapters that change more than products: new tokens, whole modules under peft's names, biases, their own tokenizer.
 
 Without peft; tests/parity/test_peft_grown.py holds them against peft itself.
 """

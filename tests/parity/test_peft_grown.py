@@ -1,4 +1,4 @@
-"""Adapters that peft wrote of a resized model, of single tokens, with biases: its logits on the plain base's directory."""
+"""Adapters that peft wrote of a resized model, of single tokens, with biases: its logits on the plain base."""
 
 import numpy as np
 import pytest

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
+from slmjax.formats.weight_map import cast_params
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import abstract_leaves, flatten, resized, unflatten
@@ -63,7 +63,7 @@ def attached(
         variables = change_tables({"params": params, "peft": added})
         params, added = variables["params"], variables["peft"]
     if dtype is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        params = cast_params(params, dtype)
     return replace(base, config=config, params=params, peft=added, options=options, path=path or base.path)
 
 

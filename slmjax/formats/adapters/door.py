@@ -143,7 +143,8 @@ def with_own_tokenizer(lm: LanguageModel, directory: Path, vocab_size: int) -> L
     if not own and not settings:
         return lm
     stops = dict.fromkeys([*lm.stop_ids, *stop_ids_from(settings, tokenizer, vocab_size)])
-    generation = {**lm.generation, **without_known(settings, tokenizer, tuple(stops))} if settings else lm.generation
+    said = without_known(settings, tokenizer, tuple(stops))
+    generation = {**lm.generation, **{key: value for key, value in said.items() if key in settings}}
     return replace(lm, tokenizer=tokenizer, stop_ids=tuple(stops), generation=generation)
 
 
@@ -217,7 +218,9 @@ def save_as_peft(tuned: Tuned, path: str | Path) -> Path:
 
 def save_as_adapterhub(tuned: Tuned, path: str | Path) -> Path:
     """Write the adapter alone as AdapterHub has it, whole or not at all; returns the directory."""
-    return adapterhub.save_adapterhub(tuned.adapter, _names(tuned), path, base_name=tuned.base_name)
+    tokenizer = tuned.base.tokenizer if tuned.has_own_tokenizer else None
+    about: dict[str, Any] = {"base_name": tuned.base_name, "tokenizer": tokenizer}
+    return adapterhub.save_adapterhub(tuned.adapter, _names(tuned), path, **about)
 
 
 def _names(tuned: Tuned) -> Names:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slmjax.files import local_path, place_directory
+from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.recognition import ADAPTER_CONFIG, ADAPTERS, require_replaceable
 from slmjax.formats.safetensors_files import write_safetensors
 from slmjax.formats.tensors import PlannedTensor
+from slmjax.tokenization.tokenizer import Tokenizer
 
 Tensors = dict[str, np.ndarray]
 
@@ -31,11 +33,12 @@ def write_adapter(
     tensors: Tensors,
     *,
     card: str | None = None,
-    more: Callable[[Path], None] = lambda directory: None,
+    tokenizer: Tokenizer | None = None,
+    context_length: int = 0,
 ) -> Path:
     """Write the config with sorted keys, the tensors in the file `weights`, and a README.md; returns the directory.
 
-    more: writes what else belongs there.
+    tokenizer: the fine-tune's own, for a model of this context; None: it has its base's.
     """
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
     arrays = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
@@ -45,5 +48,6 @@ def write_adapter(
         write_safetensors(partial, plan, arrays.items(), max_shard_bytes=1 << 62, name=weights)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
-        more(partial)
+        if tokenizer is not None:
+            huggingface_tokenizer.write(tokenizer, partial, context_length)
     return directory

@@ -15,7 +15,6 @@ from slmjax.errors import UserError
 from slmjax.formats.adapters.adapter import Adapter, parameters_under, require_plain_inputs, require_plain_positions
 from slmjax.formats.adapters.files import Tensors, require_place, write_adapter
 from slmjax.formats.adapters.names import Names, names_of, within_layer
-from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.peft.config import (
     EMBEDDINGS,
     IA3,
@@ -70,12 +69,8 @@ def save_peft(
         **values,
     }
     card = _card(directory.name, base_name, kind, tensors)
-
-    def write_tokenizer(partial: Path) -> None:
-        if tokenizer is not None:
-            huggingface_tokenizer.write(tokenizer, partial, names.config.context_length)
-
-    return write_adapter(directory, values, WEIGHTS, tensors, card=card, more=write_tokenizer)
+    beside: dict[str, Any] = {"tokenizer": tokenizer, "context_length": names.config.context_length}
+    return write_adapter(directory, values, WEIGHTS, tensors, card=card, **beside)
 
 
 def _of_weights(adapter: Adapter, names: Names, base: Any, kind: str) -> tuple[dict[str, Any], Tensors]:
