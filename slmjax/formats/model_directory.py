@@ -58,7 +58,9 @@ def save(
         else:
             if tokenizer is not None:
                 tokenizer.save(partial)
-            write_json(partial / GENERATION, with_known(lm.generation, tokenizer, lm.stop_ids, lm.config.vocab_size))
+            if lm.generation:
+                settings = with_known(lm.generation, tokenizer, lm.stop_ids, lm.config.vocab_size)
+                write_json(partial / GENERATION, settings)
             write_weights(lm, partial, own_entries(lm.config), dtype=dtype, max_shard_bytes=max_shard_bytes)
             changes = {} if tokenizer is None else huggingface_tokenizer.changes(tokenizer, partial)
             Description(names="slmjax", tokenizer_changes=changes, **about).write(partial)

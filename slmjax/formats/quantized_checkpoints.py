@@ -33,8 +33,8 @@ _TENSORS = (
     (r"\.(weight\._data|weight\._scale|weight\._shift|_data|_scale|input_scale|output_scale)", "quanto"),
     (r"\.(codebooks|codes)", "AQLM"),
     (r"\.(Qidxs|SU|SV|Wscale)", "QuIP#"),
+    (r"_blocks", "MXFP4"),
     (r"\.weight_scales", "EETQ"),
-    (r"[._](blocks|scales)_?(mxfp4)?", "MXFP4"),
     (r"\.(weight_scale_inv|weight_scale|weight_scale_2)", "fp8"),
     (r"\.(scales|biases)", "MLX"),
 )
@@ -92,7 +92,7 @@ def _method_of(strange: Mapping[str, str], expected: Collection[str]) -> str | N
         if any(re.search(f"{pattern}$", name) for name in ends):
             if packed and method not in ("GPTQ", "EXL2"):
                 continue
-            return "MXFP4" if method == "MLX" and any(name.endswith("_blocks") for name in ends) else method
+            return method
     if packed:
         return "AWQ"
     kinds = {kind for name, kind in strange.items() if name in expected}

@@ -75,7 +75,7 @@ def _ids_of(tokenizer: Tokenizer | None, stop_ids: Sequence[int]) -> dict[str, A
 
 
 def default_sampling(settings: Mapping[str, Any], **given: float | None) -> Sampling:
-    """How tokens are drawn: by what is given, else by the model's settings, else greedily.
+    """The drawing of tokens by what is given, else by the model's settings, else greedily.
 
     As in transformers: without `do_sample` the most likely token is taken, and with it the temperature is 1 and top_k
     is 50 where the file says nothing. A temperature that is given decides whether tokens are drawn at all.

@@ -90,6 +90,7 @@ TENSORS = [
     ("bitsandbytes", {Q.replace("weight", "SCB"): np.zeros(4, np.float32)}, np.int8),
     ("GPTQ", GPTQ, None),
     ("AWQ", AWQ, None),
+    ("MXFP4", MXFP4, None),
     ("compressed-tensors", {Q.replace("weight", "weight_packed"): np.zeros(4, np.int32)}, None),
     ("fp8", {Q.replace("weight", "weight_scale_inv"): np.ones((1, 1), np.float32)}, np.uint8),
     ("HQQ", {Q.replace("weight", "W_q"): np.zeros(4, np.uint8)}, None),

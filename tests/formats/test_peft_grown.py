@@ -6,7 +6,6 @@ Without peft; tests/parity/test_peft_grown.py holds them against peft itself.
 import copy
 import dataclasses
 import json
-from functools import partial
 
 import jax
 import numpy as np
@@ -17,12 +16,9 @@ import slmjax
 from slmjax.errors import UserError
 from slmjax.formats.adapters.door import read_adapter, save_as_peft
 from slmjax.formats.huggingface.export import save_huggingface
-from slmjax.models.transformer import Transformer
 
 PREFIX = "base_model.model."
 TABLE, HEAD = "model.embed_tokens", "lm_head"
-TOKENS = np.array([[3, 9, 80, 33, 5]], np.int32)
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +110,7 @@ def test_single_tokens_are_replaced(lm, tied, bases, tmp_path, kind, listed):
     if listed == "own type":
         tensors = {f"{TABLE}.trainable_tokens_delta": new}
         config = {"peft_type": "TRAINABLE_TOKENS", "token_indices": ids, "target_modules": ["embed_tokens"]}
+        config |= {"r": None, "lora_alpha": None}
     else:
         tensors = lora_of_q() | {f"{TABLE}.token_adapter.trainable_tokens_delta": new}
         config = {"trainable_token_indices": ids if listed == "list" else {"embed_tokens": ids}}
@@ -163,9 +160,6 @@ def test_biases_that_the_base_has_not(lm, bases, tmp_path):
         bias = tensors[f"model.layers.{i}.self_attn.q_proj.lora_B.bias"]
         np.testing.assert_allclose(block["q_proj"]["bias"][i], 2.0 * bias, rtol=1e-6)  # alpha / r
         assert not np.any(block["k_proj"]["bias"][i])
-    beside = slmjax.load(adapter, merge=False)
-    run = quick_jit(lambda lm: Transformer(made.config).apply({"params": lm}, TOKENS)[0])
-    np.testing.assert_allclose(beside.apply(beside.params, TOKENS), run(made.params), atol=1e-4)
     again = save_as_peft(read_adapter(adapter, slmjax.load), tmp_path / "again")
     written = load_file(again / "adapter_model.safetensors")
     assert json.loads((again / "adapter_config.json").read_text())["lora_bias"] is True

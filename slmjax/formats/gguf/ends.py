@@ -1,4 +1,4 @@
-"""Where a GGUF file's model begins and ends what it says, and how it draws: keys, and what llama.cpp takes for granted.
+"""Ends, beginnings and settings of a GGUF file's model: its keys, and what llama.cpp takes for granted.
 
 llama.cpp has a key for one end of text, of turn and of message each, looks for tokens by their well-known names
 besides, whatever type the file gives them, and has defaults where keys are absent. Files of ours say all of a model's
