@@ -75,6 +75,8 @@ def _grown(
     ends = [end for end in (names.table, names.head) if end is not None]
     rows = {end: opened.shape(theirs)[0] for end in ends for theirs in _held(opened, names, f"{end}.weight")}
     trained = [module for module, tensors in opened.modules.items() if "tokens" in tensors]
+    if opened.file.values.get("trainable_token_indices") and not trained:
+        raise UserError(f"{opened.path} is incomplete: {WEIGHTS} has nothing for its trainable_token_indices.")
     config = with_rows(config, rows, [id for module in trained for id in token_indices(opened.file, module)])
     if config.tie_embeddings and names.head in rows:  # the same as the table, since nothing unties them
         for name in [n for n in opened.whole if names.family.own_name(n) == f"{names.head}.weight"]:
