@@ -25,7 +25,7 @@ class UserError(Exception):
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters; the name of its type when it has none."""
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__
 
 
 def first_few(items: Sequence[str], count: int = 3, separator: str = ", ") -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
+from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.sampling_arguments import add_context_argument, add_sampling_arguments, sampling_settings
 from slmjax.console import say
 
@@ -20,8 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--model", required=True, help="model that has a chat template")
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
+    add_checkpoint_argument(parser)
     parser.add_argument("--system", help="system prompt")
-    parser.add_argument("--max-new-tokens", type=int, help="maximum tokens per answer (default: the model's, else 512)")
+    parser.add_argument(
+        "--max-new-tokens", type=whole_number(1), help="maximum tokens per answer (default: the model's, else 512)"
+    )
     add_context_argument(parser, "the model's, at most 4096")
     add_sampling_arguments(parser)
 
@@ -32,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.formats.models import load
     from slmjax.inference.chat import Conversation
 
-    lm = load(args.model, base=args.base).with_context(args.context)
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint).with_context(args.context)
     conversation = Conversation(
         lm,
         system=args.system,

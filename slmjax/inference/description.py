@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from slmjax.errors import UserError, did_you_mean
-from slmjax.files import place_file
+from slmjax.files import local_path, place_file
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.peft.config import PeftConfig
@@ -44,6 +44,10 @@ class Description:
         generation: of a run, the settings of generation_config.json that its base has; a model's are in that file.
         total_steps: a run's budget in steps, None where it is not known.
         tokenizer: a run's tokenizer directory, relative to the run's own (or absolute).
+        base_places: of a fine-tune whose base is on this disk, where that was when the run was last begun: absolute,
+            and relative to the run's directory, so that it is found again when both were moved.
+        loaded: the checkpoint of a run that is loaded where none is named, the "latest" or the "best".
+        best_metric: the evaluation's number by which a run's best checkpoint is told.
         names: of a model's tensors, "huggingface" (a family of transformers, which config.json says) or "slmjax" (our
             own paths, where no family can express the network).
         tokenizer_changes: of a model, what its tokenizer's files had to lose to be read by transformers: "settings"
@@ -59,6 +63,9 @@ class Description:
     generation: Mapping[str, Any] = field(default_factory=dict)
     total_steps: int | None = None
     tokenizer: str = "tokenizer"
+    base_places: tuple[str, ...] = ()
+    loaded: Literal["latest", "best"] = "latest"
+    best_metric: str = "validation_loss"
     names: Literal["huggingface", "slmjax"] = "slmjax"
     tokenizer_changes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,6 +78,8 @@ class Description:
             values |= {"peft": dataclasses.asdict(self.peft)} if tuned else {}
             values |= {"generation": dict(self.generation)} if self.generation else {}
             values |= {"averaged": self.averaged, "total_steps": self.total_steps, "tokenizer": self.tokenizer}
+            values |= {"base_places": list(self.base_places)} if self.base_places else {}
+            values |= {"loaded": self.loaded, "best_metric": self.best_metric}
         else:
             values |= {"names": self.names, "tokenizer_changes": dict(self.tokenizer_changes)}
         return values
@@ -117,6 +126,9 @@ def description_from(values: Mapping[str, Any], path: Path) -> Description:
     names = typed.text("names", "slmjax")
     if names not in ("huggingface", "slmjax"):
         raise typed.error("names", "must be 'huggingface' or 'slmjax'")
+    loaded = typed.text("loaded", "latest")
+    if loaded not in ("latest", "best"):
+        raise typed.error("loaded", "must be 'latest' or 'best'")
     model = model_config_from(values.get("model"), path)
     return Description(
         kind=kind,
@@ -128,6 +140,9 @@ def description_from(values: Mapping[str, Any], path: Path) -> Description:
         generation=typed.table("generation"),
         total_steps=typed.integer("total_steps", None, most=10**12),
         tokenizer=typed.text("tokenizer", "tokenizer"),
+        base_places=tuple(typed.names("base_places", [])),
+        loaded=loaded,  # type: ignore[arg-type]
+        best_metric=typed.text("best_metric", "validation_loss"),
         names=names,  # type: ignore[arg-type]
         tokenizer_changes=typed.table("tokenizer_changes"),
     )
@@ -223,7 +238,7 @@ def _tokenizer_of_run(directory: Path, cache: str) -> str:
     """Where a run's tokenizer lies: beside its checkpoints, else with its corpus."""
     if (directory / "tokenizer").is_dir():
         return "tokenizer"
-    base = Path(cache) if cache else Path("data")
+    base = local_path(cache, "data.cache_dir") if cache else Path("data")
     inner = Path("corpus") / "tokenizer" if (directory / base / "corpus").is_dir() else Path("tokenizer")
     return str(base / inner)
 

@@ -18,7 +18,7 @@ CHOICES = {
     "norm_placement": ("pre", "output", "sandwich", "post"),
     "position": ("rope", "learned", "alibi", "none"),
     "activation": tuple(ACTIVATIONS),
-    "qk_norm": ("none", "head", "full"),
+    "qk_norm": ("none", "head", "full", "heads"),
 }
 ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
@@ -53,6 +53,7 @@ POSITIVE = (
     "rope_theta_local",
     "logit_divisor",
     "logit_softcap",
+    "alibi_max_bias",
 )
 NOT_NEGATIVE = ("norm_eps", "init_std")
 FINITE = ("embedding_multiplier", "residual_multiplier")
@@ -76,6 +77,7 @@ def check_model(config: ModelConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             _require_whole(f"model.{name}", number, 1, shown=value)
     for names, is_possible, bound in (
+        (("rope_theta", "rope_theta_local"), lambda x: x > 0, "above 0 (every loss is NaN otherwise)"),
         (POSITIVE, lambda x: x > 0, "above 0"),
         (NOT_NEGATIVE, lambda x: x >= 0, "at least 0"),
         (FINITE, math.isfinite, "finite"),
@@ -89,6 +91,10 @@ def check_model(config: ModelConfig) -> None:
             raise UserError(f"model.{field.name}={getattr(config, field.name)!r} must be true or false.")
     _check_layers(config)
     _check_positions(config)
+    if config.qk_norm_after_rope and config.qk_norm != "head":
+        raise UserError(
+            f"model.qk_norm_after_rope=True with model.qk_norm={config.qk_norm!r}: set model.qk_norm='head'."
+        )
     if config.shared_norm and not config.parallel_residual:
         raise UserError("model.shared_norm=True needs model.parallel_residual=True.")
     if config.parallel_residual and config.norm_placement != "pre":
@@ -152,9 +158,10 @@ def check_rope_scaling(scaling: RopeScaling) -> None:
             raise UserError(f"model.rope_scaling.{name}={values!r} must be a list of numbers.")
         for value in values:
             _require_number(f"model.rope_scaling.{name}", value, lambda x: x > 0, "above 0")
-    if scaling.kind != "linear" and scaling.original_context_length <= 0:
+    least = 1 if scaling.kind == "longrope" else 0  # whose formula divides by the logarithm
+    if scaling.kind != "linear" and scaling.original_context_length <= least:
         raise UserError(
-            f"model.rope_scaling.original_context_length={scaling.original_context_length} must be above 0 "
+            f"model.rope_scaling.original_context_length={scaling.original_context_length} must be above {least} "
             f"for kind={scaling.kind!r}."
         )
     if scaling.factor <= 0:

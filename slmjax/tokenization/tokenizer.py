@@ -12,6 +12,7 @@ import tokenizers
 from tqdm import tqdm
 
 from slmjax.errors import UserError, first_few, one_line
+from slmjax.files import local_path
 from slmjax.tokenization.backends import Backend, HuggingFaceBackend, SentencePieceBackend
 from slmjax.tokenization.long_words import cut_long_words
 from slmjax.untrusted import parse_json, read_text
@@ -135,7 +136,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         UserError: nothing there, more than one candidate, or a file that does not parse.
     """
-    path = Path(path)
+    path = local_path(path, "The tokenizer")
     if not path.exists():
         raise UserError(
             f"There is no tokenizer at {path}: give a tokenizer.json, a SentencePiece .model or a directory."

@@ -62,6 +62,7 @@ def miniatures() -> dict[str, ModelConfig]:
     for _, sizes in FAMILIES.values():
         for name in sizes:
             found.setdefault(miniature(model_config(name)), name)
+    found[dataclasses.replace(miniature(model_config("qwen3-0.6b")), qk_norm_after_rope=True)] = "hunyuan"
     return {name: config for config, name in found.items()}
 
 
