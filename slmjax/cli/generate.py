@@ -6,6 +6,8 @@ import argparse
 import json
 
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
+from slmjax.console import say
+from slmjax.errors import first_few
 
 HELP = "continue one or more prompts with a model"
 EXAMPLE = "slmjax generate --model runs/quickstart --prompt 'def main(' --temperature 0.7"
@@ -21,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=64, help="maximum tokens per prompt (default: %(default)s)"
     )
+    parser.add_argument(
+        "--special", action="store_true", help="read special tokens in the prompts, such as <|im_start|>, as tokens"
+    )
     add_sampling_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
 
@@ -29,8 +34,13 @@ def run(args: argparse.Namespace) -> int:
     """Print each prompt with its continuation, a single one as it grows."""
     from slmjax.formats.models import load
     from slmjax.inference.generate import generate
+    from slmjax.inference.text import special_tokens_in
 
     lm = load(args.model, base=args.base)
+    if not args.special and lm.tokenizer is not None:
+        found = dict.fromkeys(token for prompt in args.prompt for token in special_tokens_in(lm.tokenizer, prompt))
+        if found:
+            say(f"The prompt's {first_few(list(found))} is read as text: give --special to read it as a special token.")
     streaming = len(args.prompt) == 1 and not args.json
     begun = False
 
@@ -47,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
         stop=args.stop,
+        special=args.special,
         stream=show if streaming else None,
         **sampling_settings(args),
     )

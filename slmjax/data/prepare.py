@@ -94,7 +94,7 @@ def tokenizer_for(config: DataConfig, directory: str | Path, *, progress: bool =
     directory = Path(directory)
     key = _digest([_RULES, size, config.seed, config.validation_fraction, _source_keys(config, weights=True)])
     if _trained_key(directory) == key:
-        return load_tokenizer(directory)
+        return load_tokenizer(directory, as_saved=True)
     if _is_foreign(directory, "trained.json"):
         raise UserError(f"{directory} holds something that is not a trained tokenizer: give a new or empty directory.")
     tokenizer = train_bpe(_training_texts(config), size, progress=progress)
@@ -256,7 +256,7 @@ def _is_prepared(directory: Path, fingerprint: str) -> bool:
         for name in description["config"]["sources"]:
             for split in ("train", "validation"):
                 TokenStore(directory / split / name)
-        load_tokenizer(directory / "tokenizer")
+        load_tokenizer(directory / "tokenizer", as_saved=True)
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return False
     return True

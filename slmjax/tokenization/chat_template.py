@@ -144,21 +144,27 @@ def choose_template(setting: Any, *, tools: bool = False) -> str | None:
 
     Of several named ones it is the one named "default", or "tool_use", if there, for `tools`.
     """
+    named = named_templates(setting)
+    return (named.get("tool_use") if tools else None) or named.get("default")
+
+
+def named_templates(setting: Any) -> dict[str, str]:
+    """The templates of a tokenizer's setting `chat_template` by name; a single one is "default"."""
     if isinstance(setting, list):  # transformers' older way to name several
         setting = {item.get("name"): item.get("template") for item in setting if isinstance(item, dict)}
-    if isinstance(setting, dict):
-        setting = (setting.get("tool_use") if tools else None) or setting.get("default")
-    return setting if isinstance(setting, str) else None
+    named = setting if isinstance(setting, dict) else {"default": setting}
+    return {name: template for name, template in named.items() if isinstance(name, str) and isinstance(template, str)}
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The special tokens that a template may write, by name: bos_token, eos_token ..., as transformers names them."""
     found = {f"{role}_token": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
     names: dict[str, Any] = {name: tokenizer.id_to_token(id) for name, id in found.items() if id is not None}
-    for name in ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"):
-        if name in tokenizer.settings:
-            token = tokenizer.settings[name]
+    for name, token in tokenizer.settings.items():
+        if name.endswith("_token"):
             names[name] = token.get("content") if isinstance(token, dict) else token
+    extra = tokenizer.settings.get("extra_special_tokens")
+    names |= extra if isinstance(extra, dict) else {}
     return {name: token for name, token in names.items() if isinstance(token, str)}
 
 

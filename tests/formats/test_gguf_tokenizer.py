@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.errors import UserError
-from slmjax.formats import sentencepiece_proto as sp
+from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS
 from slmjax.formats.gguf.tokenizer import tokenizer_from, tokenizer_to
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer, train_bpe

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from slmjax.errors import UserError
-from slmjax.formats import sentencepiece_proto as sp
+from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
 from slmjax.tokenization.backends import SPACE, HuggingFaceBackend, SentencePieceBackend
