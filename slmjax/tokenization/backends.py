@@ -188,14 +188,14 @@ class SentencePieceBackend:
         return ids, offsets
 
     def decode(self, ids: Sequence[int], keep_special: bool) -> str:
-        """Text of `ids`; control pieces are written only with `keep_special`."""
+        """Text of `ids`; control pieces, and what is unknown, are written only with `keep_special`."""
         ids = [id for id in ids if 0 <= id < self.vocab_size]
         if not keep_special:
-            return self._processor.decode(ids)
+            return self._processor.decode([id for id in ids if not self._is_special(id)])
         text = ""
         run: list[int] = []
         for id in ids:
-            if self._processor.is_control(id):
+            if self._is_special(id):
                 text += self._processor.decode(run) + self._processor.id_to_piece(id)
                 run = []
             else:
@@ -213,9 +213,10 @@ class SentencePieceBackend:
 
     def special_ids(self) -> dict[str, int]:
         """Control pieces and their ids, and the one of what is unknown."""
-        piece, ids = self._processor.id_to_piece, range(self.vocab_size)
-        special = (self._processor.is_control, self._processor.is_unknown)
-        return {piece(id): id for id in ids if any(holds(id) for holds in special)}
+        return {self._processor.id_to_piece(id): id for id in range(self.vocab_size) if self._is_special(id)}
+
+    def _is_special(self, id: int) -> bool:
+        return self._processor.is_control(id) or self._processor.is_unknown(id)
 
     def added_around(self) -> tuple[list[int], list[int]]:
         """Nothing: a model does not say what is put around a text."""

@@ -16,8 +16,8 @@ from slmjax.tokenization.assistant_spans import Span
 from slmjax.tokenization.chat_template import ChatTemplate, Message
 from slmjax.tokenization.tokenizer import Tokenizer
 
-# Put into a special token's string that stands in a message: then it is no longer one. No text can hold it.
-_MARK = f"\ue010{secrets.token_hex(8)}"
+# Put around a special token's string that stands in a message: then it is text. No text can hold them.
+_OPEN, _CLOSE = (f"{sign}{secrets.token_hex(8)}" for sign in ("\ue010", "\ue011"))
 
 
 def encode_messages(
@@ -62,10 +62,10 @@ def encode_conversation(
     ids, offsets = _encode(tokenizer, text, special)
     if last is not None:
         spans = spans[len(spans) - last :]
-    if _MARK in text:
-        marks = [found.start() for found in re.finditer(_MARK, text)]
+    marks = [found.start() for found in re.finditer(f"{_OPEN}|{_CLOSE}", text)]
+    if marks:
         places = np.asarray(spans)
-        spans = (places - len(_MARK) * np.searchsorted(marks, places)).tolist()
+        spans = (places - len(_OPEN) * np.searchsorted(marks, places)).tolist()
     return ids, tokens_within(offsets, spans)
 
 
@@ -84,28 +84,41 @@ def tokens_within(offsets: Sequence[Span], spans: Sequence[Span]) -> np.ndarray:
 
 
 def _encode(tokenizer: Tokenizer, text: str, special: dict[str, int]) -> tuple[list[int], list[Span]]:
-    """Ids and places in the text without marks."""
-    if _MARK not in text:
-        return tokenizer.encode_with_offsets(text, allow_special=True)
+    """Ids and places in the text without marks: what is marked is a piece of its own, without special tokens.
+
+    Source: transformers' `encode_marked_chat`, of `apply_chat_template(..., sanitize_control_tokens=True)`.
+    """
     ids: list[int] = []
     offsets: list[Span] = []
     begin = 0
-    for part in _pattern(tuple(special)).split(text):
-        if part in special:
-            part_ids, places = [special[part]], [(0, len(part))]
-        else:
-            part = part.replace(_MARK, "")
-            part_ids, places = tokenizer.encode_with_offsets(part)
+    for number, piece in enumerate(_marked_pattern(tuple(special)).split(text)):
+        if not piece:  # between two marks, or a mark that the template parted from its token
+            continue
+        part_ids, places = _encode_within(tokenizer, piece, allow_special=number % 2 == 0, first=number == 0)
         ids += part_ids
         offsets += [(begin + start, begin + end) for start, end in places]
-        begin += len(part)
+        begin += len(piece)
     return ids, offsets
 
 
+def _encode_within(
+    tokenizer: Tokenizer, piece: str, *, allow_special: bool, first: bool
+) -> tuple[list[int], list[Span]]:
+    """Ids of a piece of a text, without the space that tokenizers put before a text unless it is the first."""
+    if first:
+        return tokenizer.encode_with_offsets(piece, allow_special)
+    newline = tokenizer.encode("\n", allow_special=True)
+    ids, offsets = tokenizer.encode_with_offsets(f"\n{piece}", allow_special)
+    count = len(newline)
+    if ids[:count] != newline:  # the line break has become a part of what follows
+        return tokenizer.encode_with_offsets(piece, allow_special)
+    return ids[count:], [(max(begin - 1, 0), max(end - 1, 0)) for begin, end in offsets[count:]]
+
+
 def _with_marks(value: Any, special: dict[str, int]) -> Any:
-    """`value` with a mark inside each special token's string of its texts."""
+    """`value` with marks around each special token's string of its texts."""
     if isinstance(value, str) and special:
-        return _pattern(tuple(special)).sub(lambda found: found[0][0] + _MARK + found[0][1:], value)
+        return _pattern(tuple(special)).sub(f"{_OPEN}\\g<0>{_CLOSE}", value)
     if isinstance(value, Mapping):
         return {key: _with_marks(item, special) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -116,4 +129,11 @@ def _with_marks(value: Any, special: dict[str, int]) -> Any:
 @functools.lru_cache(maxsize=8)
 def _pattern(special: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted(filter(None, special), key=len, reverse=True)
-    return re.compile(f"((?:{'|'.join(map(re.escape, longest_first))})(?!{_MARK}))")
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+@functools.lru_cache(maxsize=8)
+def _marked_pattern(special: tuple[str, ...]) -> re.Pattern[str]:
+    """A special token with a mark on either side, one of which a template may have cut off, or a mark alone."""
+    token = f"(?:{_pattern(special).pattern})"
+    return re.compile(f"(?:{_OPEN})?({token}(?={_CLOSE})|(?<={_OPEN}){token})(?:{_CLOSE})?|{_OPEN}|{_CLOSE}")

@@ -105,7 +105,7 @@ def _start(
             roles = {} if "pad_token" in kind.roles else roles
         return _Start(tokenizer, kind, description.get("post_processor") is not None, roles)
     model = directory / _SENTENCEPIECE
-    if model.is_file() and (kind is None or kind.files == (_SENTENCEPIECE,)):
+    if model.is_file():
         return _of_sentencepiece(model.read_bytes(), kind, settings)
     vocabulary, merges = directory / "vocab.json", directory / "merges.txt"
     if vocabulary.is_file() and merges.is_file():
@@ -201,8 +201,8 @@ def _named(directory: Path, settings: Mapping[str, Any], description: Any, start
         for token in (description or {}).get("added_tokens") or []:
             added[int(token["id"])] = _added(token)
     if start.sentencepiece and sp.parse_sentencepiece(start.sentencepiece).add_dummy_prefix:
-        for token in added.values():  # found in the text as it is, so that what follows gets a space of its own
-            token.normalized = False
+        # Found in the text as it is, so that what follows gets a space of its own.
+        added = {id: _with(token, normalized=False) for id, token in added.items()}
     by_content = {token.content: token for token in added.values()}
     roles: dict[str, Token | None] = dict.fromkeys(ROLES)
     if start.kind is not None:
@@ -232,8 +232,7 @@ def _add(start: _Start, named: _Named) -> None:
             tokens.append(token)
     flagged = {_content(token) for token in roles}
     objects = [AddedToken(token, special=True) if isinstance(token, str) else token for token in tokens]
-    for added in objects:
-        added.special = added.special or added.content in flagged
+    objects = [_with(token, special=token.special or token.content in flagged) for token in objects]
     tokenizer.add_tokens(objects)
     if start.kind is not None and start.kind.flags_roles:
         plain = start.kind.flags_roles == "plainly"
@@ -285,9 +284,15 @@ def _token(value: Any) -> Token:
     return value if isinstance(value, str) else _added({"special": True, **value})
 
 
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
 def _added(value: Any) -> AddedToken:
-    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    return AddedToken(value["content"], **{name: bool(value[name]) for name in names if name in value})
+    return AddedToken(value["content"], **{name: bool(value[name]) for name in _FLAGS if name in value})
+
+
+def _with(token: AddedToken, **changed: bool) -> AddedToken:
+    return AddedToken(token.content, **{name: getattr(token, name) for name in _FLAGS} | changed)
 
 
 def _content(token: Any) -> str | None:

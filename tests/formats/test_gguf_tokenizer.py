@@ -19,7 +19,9 @@ ORIGINALS = ("gpt2", "llama2", "neox20b", "smollm2")
 
 
 def original(assets: Path, name: str) -> Tokenizer:
-    folder = assets / ("models/smollm2-135m-instruct" if name == "smollm2" else f"data/tokenizers/{name}")
+    # The file itself: of the directory transformers leaves out that digits are split.
+    file = "models/smollm2-135m-instruct/tokenizer.json"
+    folder = assets / (file if name == "smollm2" else f"data/tokenizers/{name}")
     return load_tokenizer(folder)
 
 
