@@ -67,7 +67,7 @@ class Continuation:
         piece = self._piece()
         if not piece or (piece.endswith("\ufffd") and len(self._ids) - self._read < _PENDING):
             return ""
-        self._context, self._read = self._read, len(self._ids)
+        self._context, self._read = self._context_after(piece), len(self._ids)
         return self._show(piece)
 
     def end(self) -> str:
@@ -95,6 +95,11 @@ class Continuation:
                 return start
             size *= 2
         return 0
+
+    def _context_after(self, piece: str) -> int:
+        """Where to decode what follows a piece from: its first token, unless that completes a character."""
+        text = self._tokenizer.decode(self._ids[self._read :])
+        return self._context if text.startswith("\ufffd") and not piece.startswith("\ufffd") else self._read
 
     def _piece(self) -> str:
         """The text of the tokens that were not decoded yet."""

@@ -8,6 +8,7 @@ import functools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def encode_messages(
     special = tokenizer.special_tokens()
     marked, marked_tools = _with_marks(list(messages), special), _with_marks(tools, special)
     text = template.render(marked, add_generation_prompt=add_generation_prompt, tools=marked_tools, variables=variables)
-    return _encode(tokenizer, text, special)[0]
+    return [id for piece in _pieces(text, special) for id in _encode(tokenizer, piece)]
 
 
 def encode_conversation(
@@ -59,7 +60,7 @@ def encode_conversation(
     special = tokenizer.special_tokens()
     marked, marked_tools = _with_marks(list(messages), special), _with_marks(tools, special)
     text, spans = template.render_with_spans(marked, tools=marked_tools)
-    ids, offsets = _encode(tokenizer, text, special)
+    ids, offsets = _encode_with_offsets(tokenizer, _pieces(text, special))
     if last is not None:
         spans = spans[len(spans) - last :]
     marks = [found.start() for found in re.finditer(f"{_OPEN}|{_CLOSE}", text)]
@@ -83,36 +84,49 @@ def tokens_within(offsets: Sequence[Span], spans: Sequence[Span]) -> np.ndarray:
     return within
 
 
-def _encode(tokenizer: Tokenizer, text: str, special: dict[str, int]) -> tuple[list[int], list[Span]]:
-    """Ids and places in the text without marks: what is marked is a piece of its own, without special tokens.
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of a text, in which special tokens count or not; first: the beginning of the text."""
+
+    text: str
+    allow_special: bool
+    first: bool
+
+
+def _pieces(text: str, special: dict[str, int]) -> list[_Piece]:
+    """A text cut where messages have special tokens' strings, without the marks: those are pieces of their own.
 
     Source: transformers' `encode_marked_chat`, of `apply_chat_template(..., sanitize_control_tokens=True)`.
     """
+    parts = enumerate(_marked_pattern(tuple(special)).split(text))
+    return [_Piece(part, number % 2 == 0, number == 0) for number, part in parts if part]
+
+
+def _encode(tokenizer: Tokenizer, piece: _Piece) -> list[int]:
+    """Ids of a piece, without the space that tokenizers put before a text unless it is the first."""
+    if not piece.first:
+        newline = tokenizer.encode("\n", allow_special=True)
+        ids = tokenizer.encode(f"\n{piece.text}", piece.allow_special)
+        if ids[: len(newline)] == newline:  # else the line break has become a part of what follows
+            return ids[len(newline) :]
+    return tokenizer.encode(piece.text, piece.allow_special)
+
+
+def _encode_with_offsets(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> tuple[list[int], list[Span]]:
+    """Ids of pieces, and their characters in the text that they come to."""
     ids: list[int] = []
     offsets: list[Span] = []
     begin = 0
-    for number, piece in enumerate(_marked_pattern(tuple(special)).split(text)):
-        if not piece:  # between two marks, or a mark that the template parted from its token
-            continue
-        part_ids, places = _encode_within(tokenizer, piece, allow_special=number % 2 == 0, first=number == 0)
-        ids += part_ids
+    for piece in pieces:
+        part = _encode(tokenizer, piece)
+        found, places = tokenizer.encode_with_offsets(piece.text, piece.allow_special)
+        if found != part:  # with the line break before it
+            _, places = tokenizer.encode_with_offsets(f"\n{piece.text}", piece.allow_special)
+            places = [(max(start - 1, 0), max(end - 1, 0)) for start, end in places[len(places) - len(part) :]]
+        ids += part
         offsets += [(begin + start, begin + end) for start, end in places]
-        begin += len(piece)
+        begin += len(piece.text)
     return ids, offsets
-
-
-def _encode_within(
-    tokenizer: Tokenizer, piece: str, *, allow_special: bool, first: bool
-) -> tuple[list[int], list[Span]]:
-    """Ids of a piece of a text, without the space that tokenizers put before a text unless it is the first."""
-    if first:
-        return tokenizer.encode_with_offsets(piece, allow_special)
-    newline = tokenizer.encode("\n", allow_special=True)
-    ids, offsets = tokenizer.encode_with_offsets(f"\n{piece}", allow_special)
-    count = len(newline)
-    if ids[:count] != newline:  # the line break has become a part of what follows
-        return tokenizer.encode_with_offsets(piece, allow_special)
-    return ids[count:], [(max(begin - 1, 0), max(end - 1, 0)) for begin, end in offsets[count:]]
 
 
 def _with_marks(value: Any, special: dict[str, int]) -> Any:

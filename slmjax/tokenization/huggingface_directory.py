@@ -267,7 +267,10 @@ def _plain_sentencepiece(start: _Start, named: _Named, settings: Mapping[str, An
     model = sp.parse_sentencepiece(start.sentencepiece)
     own = {sp.CONTROL, sp.UNKNOWN}
     pieces = {piece: id for id, piece in enumerate(model.pieces) if model.types[id] in own}
-    if sp.USER_DEFINED in model.types or any(pieces.get(token.content) != id for id, token in named.added.items()):
+    unknown = _content(named.roles["unk_token"])  # special there; the library knows no other way
+    if sp.USER_DEFINED in model.types or model.types[pieces.get(unknown, -1)] != sp.UNKNOWN:
+        return None
+    if any(pieces.get(token.content) != id for id, token in named.added.items()):
         return None
     every = [*named.roles.values(), *named.own.values(), *named.extra]
     return SentencePieceBackend(start.sentencepiece) if all(_content(t) in (None, *pieces) for t in every) else None

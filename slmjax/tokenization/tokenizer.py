@@ -56,6 +56,7 @@ class Tokenizer:
         self._backend = backend
         self.settings = dict(settings or {})
         self.begin_ids: tuple[int, ...] = ()
+        self._splits_special = self.settings.get("split_special_tokens") is True  # a setting of transformers
         self.vocab_size = backend.vocab_size
         self.bos_id, self.eos_id, self.pad_id = (_find_role(backend, self.settings, r) for r in ("bos", "eos", "pad"))
         roles = f"{backend.digest()} {self.bos_id} {self.eos_id} {self.pad_id}"
@@ -73,7 +74,7 @@ class Tokenizer:
         Raises:
             UserError: `text` holds a lone surrogate, which no UTF-8 stands for.
         """
-        return self._backend.encode(_encodable(text), allow_special)
+        return self._backend.encode(_encodable(text), allow_special and not self._splits_special)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`[encode(text) for text in texts]`, on all cores."""
@@ -87,7 +88,7 @@ class Tokenizer:
         Raises:
             UserError: a lone surrogate, or a SentencePiece model that rewrites the text.
         """
-        return self._backend.encode_with_offsets(_encodable(text), allow_special)
+        return self._backend.encode_with_offsets(_encodable(text), allow_special and not self._splits_special)
 
     def special_tokens(self) -> dict[str, int]:
         """The special tokens, as text writes them, and their ids."""

@@ -131,6 +131,8 @@ def write_directory(rng: random.Random, folder: Path) -> None:
         settings[key] = rng.sample(NAMES, rng.randrange(3))
     if rng.random() < 0.1:
         settings["image_token"] = "<tool>"
+    if rng.random() < 0.05:
+        settings["split_special_tokens"] = True
     where = rng.choice(["json", "decoder", "both", "file"])
     if where in ("decoder", "both"):
         settings["added_tokens_decoder"] = {
@@ -153,6 +155,9 @@ def write_directory(rng: random.Random, folder: Path) -> None:
             description["added_tokens"] = sorted(entries, key=lambda e: e["id"])
         known = {**vocabulary, **{e["content"]: e["id"] for e in description["added_tokens"]}}
         description["post_processor"] = _processor(rng, known)
+        if rng.random() < 0.1:
+            padding = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+            description["padding"] = padding | {"pad_type_id": 0, "pad_token": rng.choice(NAMES[:8])}
         _write(folder / "tokenizer.json", description)
     if rng.random() < 0.95:
         _write(folder / "tokenizer_config.json", settings)
