@@ -18,7 +18,25 @@ MODEL_TYPES = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "phi3", "gemma3_tex
 MODEL_TYPES += ["granite", "starcoder2", "glm4", "mpt", "unheard_of"]
 NAMES = ["<|im_start|>", "<|im_end|>", "<tool>", "[INST]", "<pad>", "<s>", "</s>", "<unk>", "<bos>", "<eos>", "fox"]
 NAMES += ["   ", "<|endoftext|>", f"{SPACE}<PRE>", "é", "12"]
-PIECES = [*NAMES, " ", "  ", "\n", "the", " quick", "2024", "it's", "日本", "🦙", "x", ".", "\t", "a", "e\u0301", SPACE, "Dog "]
+PIECES = [
+    *NAMES,
+    " ",
+    "  ",
+    "\n",
+    "the",
+    " quick",
+    "2024",
+    "it's",
+    "日本",
+    "🦙",
+    "x",
+    ".",
+    "\t",
+    "a",
+    "e\u0301",
+    SPACE,
+    "Dog ",
+]
 
 
 def byte_level(rng: random.Random, folder: Path) -> dict[str, Any]:
@@ -170,7 +188,11 @@ def text(rng: random.Random) -> str:
 
 
 def _classes(base: str) -> list[str]:
-    fitting = {"sentencepiece": CLASSES[2:4] + CLASSES[6:7], "fallback": CLASSES[2:4] + CLASSES[6:7], "slow": CLASSES[:2]}
+    fitting = {
+        "sentencepiece": CLASSES[2:4] + CLASSES[6:7],
+        "fallback": CLASSES[2:4] + CLASSES[6:7],
+        "slow": CLASSES[:2],
+    }
     generic = CLASSES[8:] if base != "slow" else []
     return (fitting.get(base) or CLASSES) + generic
 
@@ -182,7 +204,9 @@ def _entry(rng: random.Random, id: int, content: str) -> dict[str, Any]:
 
 def _processor(rng: random.Random, known: dict[str, int]) -> dict[str, Any] | None:
     if rng.random() < 0.4 or not known:
-        return rng.choice([None, {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}])
+        return rng.choice(
+            [None, {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}]
+        )
     first, last = (rng.choice([None, *(name for name in NAMES if name in known)]) for _ in range(2))
     around = [{"Sequence": {"id": "A", "type_id": 0}}]
     around = [{"SpecialToken": {"id": first, "type_id": 0}}, *around] if first else around

@@ -314,4 +314,3 @@ def _object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({one_line(error)}).") from error
     return content if isinstance(content, dict) else {}
-

@@ -96,9 +96,7 @@ def _normalizers(model: sp.SentencePieceModel, legacy: bool) -> list[normalizers
 
 def _merges_by_score(model: sp.SentencePieceModel, pieces: list[str]) -> Merges:
     """The pairs of pieces that give one, in the order of its score; only of those that are no markers and no bytes."""
-    normal = {
-        pieces[id]: (model.scores[id], id) for id, kind in enumerate(model.types) if kind == sp.NORMAL
-    }
+    normal = {pieces[id]: (model.scores[id], id) for id, kind in enumerate(model.types) if kind == sp.NORMAL}
     ranked = []
     for piece, (score, id) in normal.items():
         for at in range(1, len(piece)):

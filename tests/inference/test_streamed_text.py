@@ -27,7 +27,9 @@ def tokenizer_of(decoder: str) -> Tokenizer:
         return Tokenizer(SentencePieceBackend(sentencepiece_model(random.Random(1))))
     else:
         metaspace = decoder == "Metaspace"
-        words = {word: id for id, word in enumerate(["[UNK]", *"abcdefghij ", "fox", "##es", "the", SPACE, f"{SPACE}the"])}
+        words = {
+            word: id for id, word in enumerate(["[UNK]", *"abcdefghij ", "fox", "##es", "the", SPACE, f"{SPACE}the"])
+        }
         model = tokenizers.models.BPE(words, []) if metaspace else tokenizers.models.WordPiece(words, unk_token="[UNK]")
         library = tokenizers.Tokenizer(model)
         library.decoder = tokenizers.decoders.Metaspace() if metaspace else tokenizers.decoders.WordPiece()
@@ -109,4 +111,3 @@ def test_a_stop_string_may_have_special_tokens_which_are_not_shown(seed):
                 break
         assert row.stopped == bool(ends)
         assert "".join(pieces) + row.end() == row.whole(ids) == expected.replace("<e>", "").replace("<f>", "")
-

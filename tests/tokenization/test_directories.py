@@ -59,7 +59,9 @@ def differences(seed: int) -> list[str] | None:
         compare(f"ids of {sample!r}", ids, tokenizer.encode(sample, allow_special=True))
         compare(f"all ids of {sample!r}", reference(sample).input_ids, [*first, *ids, *last])
         if not tokenizer.settings.get("split_special_tokens"):
-            compare(f"ids of {sample!r}, written", ids, reference_of_written(sample, add_special_tokens=False).input_ids)
+            compare(
+                f"ids of {sample!r}, written", ids, reference_of_written(sample, add_special_tokens=False).input_ids
+            )
             compare(f"ids of {sample!r}, written and read", ids, again.encode(sample, allow_special=True))
         plain = reference(sample, add_special_tokens=False, split_special_tokens=True).input_ids
         compare(f"plain ids of {sample!r}", plain, tokenizer.encode(sample))

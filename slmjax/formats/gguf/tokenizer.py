@@ -140,7 +140,8 @@ def _settings(metadata: Mapping[str, Any], keys: Keys, tokens: list[str]) -> dic
     for role, key in _ROLES.items():
         id = keys.integer(key, None)
         settings[f"{role}_token"] = tokens[id] if id is not None and id < len(tokens) else None
-    implied = keys.text("model", "gpt2") == "llama" or keys.text("pre", "") in ("llama-bpe", "llama3", "llama-v3")
+    pre = PRE_TOKENIZERS.get(keys.text("pre", "")) if keys.text("model", "gpt2") == "gpt2" else None
+    implied = keys.text("model", "gpt2") == "llama" or (pre is not None and pre.adds_bos)
     settings["add_bos_token"] = keys.flag("add_bos_token", implied)
     template = metadata.get("tokenizer.chat_template")
     return settings | ({"chat_template": template} if isinstance(template, str) else {})
