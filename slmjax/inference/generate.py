@@ -165,11 +165,12 @@ def generate(
 ) -> list[str]:
     """Continuations of the prompts as text, without the prompts.
 
-    A row ends before the first of the `stop` strings, which may be or have special tokens (`<|im_end|>`), and at the model's stop ids (else the tokenizer's end-of-text
-    token) unless `stop_at_eos` is False. Prompts are texts, or lists of token ids that are used as they are (see
-    `encode_prompt` for what a text begins with). special: whether the strings of special tokens in the prompts are these
-    tokens, as templates and fill-in-the-middle need it; by default they are text, as outside text should be. stream: called with each new piece of the first prompt's continuation,
-    in whole characters; the pieces joined are the text that is returned, and where it returns True that row ends. How
+    A row ends before the first of the `stop` strings, which may be or have special tokens (`<|im_end|>`), and at the
+    model's stop ids (else the tokenizer's end-of-text token) unless `stop_at_eos` is False. Prompts are texts, or lists
+    of token ids that are used as they are (see `encode_prompt` for what a text begins with). special: whether the
+    strings of special tokens in the prompts are these tokens, as templates and fill-in-the-middle need it; by default
+    they are text, as outside text should be. stream: called with each new piece of the first prompt's continuation, in
+    whole characters; the pieces joined are the text that is returned, and where it returns True that row ends. How
     tokens are drawn is said by `sampling`, or by its settings one by one; greedy by default.
     """
     if isinstance(prompts, str):

@@ -23,10 +23,10 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, *, special: bool = True) ->
     in it, such as `<|im_start|>`, are these tokens, as in transformers; else they are text, as in outside text they
     should be.
     """
-    begin = list(tokenizer.begin_ids) or ([tokenizer.bos_id] if starts_with_bos(tokenizer) else [])
+    begin = tokenizer.begin_ids or ((tokenizer.bos_id,) if starts_with_bos(tokenizer) else ())
     ids = tokenizer.encode(prompt, allow_special=special)
     if not ids and not begin:
-        begin = [tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id]
+        begin = (tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id,)
     return [id for id in begin if id is not None] + ids
 
 

@@ -1,7 +1,7 @@
 """The tokenizer classes of transformers: which one reads a directory, and what each makes of a vocabulary.
 
-From version 5 on, transformers takes of a tokenizer.json only the vocabulary, the merges and the post-processor where the
-class is one of these; how text is normalized, cut and decoded is the class's own.
+From version 5 on, transformers takes of a tokenizer.json only the vocabulary, the merges and the post-processor where
+the class is one of these; how text is normalized, cut and decoded is the class's own.
 
 Source: transformers 5, models/auto/tokenization_auto.py and models/*/tokenization_*.py.
 """
@@ -46,8 +46,8 @@ class TokenizerClass:
         named: special tokens of its own, in the order in which they are added.
         adds_bos: where the settings do not say so: None is as the post-processor does.
         replaces_processor: even that of a tokenizer.json is replaced by what the settings say of bos and eos.
-        flags_roles: special tokens that tokenizer.json does not have as such become such, "plainly" without what else is
-            said of them; "" where they do not.
+        flags_roles: special tokens that tokenizer.json does not have as such become such, "plainly" without what else
+            is said of them; "" where they do not.
     """
 
     cutting: Callable[[Settings], Cutting]
@@ -193,15 +193,14 @@ _BY_MODEL_TYPE = {
     "pocket_tts smolvlm stablelm step3_vl umt5 vipllava voxtral voxtral_realtime xlm-roberta-xl",
 }
 REGISTERED = {model_type: name for name, types in _BY_MODEL_TYPE.items() for model_type in types.split()}
-MISNAMED = frozenset(
+_MISNAMED = (
     "arctic chatlm ernie4_5 ernie4_5_moe fuyu h2ovl_chat hyperclovax hyperclovax_vlm hyperclovax_vision_v2 internlm2 "
     "internlm3 iquestcoder jamba llava llava_next minicpm3 minicpmv minimax_m2 modernbert modernbert-decoder molmo "
     "molmo2 nemotron nvfp4 opencua openvla paddleocr_vl phi3 phi3_v phimoe qwen2 qwen3_5 qwen3_5_moe qwen3_5_moe_text "
-    "qwen4_exp step3_vl vipllava cohere_asr camembertv2-base siglip2 smolvlm".split()
+    "qwen4_exp step3_vl vipllava cohere_asr camembertv2-base siglip2 smolvlm"
 )
-_MISTRAL = frozenset(
-    "ministral ministral3 mistral mistral3 mistral_large4 mixtral pixtral voxtral voxtral_realtime".split()
-)
+MISNAMED = frozenset(_MISNAMED.split())
+_MISTRAL = "ministral ministral3 mistral mistral3 mistral_large4 mixtral pixtral voxtral voxtral_realtime"
 
 
 def class_of(settings: Settings, config: Settings, byte_level: bool) -> str:
@@ -209,12 +208,12 @@ def class_of(settings: Settings, config: Settings, byte_level: bool) -> str:
 
     settings: tokenizer_config.json. config: config.json. byte_level: whether tokenizer.json cuts text into bytes.
     """
-    model_type = config.get("model_type") if isinstance(config.get("model_type"), str) else ""
+    model_type = str(config.get("model_type") or "")
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     named = named.removesuffix("Fast") if isinstance(named, str) else None
     registered = REGISTERED.get(model_type)
     # Llama 3 and others that name Llama 2's class, which cannot read what is of bytes.
-    generic = named == "LlamaTokenizer" and byte_level and model_type not in MISNAMED | _MISTRAL
+    generic = named == "LlamaTokenizer" and byte_level and model_type not in MISNAMED.union(_MISTRAL.split())
     if named is None:
         named = registered
     elif registered is not None and registered != named:
@@ -222,4 +221,4 @@ def class_of(settings: Settings, config: Settings, byte_level: bool) -> str:
             generic = True
         elif model_type in MISNAMED:
             named = registered
-    return GENERIC if generic or named not in CLASSES else named
+    return GENERIC if generic or named is None or named not in CLASSES else named

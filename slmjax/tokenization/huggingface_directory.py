@@ -95,7 +95,7 @@ def read_directory(directory: Path) -> tuple[Backend, dict[str, Any]] | None:
 def _start(
     directory: Path, settings: Mapping[str, Any], description: Any, text: str | None, kind: TokenizerClass | None
 ) -> _Start | None:
-    if description is not None:
+    if description is not None and text is not None:
         padding = description.get("padding")
         roles = {"pad_token": padding["pad_token"]} if isinstance(padding, dict) else {}
         if kind is None:
@@ -181,7 +181,9 @@ def _named(directory: Path, settings: Mapping[str, Any], description: Any, start
     init = dict(settings)
     if "additional_special_tokens" in init and not init.get("extra_special_tokens"):
         init["extra_special_tokens"] = init.pop("additional_special_tokens")
-    own = {k: v for k, v in init.items() if k.endswith("_token") and k not in ROLES and isinstance(v, str)}
+    own: dict[str, Token] = {
+        k: v for k, v in init.items() if k.endswith("_token") and k not in ROLES and isinstance(v, str)
+    }
     if isinstance(init.get("extra_special_tokens"), dict):
         own |= {name: _token(token) for name, token in init.pop("extra_special_tokens").items()}
     added: dict[int, AddedToken] = {}
@@ -241,7 +243,7 @@ def _add(start: _Start, named: _Named) -> None:
 
 
 def _set_processor(start: _Start, named: _Named, settings: Mapping[str, Any], *, from_file: bool) -> None:
-    """Put bos and eos around a text where the settings say so, in place of what the file says where it does not count."""
+    """Put bos and eos around a text where the settings say so and what the file says does not count."""
     kind, tokenizer = start.kind, start.tokenizer
     told = {} if from_file else {key: settings[key] for key in ("add_bos_token", "add_eos_token") if key in settings}
     if kind is not None and kind.adds_bos is not None:
@@ -267,7 +269,7 @@ def _plain_sentencepiece(start: _Start, named: _Named, settings: Mapping[str, An
     model = sp.parse_sentencepiece(start.sentencepiece)
     own = {sp.CONTROL, sp.UNKNOWN}
     pieces = {piece: id for id, piece in enumerate(model.pieces) if model.types[id] in own}
-    unknown = _content(named.roles["unk_token"])  # special there; the library knows no other way
+    unknown = _content(named.roles["unk_token"]) or ""  # special there; the library knows no other way
     if sp.USER_DEFINED in model.types or model.types[pieces.get(unknown, -1)] != sp.UNKNOWN:
         return None
     if any(pieces.get(token.content) != id for id, token in named.added.items()):

@@ -1,7 +1,6 @@
 """A SentencePiece model as a tokenizer of the `tokenizers` library, as transformers converts it.
 
-Source: transformers 5, convert_slow_tokenizer.py: `SentencePieceExtractor`, `SpmConverter.build_tokenizer_from_spm_proto`
-and `generate_merges`.
+Source: transformers 5, `SentencePieceExtractor`, `SpmConverter.build_tokenizer_from_spm_proto` and `generate_merges`.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.errors import UserError
-from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
 from slmjax.formats.gguf.tokenizer import tokenizer_from, tokenizer_to
+from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 ORIGINALS = ("gpt2", "llama2", "neox20b", "smollm2")
@@ -149,7 +149,7 @@ ORIGINAL_EXPRESSIONS = {
         rf"|\p{{N}}{{1,3}}{_TAIL}"
     ),
     "tekken": rf"{_WORD}{_O200K_UPPER}*{_O200K_LOWER}+|{_WORD}{_O200K_UPPER}+{_O200K_LOWER}*|\p{{N}}{_TAIL}",
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": rf"{_SHORT[:-1]}|{_WORD}\p{{L}}+|\p{{N}}{_TAIL.replace('/', '')}",
 }
 
 

@@ -82,7 +82,7 @@ def test_a_long_run_of_bytes_before_the_answer_changes_nothing():
 class Letters:
     """A tokenizer of letters with two special tokens."""
 
-    names = {0: "<e>", 1: "<f>"}  # noqa: RUF012
+    names = {0: "<e>", 1: "<f>"}
 
     def special_tokens(self):
         return {name: id for id, name in self.names.items()}

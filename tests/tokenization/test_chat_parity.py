@@ -4,12 +4,12 @@ import json
 import random
 
 import pytest
-from tests.tokenizer_directories import PIECES, byte_level, fallback, text
 
 from slmjax.errors import UserError
 from slmjax.formats.huggingface.tokenizer import read
 from slmjax.tokenization.chat_template import ChatTemplate
 from slmjax.tokenization.chat_tokens import encode_messages
+from tests.tokenizer_directories import PIECES, byte_level, fallback, text
 
 NAMES = ["chatml", "qwen", "llama2", "llama3", "gemma", "phi3", "zephyr", "marked", "headers", "thinking"]
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|eot_id|>", "<end_of_turn>", "<start_of_turn>"]

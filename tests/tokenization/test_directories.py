@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tests.tokenizer_directories import text, write_directory
 
 from slmjax.formats.huggingface.tokenizer import read, write
 from slmjax.tokenization.chat_template import template_tokens
+from tests.tokenizer_directories import text, write_directory
 
 TEXTS = 6
 
@@ -71,7 +71,7 @@ def differences(seed: int) -> list[str] | None:
 
 
 def count_equal(seeds: range) -> int:
-    """The number of directories, of those that transformers reads, whose ids are all equal; fails on the first other."""
+    """The number of directories that transformers reads, all of whose ids are equal; fails on the first other."""
     results = [differences(seed) for seed in seeds]
     wrong = [found for found in results if found]
     assert not wrong, f"{len(wrong)} directories differ; {wrong[0][0]}"

@@ -47,7 +47,7 @@ _ASIAN = (
     "\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
 )
 _AFMOE = (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", _ASIAN, _PUNCTUATED)
-# Words that end where lower case turns into upper case. GPT-4o joins a contraction to its word, Kimi sets Chinese apart.
+# Words end where lower case turns into upper case. GPT-4o joins a contraction to its word, Kimi sets Chinese apart.
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 
 

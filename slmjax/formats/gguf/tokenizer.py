@@ -14,9 +14,9 @@ import numpy as np
 import tokenizers
 
 from slmjax.errors import UserError
-from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
+from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.tokenization.backends import SPACE, HuggingFaceBackend, SentencePieceBackend
 from slmjax.tokenization.chat_template import choose_template
 from slmjax.tokenization.tokenizer import Tokenizer

@@ -33,8 +33,9 @@ _DROPPED |= {"special_tokens_map_file", "chat_template"}
 
 
 def read(directory: Path, *, as_saved: bool = False) -> Tokenizer:
-    """A directory's tokenizer as transformers reads it: its chat template and whether it begins texts with the bos token
-    are in `settings`.
+    """A directory's tokenizer as transformers reads it.
+
+    Its chat template, and whether it begins texts with the bos token, are in `settings`.
 
     as_saved: take its file as it is, see `load_tokenizer`.
     """
@@ -105,7 +106,8 @@ def changes(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
     "settings": those that the files say otherwise; "without": names of those that only they have; "post_processor": the
     tokenizer's own, where the file's puts the bos token first.
     """
-    again, changed = read(directory, as_saved=True), {}
+    again = read(directory, as_saved=True)
+    changed: dict[str, Any] = {}
     missing = object()
     settings = {key: v for key, v in tokenizer.settings.items() if again.settings.get(key, missing) != v}
     without = [key for key in again.settings if key not in tokenizer.settings]
