@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
+from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 from slmjax.console import say
 from slmjax.errors import first_few
@@ -19,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id"
     )
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
+    add_checkpoint_argument(parser)
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="maximum tokens per prompt (default: %(default)s)"
+        "--max-new-tokens", type=whole_number(1), default=64, help="maximum tokens per prompt (default: %(default)s)"
     )
     parser.add_argument(
         "--special", action="store_true", help="read special tokens in the prompts, such as <|im_start|>, as tokens"
@@ -36,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.inference.generate import generate
     from slmjax.inference.text import special_tokens_in
 
-    lm = load(args.model, base=args.base)
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint)
     if not args.special and lm.tokenizer is not None:
         found = dict.fromkeys(token for prompt in args.prompt for token in special_tokens_in(lm.tokenizer, prompt))
         if found:

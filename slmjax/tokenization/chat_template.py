@@ -151,7 +151,8 @@ def choose_template(setting: Any, *, tools: bool = False) -> str | None:
 def named_templates(setting: Any) -> dict[str, str]:
     """The templates of a tokenizer's setting `chat_template` by name; a single one is "default"."""
     if isinstance(setting, list):  # transformers' older way to name several
-        setting = {item.get("name"): item.get("template") for item in setting if isinstance(item, dict)}
+        listed = [item for item in setting if isinstance(item, dict) and isinstance(item.get("name"), str)]
+        setting = {item["name"]: item.get("template") for item in listed}
     named = setting if isinstance(setting, dict) else {"default": setting}
     return {name: template for name, template in named.items() if isinstance(name, str) and isinstance(template, str)}
 

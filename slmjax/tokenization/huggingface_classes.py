@@ -27,7 +27,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Cutting:
-    """How text is prepared before it is merged, and put together again; objects of the `tokenizers` library."""
+    """The parts of the `tokenizers` library that prepare text before it is merged, and that put it together again."""
 
     normalizer: Any
     pre_tokenizer: Any
@@ -36,7 +36,7 @@ class Cutting:
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """What a class does whatever tokenizer.json says.
+    """The properties of a class that hold whatever tokenizer.json says.
 
     Attributes:
         cutting: from the settings.

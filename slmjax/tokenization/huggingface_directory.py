@@ -14,11 +14,11 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models, processors
 
-from slmjax.errors import UserError, one_line
 from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.tokenization.backends import Backend, HuggingFaceBackend, SentencePieceBackend
 from slmjax.tokenization.huggingface_classes import CLASSES, TokenizerClass, class_of
 from slmjax.tokenization.sentencepiece_conversion import controls_of, convert, merges_by_id
+from slmjax.untrusted import parse_json, read_text
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SETTINGS, SPECIAL_MAP, ADDED, CONFIG = (
@@ -77,7 +77,7 @@ def read_directory(directory: Path) -> tuple[Backend, dict[str, Any]] | None:
     """
     settings, config = _object(directory / SETTINGS), _object(directory / CONFIG)
     fast = directory / _FAST
-    text = fast.read_text(encoding="utf-8") if fast.is_file() else None
+    text = read_text(fast) if fast.is_file() else None
     kind = CLASSES.get(class_of(settings, config, text is not None and '"ByteLevel"' in text))
     description = None if text is None else json.loads(text)
     start = _start(directory, settings, description, text, kind)
@@ -309,10 +309,5 @@ def _content(token: Any) -> str | None:
 
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, empty where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({one_line(error)}).") from error
+    content = parse_json(read_text(path), path) if path.is_file() else {}
     return content if isinstance(content, dict) else {}
