@@ -1,5 +1,6 @@
 """Text to token ids and back: one class over Hugging Face `tokenizers` and SentencePiece, loading, saving, training."""
 
+import contextlib
 import hashlib
 import json
 import warnings
@@ -77,11 +78,13 @@ class Tokenizer:
         Raises:
             UserError: `text` holds a lone surrogate, which no UTF-8 stands for.
         """
-        return self._backend.encode(_encodable(text), allow_special and not self._splits_special)
+        with _refusal():
+            return self._backend.encode(_encodable(text), allow_special and not self._splits_special)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`[encode(text) for text in texts]`, on all cores."""
-        return self._backend.encode_batch([_encodable(text) for text in texts])
+        with _refusal():
+            return self._backend.encode_batch([_encodable(text) for text in texts])
 
     def encode_with_offsets(self, text: str, allow_special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode as `encode` does, and give for each token the characters [begin, end) of `text` that it stands for.
@@ -91,7 +94,8 @@ class Tokenizer:
         Raises:
             UserError: a lone surrogate, or a SentencePiece model that rewrites the text.
         """
-        return self._backend.encode_with_offsets(_encodable(text), allow_special and not self._splits_special)
+        with _refusal():
+            return self._backend.encode_with_offsets(_encodable(text), allow_special and not self._splits_special)
 
     def special_tokens(self) -> dict[str, int]:
         """The special tokens, as text writes them, and their ids."""
@@ -219,6 +223,19 @@ def _watched(texts: Iterable[str], vocab_size: int, progress: bool) -> Iterator[
             yield _encodable(text)
             bar.update(len(text))
         bar.set_postfix_str("merging ...")
+
+
+@contextlib.contextmanager
+def _refusal() -> Iterator[None]:
+    """A sentence for what the tokenizer's library raises, which is plain Exception, or its own panic beyond it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"The tokenizer cannot encode the text ({one_line(error)}): check its files.") from error
 
 
 def _encodable(text: str) -> str:

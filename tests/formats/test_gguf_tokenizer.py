@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from slmjax.errors import UserError
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
 from slmjax.formats.gguf.tokenizer import tokenizer_from, tokenizer_to
+from slmjax.formats.gguf.tokenizer_json import KEY
 from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
@@ -33,7 +34,9 @@ def vectors(assets: Path, name: str) -> tuple[list[str], list[list[int]]]:
 
 
 def through(tokenizer: Tokenizer, vocab_size: int | None = None) -> Tokenizer:
-    return tokenizer_from(tokenizer_to(tokenizer, vocab_size or tokenizer.vocab_size), "here")
+    """The tokenizer of the keys that llama.cpp reads."""
+    keys = tokenizer_to(tokenizer, vocab_size or tokenizer.vocab_size)
+    return tokenizer_from({key: value for key, value in keys.items() if key != KEY}, "here")
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 
 from slmjax.formats.gguf.tokenizer import tokenizer_from, tokenizer_to
+from slmjax.formats.gguf.tokenizer_json import KEY
 from slmjax.inference.text import Continuation
 from slmjax.tokenization.backends import HuggingFaceBackend, SentencePieceBackend
 from slmjax.tokenization.tokenizer import Tokenizer, train_bpe
@@ -35,7 +36,8 @@ def tokenizer_of(decoder: str) -> Tokenizer:
         library.decoder = tokenizers.decoders.Metaspace() if metaspace else tokenizers.decoders.WordPiece()
         return Tokenizer(HuggingFaceBackend(library))
     if decoder.startswith("GGUF"):
-        return tokenizer_from(tokenizer_to(tokenizer, tokenizer.vocab_size), "here")
+        keys = tokenizer_to(tokenizer, tokenizer.vocab_size)
+        return tokenizer_from({key: value for key, value in keys.items() if key != KEY}, "here")
     return tokenizer
 
 
