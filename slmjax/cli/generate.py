@@ -6,7 +6,7 @@ import argparse
 import json
 
 from slmjax.cli.shared.model_arguments import add_checkpoint_argument
-from slmjax.cli.shared.numbers import whole_number
+from slmjax.cli.shared.option_types import whole_number
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 
 HELP = "continue one or more prompts with a model"
