@@ -154,14 +154,14 @@ def _keeps(config: DataConfig, tokenizer: Tokenizer | None, prepared: Path, begu
     if begun and not same and config.on_change == "error":
         warn(
             f"the text of {paths} is not as it was when it was prepared; the run goes on with what was prepared, in "
-            f"{prepared} (data.on_change=use takes the text as it is now)."
+            f"{prepared}, and with its tokenizer (data.on_change=use takes the text as it is now)."
         )
     return begun and (same or config.on_change == "error")
 
 
 def _prepared_with(config: DataConfig, prepared: Path) -> Tokenizer | None:
     """The tokenizer of a prepared corpus; None unless it is whole and was made of these sources by these rules."""
-    was = _read_prepared(prepared).get("config")
+    was: Any = _read_prepared(prepared).get("config")
     rules = ("validation_fraction", "add_bos", "seed", "store_format")
     try:
         if any(was[name] != getattr(config, name) for name in rules) or was["sources"].keys() != config.sources.keys():
