@@ -50,6 +50,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
             raise UserError(f"A source needs the path of a file, directory or glob as text, not {self.path!r}.")
+        if not self.path.startswith(("tfds:", "python:")):
+            local_path(self.path, "The source")
         require_choice(f"The format {self.format!r} of the source {self.path}", self.format, SourceFormat)
         if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight > 0):
             raise UserError(f"The weight of the source {self.path} must be a number above 0, not {self.weight!r}.")
