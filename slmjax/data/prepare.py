@@ -20,7 +20,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from slmjax.data.config import DataConfig, SourceConfig
-from slmjax.data.readers import Consumed, cut_text
+from slmjax.data.readers import cut_text
+from slmjax.data.reading.compression import Consumed
 from slmjax.data.sources import read_documents, source_files
 from slmjax.data.split import content_key, is_held_out, smallest_where_none
 from slmjax.data.store import StoreWriter, TokenStore
@@ -282,7 +283,10 @@ def _source_keys(config: DataConfig, *, weights: bool) -> list[Any]:
         files = [
             (str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in source_files(source)
         ]
-        keys.append([name, source.path, source.format, source.text_field, source.weight if weights else None, files])
+        split = [source.split] if source.split else []  # without one the key is that of corpora made before
+        keys.append(
+            [name, source.path, source.format, source.text_field, source.weight if weights else None, files, *split]
+        )
     return keys
 
 

@@ -220,7 +220,7 @@ def _conversations(config: SftConfig, tokenizer: Tokenizer | None, *, progress: 
     if tokenizer is None:
         raise UserError("Conversations are read in the tokens of a model: set peft.base to the one to fine-tune.")
     template = sft_template(config, tokenizer)
-    if template is not None:
+    if template is not None and config.chat_template:  # else it is the tokenizer's, which may have several
         tokenizer.settings["chat_template"] = template.source  # what the fine-tuned model will be talked to with
     examples = load_examples(config, tokenizer, progress=progress)
     return Corpus(tokenizer, examples.train, list(examples.validation))

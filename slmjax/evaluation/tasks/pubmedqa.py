@@ -36,9 +36,15 @@ def read_pubmedqa(directory: str | Path, split: str) -> list[dict[str, str]]:
             try:
                 text = "\n".join(entry["CONTEXTS"])
                 prompt = f"Abstract: {text}\nQuestion: {entry['QUESTION']}\nAnswer:"
-                records.append({"prompt": prompt, "completion": f" {entry['final_decision']}"})
-            except (KeyError, TypeError) as error:
+                answer = entry["final_decision"].strip().lower()
+            except (KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{directory / QUESTIONS}: question {number} lacks {error}.") from error
+            if answer not in ANSWERS:
+                raise UserError(
+                    f"{directory / QUESTIONS}: question {number} has the answer {answer[:60]!r}, which is none of "
+                    f"{', '.join(ANSWERS)}."
+                )
+            records.append({"prompt": prompt, "completion": f" {answer}"})
     if not records:
         raise UserError(f"{directory / QUESTIONS} has no question of the split {split!r}.")
     return records

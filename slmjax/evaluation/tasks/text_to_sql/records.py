@@ -44,11 +44,11 @@ def read_questions(path: str | Path, split: str) -> list[Question]:
         raise UserError(f"The split {split!r} is unknown: choose one of {', '.join(SPLITS)}.")
     path = local_path(path, "The directory of the data")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         questions = [
             Question(
-                _filled_in(sentence["text"], sentence["variables"]),
-                tuple(_filled_in(query, sentence["variables"]) for query in entry["sql"]),
+                _filled_in(sentence["text"], sentence.get("variables") or {}),
+                tuple(_filled_in(query, sentence.get("variables") or {}) for query in entry["sql"]),
             )
             for entry in entries
             for sentence in entry["sentences"]
