@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from slmjax.cli.shared.numbers import real_number, whole_number
+from slmjax.cli.shared.option_types import real_number, whole_number
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -74,7 +74,7 @@ def of_sentencepiece_in_json(
     if unigrams:
         own = [float(score) for _, score in model["vocab"]]
         scores = [own[id] if id < len(own) else 0.0 for id in range(len(tokens))]
-    found = {
+    found: dict[str, Any] = {
         "model": "t5" if unigrams else "llama",
         "pre": "default",
         "tokens": raw_spaces(tokens, types),
