@@ -24,11 +24,6 @@ def llama3_smoothing(wavelengths: np.ndarray, s: RopeScaling) -> np.ndarray:
     return np.clip((waves - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
 
 
-def longrope_attention_factor(s: RopeScaling) -> float:
-    """LongRoPE's factor on cos and sin where the config gives none (as Phi-3 has it)."""
-    return math.sqrt(1 + math.log(s.factor) / math.log(s.original_context_length)) if s.factor > 1 else 1.0
-
-
 def _llama3(inv_freq: np.ndarray, s: RopeScaling) -> np.ndarray:
     smooth = llama3_smoothing(2 * math.pi / inv_freq, s)
     return (1 - smooth) * inv_freq / s.factor + smooth * inv_freq
@@ -42,17 +37,6 @@ def _yarn(inv_freq: np.ndarray, s: RopeScaling, theta: float, dim: int) -> np.nd
     high = min(math.ceil(dimension_of(s.beta_slow)), dim - 1)
     ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
     return inv_freq / s.factor * ramp + inv_freq * (1 - ramp)
-
-
-def _attention_factor(s: RopeScaling) -> float:
-    """Factor on cos and sin that keeps attention's temperature when the context is stretched."""
-    if s.attention_factor is not None:
-        return s.attention_factor
-    if s.kind == "yarn":
-        return 0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0
-    if s.kind == "longrope":
-        return longrope_attention_factor(s)
-    return 1.0
 
 
 def _last_positions(positions_BT: jax.Array) -> jax.Array:
@@ -77,7 +61,7 @@ def rope_table(positions_BT: jax.Array, dim: int, theta: float, scaling: RopeSca
     frequencies: jax.Array | np.ndarray = inv_freq  # [dim / 2], or [B, T, dim / 2] where documents differ
     scale = 1.0
     if scaling is not None:
-        scale = _attention_factor(scaling)
+        scale = scaling.magnitude
         if scaling.kind == "linear":
             frequencies = inv_freq / scaling.factor
         elif scaling.kind == "llama3":

@@ -63,6 +63,23 @@ MINIATURES = {
         "olmo2",
         {**RMS, "norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full", "tie_embeddings": False},
     ),
+    "olmo3": (
+        "olmo2",
+        {**RMS, "num_layers": 5, "norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}
+        | {"tie_embeddings": False, "window": 8, "layer_pattern": ("local",) * 3 + ("global",), "rope_theta": 5e5}
+        | {"rope_theta_local": 5e5, "rope_scaling": RopeScaling("yarn", 4.0, 16)},
+    ),
+    "exaone4": (
+        "exaone4",
+        {**RMS, "norm_placement": "output", "qk_norm": "head", "head_dim": 32}
+        | {"rope_scaling": RopeScaling("llama3", 16.0, 32)},
+    ),
+    "exaone4, windows": (
+        "exaone4",
+        {**RMS, "num_layers": 5, "norm_placement": "output", "qk_norm": "head", "tie_embeddings": False, "window": 8}
+        | {"layer_pattern": ("local",) * 3 + ("global",), "rope_pattern": (True, True, True, False)},
+    ),
+    "hunyuan": ("hunyuan-dense", {**RMS, "qk_norm": "head", "qk_norm_after_rope": True, "head_dim": 32}),
     "openelm": (
         "openelm",
         {**SIZE, "qk_norm": "head", "head_dim": 16, "num_heads": (2, 4, 4), "num_kv_heads": (1, 2, 2)}

@@ -56,6 +56,9 @@ class Arch:
     depth_scaled_by_heads: int = 0  # layers of the variant whose attention is scaled by (embed_dim / num_heads) ** -0.5
     default_window: int = 0  # where attention.sliding_window says nothing
     has_local_keys: bool = False  # sliding_window_pattern and rope.freq_base_swa; of the others llama.cpp reads neither
+    reads_pattern: bool = False  # sliding_window_pattern, which converters write: a period, or a boolean for each layer
+    local_unscaled: bool = False  # layers with a window rotate at the same theta, without its scaling (OLMo-3)
+    global_unrotated: bool = False  # where some layers have a window, the others do not rotate (EXAONE-4)
     parallel_key: str = ""  # says whether attention and feed-forward read the same input
     norms: tuple[tuple[str, str], ...] = ()  # tensor -> ours, where they are not the usual ones and not shared
     shared_without: str = ""  # the tensor without which attention and feed-forward share one norm
@@ -91,7 +94,24 @@ ARCHS: tuple[Arch, ...] = (
         has_local_keys=True,
         rope_scalings=("linear",),
     ),
-    Arch("olmo2", {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}, head="required"),
+    Arch(
+        "olmo2",  # and OLMo-3, with windows
+        {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"},
+        head="required",
+        local_period=4,
+        reads_pattern=True,
+        local_unscaled=True,
+    ),
+    Arch(
+        "exaone4",
+        {"norm_placement": "output", "qk_norm": "head"},
+        own_head_dim=True,
+        local_period=4,
+        reads_pattern=True,
+        global_unrotated=True,
+        rope_scalings=("linear", "llama3", "yarn"),
+    ),
+    Arch("hunyuan-dense", {"qk_norm": "head", "qk_norm_after_rope": True}, own_head_dim=True),
     Arch(
         "openelm",
         {"qk_norm": "head"},
@@ -222,5 +242,8 @@ ARCHS: tuple[Arch, ...] = (
     ),
 )
 # Architectures that are read; their networks are written as an equal one of those above.
-EQUAL: tuple[Arch, ...] = (Arch("internlm2", {}, LLAMA_BIASES, head="required", interleaved=True),)
+EQUAL: tuple[Arch, ...] = (
+    Arch("internlm2", {}, LLAMA_BIASES, head="required", interleaved=True),
+    Arch("ernie4_5", {}, LLAMA_BIASES, interleaved=True, own_head_dim=True),
+)
 BY_NAME = {arch.name: arch for arch in (*ARCHS, *EQUAL)}

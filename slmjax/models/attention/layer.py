@@ -83,13 +83,15 @@ class Attention(nn.Module):
             if c.qk_norm == "full" and name != "v":
                 y = query_key_norm(c, run.dtype, f"{name}_norm")(y)
             y = y.reshape(B, T, heads, K)
-            if c.qk_norm in ("head", "heads") and name != "v":
+            if c.qk_norm in ("head", "heads") and name != "v" and not c.qk_norm_after_rope:
                 y = query_key_norm(c, run.dtype, f"{name}_norm", heads if c.qk_norm == "heads" else 0)(y)
             return run.constrain(y, "heads")
 
         q_BTHK, k_BTGK, v_BTGK = project("q", H), project("k", G), project("v", G)
         if spec.rope is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, ropes[spec.rope]), rotate(k_BTGK, ropes[spec.rope])
+        if c.qk_norm_after_rope:
+            q_BTHK, k_BTGK = (query_key_norm(c, run.dtype, f"{n}_norm")(x) for n, x in (("q", q_BTHK), ("k", k_BTGK)))
         names = zip((q_BTHK, k_BTGK, v_BTGK), ("query", "key", "value"), strict=True)
         q_BTHK, k_BTGK, v_BTGK = (checkpoint_name(x, name) for x, name in names)
         return q_BTHK, k_BTGK, v_BTGK

@@ -11,6 +11,8 @@ from slmjax.models.counting import count_parameters
 from slmjax.models.families import (
     bloom,
     cohere,
+    ernie,
+    exaone,
     falcon,
     gemma,
     glm,
@@ -54,6 +56,8 @@ FAMILIES: Families = {
     **openelm.FAMILIES,
     **minicpm.FAMILIES,
     **granite.FAMILIES,
+    **exaone.FAMILIES,
+    **ernie.FAMILIES,
     **gpt_neo.FAMILIES,
     **gptj.FAMILIES,
     **starcoder.FAMILIES,
