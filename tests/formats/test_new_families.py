@@ -1,6 +1,7 @@
 """Rows in the order of neighbours, gains of each head's own, GGUF architectures that are read alone."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -97,6 +98,17 @@ def test_one_product_of_queries_keys_and_values_is_cut_and_turned(name):
     got = fused["blk.0.attn_qkv.weight"].split(np.concatenate(parts))
     for x, part, ours in zip("qkv", parts, got, strict=True):
         np.testing.assert_array_equal(ours, apart[f"blk.0.attn_{x}.weight"].split(part)[0])
+
+
+@pytest.mark.parametrize("name", ["starcoder", "starcoder2", "mpt", "glm4", "command-r", "cohere2"])
+def test_tensors_have_the_names_of_the_gguf_package(name):
+    """Every tensor that we write is one that llama.cpp's own package lists for the architecture."""
+    package = pytest.importorskip("gguf")
+    config = ModelConfig(**MINIATURES[name][1])
+    number = next(number for number, known in package.MODEL_ARCH_NAMES.items() if known == name)
+    listed = {package.TENSOR_NAMES[tensor] for tensor in package.MODEL_TENSORS[number]}
+    written = {re.sub(r"^blk\.\d+\.", "blk.{bid}.", e.name.rpartition(".")[0]) for e in config_to(config).entries}
+    assert written <= listed
 
 
 def test_an_mpt_without_alibi_is_refused():
