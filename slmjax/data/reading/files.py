@@ -52,7 +52,8 @@ def _expanded(base: Path, parts: tuple[str, ...]) -> Iterator[Path]:
 def _once(paths: Iterable[Path]) -> list[Path]:
     """The regular files among paths, each real one under one name: its own, or else the first."""
     found: dict[str, Path] = {}
-    for real, path in sorted((os.path.realpath(path), path) for path in paths):
+    parents: dict[Path, str] = {}
+    for real, path in sorted((_real(path, parents), path) for path in paths):
         if path.is_file():
             if real not in found or os.path.abspath(path) == real:
                 found[real] = path
@@ -61,6 +62,15 @@ def _once(paths: Iterable[Path]) -> list[Path]:
                 f"{path} is a link to {os.readlink(path)}, which is not there: mount or restore it, or remove the link."
             )
     return sorted(found.values())
+
+
+def _real(path: Path, parents: dict[Path, str]) -> str:
+    """The path without links; those of directories are remembered, since many files share one."""
+    if path.is_symlink():
+        return os.path.realpath(path)
+    if path.parent not in parents:
+        parents[path.parent] = os.path.realpath(path.parent)
+    return os.path.join(parents[path.parent], path.name)
 
 
 def _directories(root: Path) -> Iterator[Path]:
@@ -74,17 +84,24 @@ def _directories(root: Path) -> Iterator[Path]:
                 continue
             seen.add(real)
         yield directory
-        for path in map(directory.joinpath, _names(directory)):
-            if path.is_symlink():
-                linked.extend([path] if path.is_dir() else [])
-            elif path.is_dir() and (real := os.path.realpath(path)) not in seen:
+        for entry in _entries(directory):
+            path = directory / entry.name
+            if entry.is_symlink():
+                linked.extend([path] if entry.is_dir() else [])
+            elif entry.is_dir() and (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
                 inside.append(path)
 
 
 def _names(directory: Path, hidden: bool = False) -> list[str]:
+    return [entry.name for entry in _entries(directory, hidden)]
+
+
+def _entries(directory: Path, hidden: bool = False) -> list[os.DirEntry[str]]:
+    """What a directory has, sorted by name; `hidden` with what begins with a dot."""
     try:
-        names = sorted(os.listdir(directory))
+        with os.scandir(directory) as entries:
+            found = [entry for entry in entries if hidden or not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"{directory} cannot be listed ({error.strerror}): allow it to be read.") from error
-    return [name for name in names if hidden or not name.startswith(".")]
+    return sorted(found, key=lambda entry: entry.name)
