@@ -73,7 +73,7 @@ def test_alpacas_instruction_may_be_blank_where_there_is_an_input():
 
 ROLES = {
     "user": ["user", "User", "HUMAN", " human ", "prompter"],
-    "assistant": ["assistant", "Assistant", "GPT", "model", "bot"],
+    "assistant": ["assistant", "Assistant", "GPT", "model", "bot", "AI"],
     "system": ["system", "System"],
     "tool": ["tool", "Tool", "function", "ipython", "observation", "tool_response"],
 }
