@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/parity/test_huggingface_rms.py", "tests/parity/test_family_directories.py")
+TESTS = tuple(f"tests/parity/test_{name}.py" for name in ("huggingface_rms", "llama_heirs", "family_directories"))
 
 
 def main() -> int:

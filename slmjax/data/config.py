@@ -147,7 +147,9 @@ class DataConfig(BaseDataConfig):
                     f"The name of the source {name!r} may contain only letters, digits, '_', '-' and '.', "
                     "since it becomes a directory: rename it in data.sources."
                 )
-        local_path(self.cache_dir, "data.cache_dir")
+        for name in ("cache_dir", "tokenizer"):
+            if value := getattr(self, name):
+                local_path(value, f"data.{name}")
         require_choice(f"data.packing={self.packing!r}", self.packing, Packing)
         require_choice(f"data.store_format={self.store_format!r}", self.store_format, StoreFormat)
         if self.tokenizer.startswith(_TRAIN):

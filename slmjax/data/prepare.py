@@ -26,7 +26,7 @@ from slmjax.data.sources import read_documents, source_files
 from slmjax.data.split import content_key, is_held_out, smallest_where_none
 from slmjax.data.store import StoreWriter, TokenStore
 from slmjax.errors import UserError
-from slmjax.files import place_directory
+from slmjax.files import local_path, place_directory
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 _RULES = 1  # raise it when the same sources would be prepared differently
@@ -52,7 +52,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, directory: str | Path, *, 
     Raises:
         UserError: bad sources, a tokenizer without the tokens that the documents need, a full disk.
     """
-    directory = Path(directory)
+    directory = local_path(directory, "The corpus")
     _check(config, tokenizer)
     fingerprint = corpus_fingerprint(config, tokenizer)
     if _is_prepared(directory, fingerprint):
@@ -71,7 +71,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, directory: str | Path, *, 
 
 def open_stores(directory: str | Path, split: Split) -> dict[str, TokenStore]:
     """The token stores of one split of a prepared corpus, by source; those without documents are left out."""
-    directory = Path(directory)
+    directory = local_path(directory, "The corpus")
     if not (directory / "prepared.json").is_file():
         raise UserError(
             f"{directory} is not a prepared corpus (it has no prepared.json): run slmjax data prepare first."
@@ -92,7 +92,7 @@ def tokenizer_for(config: DataConfig, directory: str | Path, *, progress: bool =
     size = config.trained_vocab_size
     if size is None:
         return load_tokenizer(config.tokenizer)
-    directory = Path(directory)
+    directory = local_path(directory, "The corpus")
     key = _digest([_RULES, size, config.seed, config.validation_fraction, _source_keys(config, weights=True)])
     if _trained_key(directory) == key:
         return load_tokenizer(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -43,7 +44,19 @@ def ends(config: ModelConfig, table: str, final_norm: str, head: str = "lm_head"
 def qk_norms(config: ModelConfig, prefix: str, leaf: LeafOf) -> list[Entry]:
     """Gains of the norms of queries and keys, `prefix` + "q_norm.weight" and "k_norm.weight", where there are any."""
     kinds = "" if config.qk_norm == "none" else "qk"
-    return [as_is(f"{prefix}{x}_norm.weight", leaf(f"attention/{x}_norm/scale")) for x in kinds]
+    entries = [as_is(f"{prefix}{x}_norm.weight", leaf(f"attention/{x}_norm/scale")) for x in kinds]
+    return [_by_head(entry, config.head_dim) for entry in entries] if config.qk_norm == "heads" else entries
+
+
+def _by_head(entry: Entry, head_dim: int) -> Entry:
+    """A tensor [H, K] of what we hold as [H * K]."""
+
+    def split(x: np.ndarray) -> Arrays:
+        if x.ndim != 2 or x.shape[1] != head_dim:
+            raise ValueError(f"{entry.name} has shape {list(x.shape)}")
+        return [x.reshape(-1)]
+
+    return Entry(entry.name, entry.leaves, split, lambda xs: xs[0].reshape(-1, head_dim))
 
 
 def plain_layers(
@@ -106,3 +119,33 @@ def grouped_qkv(config: ModelConfig, layer: int, name: str) -> list[Entry]:
 
 def _kernels_and_biases(config: ModelConfig, layer: int, ours: list[str]) -> list[tuple[Leaf, ...]]:
     return [tuple(layer_leaf(config, layer, f"{each}/{kind}") for each in ours) for kind in ("kernel", "bias")]
+
+
+def interleaved(config: ModelConfig, entries: list[Entry]) -> list[Entry]:
+    """The entries of a file that rotates neighbours (2i, 2i + 1), as GPT-J does, where we rotate halves.
+
+    Of each head's rotated dimensions we hold the even ones before the odd: in queries and keys, their biases and the
+    gains of their norms. A product of a query and a key is the same sum in another order.
+    """
+    K, R = config.head_dim, config.rotary_dim
+
+    def reordered(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        heads = x.reshape(*x.shape[:-1], -1, K)
+        rotated = heads[..., :R].reshape(*heads.shape[:-1], *shape).swapaxes(-1, -2).reshape(*heads.shape[:-1], R)
+        return np.concatenate([rotated, heads[..., R:]], axis=-1).reshape(x.shape)
+
+    def of(entry: Entry) -> Entry:
+        rotated = [re.search(r"/attention/[qk]_(proj|norm)/", leaf.path) is not None for leaf in entry.leaves]
+
+        def each(xs: Arrays, shape: tuple[int, int]) -> Arrays:
+            return [reordered(x, shape) if turns else x for x, turns in zip(xs, rotated, strict=True)]
+
+        def split(x: np.ndarray) -> Arrays:
+            return each(entry.split(x), (R // 2, 2))
+
+        def join(xs: Arrays) -> np.ndarray:
+            return entry.join(each(xs, (2, R // 2)))
+
+        return Entry(entry.name, entry.leaves, split, join) if any(rotated) else entry
+
+    return [of(entry) for entry in entries]

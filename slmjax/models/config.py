@@ -37,6 +37,17 @@ class RopeScaling:
         for name in ("short_factor", "long_factor"):  # lists come from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
+    @property
+    def magnitude(self) -> float:
+        """Factor on cos and sin, which keeps attention's temperature: `attention_factor`, else the paper's formula."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.kind == "yarn" and self.factor > 1:
+            return 0.1 * math.log(self.factor) + 1.0
+        if self.kind == "longrope" and self.factor > 1:  # as Phi-3 has it
+            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context_length))
+        return 1.0
+
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -74,7 +85,8 @@ class ModelConfig:
     # attention
     qkv_bias: bool = False
     attention_output_bias: bool = False
-    qk_norm: str = "none"  # "head": over K of each head, "full": over H*K before the split
+    qk_norm: str = "none"  # over K of each head: "head", or "heads" with gains of its own; "full": over H*K
+    qk_norm_after_rope: bool = False  # with qk_norm="head": after the rotation (Hunyuan)
     attention_scale: float | None = None  # None: K ** -0.5
     attention_softcap: float | None = None
     clip_qkv: float | None = None
@@ -121,6 +133,7 @@ class ModelConfig:
     block_repeats: int = 1  # MobileLLM: each block is run this many times in a row
     init_std: float | None = 0.02  # None: fan_in ** -0.5
     init_scale_residual: bool = True  # output projections of each block divided by sqrt(2 L) (GPT-2)
+    alibi_max_bias: float = 8.0  # slopes of n heads: 2 ** (-alibi_max_bias * i / n) for i = 1 to n (MPT)
 
     def __post_init__(self):
         as_tuple = {"num_heads", "ffn_dim", "num_kv_heads", "layer_pattern", "rope_pattern"}
@@ -226,6 +239,12 @@ class ModelConfig:
         }
 
 
+def rope_fraction(rotary_dim: int, head_dim: int) -> float:
+    """The `ModelConfig.rope_fraction` by which so many dimensions of each head are rotated, and not one less."""
+    fraction = rotary_dim / max(head_dim, 1)
+    return fraction if int(head_dim * fraction) == rotary_dim else math.nextafter(fraction, math.inf)
+
+
 def _function(config: ModelConfig) -> dict[str, Any]:
     """The fields on which the network's function depends, spelled out as `ModelConfig.differences` says."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -236,7 +255,7 @@ def _function(config: ModelConfig) -> dict[str, Any]:
         **{name: [getattr(spec, name) for spec in config.layers] for name in ("num_heads", "num_kv_heads", "ffn_dim")},
         "window": [spec.window for spec in config.layers],
         "rope_theta": [None if table is None else table[0] for table in tables],
-        "rope_scaling": [None if table is None else table[1] for table in tables],
+        "rope_scaling": [None if table is None else _explicit(table[1]) for table in tables],
     }
     return {
         **fields,
@@ -245,10 +264,16 @@ def _function(config: ModelConfig) -> dict[str, Any]:
             for name, values in by_layer.items()
         },
         "rope_fraction": config.rotary_dim / config.head_dim if any(tables) else None,
+        "qk_norm_after_rope": config.qk_norm_after_rope and any(tables),
         "attention_scale": config.softmax_scale,
         "embedding_projection_dim": config.table_dim,
         "position_offset": config.position_offset if config.position == "learned" else 0,
+        "alibi_max_bias": config.alibi_max_bias if config.position == "alibi" else None,
     }
+
+
+def _explicit(scaling: RopeScaling | None) -> RopeScaling | None:
+    return None if scaling is None else dataclasses.replace(scaling, attention_factor=scaling.magnitude)
 
 
 def _close(a: Any, b: Any, rel_tol: float) -> bool:

@@ -62,7 +62,7 @@ def _layer_norms(config: ModelConfig, spec: LayerSpec) -> int:
     total = count * _norm(config, config.embed_dim)
     if config.qk_norm == "head":  # gain only, also where the other norms are LayerNorm with bias
         total += 2 * config.head_dim
-    elif config.qk_norm == "full":
+    elif config.qk_norm in ("full", "heads"):
         total += (spec.num_heads + spec.num_kv_heads) * config.head_dim
     return total
 

@@ -24,6 +24,7 @@ class Norm(nn.Module):
     use_bias: bool = False
     unit_offset: bool = False
     scale_float32: bool = False
+    heads: int = 0  # above 0: x is [..., heads, K], each head has gains of its own, and the scale is [heads * K]
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -34,7 +35,9 @@ class Norm(nn.Module):
         y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         if self.use_scale:
             start = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
-            scale = self.param("scale", start, (x.shape[-1],), jnp.float32).astype(jnp.float32)
+            shape = (max(self.heads, 1) * x.shape[-1],)
+            scale = self.param("scale", start, shape, jnp.float32).astype(jnp.float32)
+            scale = scale.reshape(self.heads, -1) if self.heads else scale
             scale = scale + 1.0 if self.unit_offset else scale
             if self.scale_float32 or self.kind == "layer":
                 y = y * scale
@@ -59,13 +62,17 @@ def block_norm(config: ModelConfig, dtype: Any, name: str) -> Norm:
     )
 
 
-def query_key_norm(config: ModelConfig, dtype: Any, name: str) -> Norm:
-    """The norm on queries and keys: of the network's kind, with a gain and never a bias."""
+def query_key_norm(config: ModelConfig, dtype: Any, name: str, heads: int = 0) -> Norm:
+    """The norm on queries and keys: of the network's kind, with a gain and never a bias.
+
+    heads: as many gains as heads; 0: they share one.
+    """
     return Norm(
         kind=config.norm,
         eps=config.norm_eps,
         unit_offset=config.norm_unit_offset,
         scale_float32=config.norm_scale_float32,
+        heads=heads,
         dtype=dtype,
         name=name,
     )

@@ -24,11 +24,6 @@ def llama3_smoothing(wavelengths: np.ndarray, s: RopeScaling) -> np.ndarray:
     return np.clip((waves - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
 
 
-def longrope_attention_factor(s: RopeScaling) -> float:
-    """LongRoPE's factor on cos and sin where the config gives none (as Phi-3 has it)."""
-    return math.sqrt(1 + math.log(s.factor) / math.log(s.original_context_length)) if s.factor > 1 else 1.0
-
-
 def _llama3(inv_freq: np.ndarray, s: RopeScaling) -> np.ndarray:
     smooth = llama3_smoothing(2 * math.pi / inv_freq, s)
     return (1 - smooth) * inv_freq / s.factor + smooth * inv_freq
@@ -42,17 +37,6 @@ def _yarn(inv_freq: np.ndarray, s: RopeScaling, theta: float, dim: int) -> np.nd
     high = min(math.ceil(dimension_of(s.beta_slow)), dim - 1)
     ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
     return inv_freq / s.factor * ramp + inv_freq * (1 - ramp)
-
-
-def _attention_factor(s: RopeScaling) -> float:
-    """Factor on cos and sin that keeps attention's temperature when the context is stretched."""
-    if s.attention_factor is not None:
-        return s.attention_factor
-    if s.kind == "yarn":
-        return 0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0
-    if s.kind == "longrope":
-        return longrope_attention_factor(s)
-    return 1.0
 
 
 def _last_positions(positions_BT: jax.Array) -> jax.Array:
@@ -77,7 +61,7 @@ def rope_table(positions_BT: jax.Array, dim: int, theta: float, scaling: RopeSca
     frequencies: jax.Array | np.ndarray = inv_freq  # [dim / 2], or [B, T, dim / 2] where documents differ
     scale = 1.0
     if scaling is not None:
-        scale = _attention_factor(scaling)
+        scale = scaling.magnitude
         if scaling.kind == "linear":
             frequencies = inv_freq / scaling.factor
         elif scaling.kind == "llama3":
@@ -109,18 +93,21 @@ def rotate(x_BTHK: jax.Array, table: RopeTable) -> jax.Array:
     return y if dim == x_BTHK.shape[-1] else jnp.concatenate([y, x_BTHK[..., dim:]], axis=-1)
 
 
-def alibi_slopes(num_heads: int) -> np.ndarray:
-    """Slopes of ALiBi for any number of heads, float32 [H]; the extra heads take every second slope of 2p heads."""
+def alibi_slopes(num_heads: int, max_bias: float = 8.0) -> np.ndarray:
+    """Slopes of ALiBi for any number of heads, float32 [H]; the extra heads take every second slope of 2p heads.
+
+    max_bias: the last slope of a power of two of heads is 2 ** -max_bias; 8 in the paper, 16 in some of MPT.
+    """
     power = 2 ** math.floor(math.log2(num_heads))
-    base = 2.0 ** -(2.0 ** -(math.log2(power) - 3))
+    base = 2.0 ** -(max_bias / power)
     slopes = [base ** (i + 1) for i in range(power)]
     if power < num_heads:
-        extra = 2.0 ** -(2.0 ** -(math.log2(2 * power) - 3))
+        extra = 2.0 ** -(max_bias / (2 * power))
         slopes += [extra ** (2 * i + 1) for i in range(num_heads - power)]
     return np.asarray(slopes, np.float32)
 
 
-def alibi_rounding(num_heads: int, segments_BS: jax.Array | None, length: int) -> jax.Array:
+def alibi_rounding(num_heads: int, segments_BS: jax.Array | None, length: int, max_bias: float = 8.0) -> jax.Array:
     """The error that Falcon's arithmetic adds to ALiBi's slope * position of each key, float32 [B, S, H].
 
     It multiplies the two in bfloat16, whatever the network's dtype: at position 400 of 32 heads its logits are 0.4 off
@@ -132,7 +119,7 @@ def alibi_rounding(num_heads: int, segments_BS: jax.Array | None, length: int) -
         begins_BS = jnp.diff(segments_BS, axis=1, prepend=segments_BS[:, :1] - 1) != 0
         starts = jax.lax.cummax(jnp.where(begins_BS, index_1S, 0), axis=1)
     positions_BS1 = (index_1S - starts)[..., None].astype(jnp.float32)
-    slopes_H = alibi_slopes(num_heads)
+    slopes_H = alibi_slopes(num_heads, max_bias)
 
     def rounded(x):  # an explicit reduction: XLA may leave out a conversion to bfloat16 and back
         return jax.lax.reduce_precision(jnp.asarray(x), exponent_bits=8, mantissa_bits=7)

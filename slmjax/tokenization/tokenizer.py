@@ -12,8 +12,10 @@ import tokenizers
 from tqdm import tqdm
 
 from slmjax.errors import UserError, first_few, one_line
+from slmjax.files import local_path
 from slmjax.tokenization.backends import Backend, HuggingFaceBackend, SentencePieceBackend
 from slmjax.tokenization.long_words import cut_long_words
+from slmjax.untrusted import parse_json, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 STOP_IDS = "stop_ids"  # in a run's settings: where its model ends what it says, as its base does
@@ -134,7 +136,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         UserError: nothing there, more than one candidate, or a file that does not parse.
     """
-    path = Path(path)
+    path = local_path(path, "The tokenizer")
     if not path.exists():
         raise UserError(
             f"There is no tokenizer at {path}: give a tokenizer.json, a SentencePiece .model or a directory."
@@ -259,10 +261,7 @@ def _settings(directory: Path) -> dict[str, Any]:
         file = directory / name
         if not file.is_file():
             continue
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not valid JSON ({one_line(error)}).") from error
+        content = parse_json(read_text(file), file)
         if isinstance(content, dict):
             settings |= content
     template = directory / "chat_template.jinja"

@@ -72,6 +72,34 @@ FALCON = {"alibi": False, "bias": False, "hidden_size": 4544, "layer_norm_epsilo
 FALCON |= {"new_decoder_architecture": False, "num_attention_heads": 71, "num_hidden_layers": 32}
 FALCON |= {"parallel_attn": True, "vocab_size": 65024}
 
+TINY_STORIES = {"activation_function": "gelu_new", "attention_layers": ["global", "local"] * 4, "hidden_size": 64}
+TINY_STORIES |= {"attention_types": [[["global", "local"], 4]], "intermediate_size": None, "window_size": 256}
+TINY_STORIES |= {"layer_norm_epsilon": 1e-5, "max_position_embeddings": 2048, "num_heads": 16, "num_layers": 8}
+GPTJ = {"activation_function": "gelu_new", "n_embd": 4096, "n_head": 16, "n_inner": None, "n_layer": 28}
+GPTJ |= {"n_positions": 2048, "rotary": True, "rotary_dim": 64, "scale_attn_weights": True, "vocab_size": 50400}
+STARCODER = {"activation_function": "gelu_pytorch_tanh", "multi_query": True, "n_embd": 2048, "n_head": 16}
+STARCODER |= {"n_inner": 8192, "n_layer": 24, "n_positions": 8192, "scale_attn_weights": True, "vocab_size": 49152}
+STARCODER_2 = {"hidden_act": "gelu_pytorch_tanh", "hidden_size": 3072, "intermediate_size": 12288, "use_bias": True}
+STARCODER_2 |= {"max_position_embeddings": 16384, "num_attention_heads": 24, "num_hidden_layers": 30}
+STARCODER_2 |= {"num_key_value_heads": 2, "rope_theta": 999999.4420358813, "sliding_window": 4096}
+STARCODER_2 |= {"norm_epsilon": 1e-5, "norm_type": "layer_norm", "mlp_type": "default", "vocab_size": 49152}
+MPT_ATTENTION = {"alibi": True, "alibi_bias_max": 16, "attn_impl": "torch", "attn_pdrop": 0, "clip_qkv": 6}
+MPT_ATTENTION |= {"attn_type": "multihead_attention", "prefix_lm": False, "qk_ln": False, "softmax_scale": None}
+MPT = {"attn_config": MPT_ATTENTION, "d_model": 4096, "expansion_ratio": 4, "logit_scale": None, "max_seq_len": 65536}
+MPT |= {"n_heads": 32, "n_layers": 32, "no_bias": True, "norm_type": "low_precision_layernorm", "vocab_size": 50432}
+MPT |= {"learned_pos_emb": True}
+GLM_4 = {"attention_bias": True, "head_dim": 128, "hidden_size": 4096, "intermediate_size": 13696, "rms_norm_eps": 1e-5}
+GLM_4 |= {"max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 40, "rope_theta": 1e4}
+GLM_4 |= {"num_key_value_heads": 2, "partial_rotary_factor": 0.5, "vocab_size": 151552}
+COMMAND_R7B = {"hidden_size": 4096, "intermediate_size": 14336, "layer_norm_eps": 1e-5, "layer_switch": 4}
+COMMAND_R7B |= {"logit_scale": 0.25, "max_position_embeddings": 132096, "num_attention_heads": 32}
+COMMAND_R7B |= {"num_hidden_layers": 32, "num_key_value_heads": 8, "rope_theta": 50000, "sliding_window": 4096}
+COMMAND_R7B |= {"rotary_pct": 1.0, "use_qk_norm": False, "vocab_size": 256000}
+INTERNLM_2 = {"bias": False, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192, "rms_norm_eps": 1e-5}
+INTERNLM_2 |= {"max_position_embeddings": 32768, "num_attention_heads": 16, "num_hidden_layers": 24}
+INTERNLM_2 |= {"num_key_value_heads": 8, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_theta": 1000000}
+INTERNLM_2 |= {"vocab_size": 92544, "tie_word_embeddings": False}
+
 # (model_type, what the released config.json says of the network, the name we have for it)
 RELEASED = [
     ("gpt2", LAMINI, "lamini-gpt-124m"),
@@ -82,6 +110,14 @@ RELEASED = [
     ("openlm", {"params_args_dict": {**DCLM, "model_norm": "gain_only_lp_layer_norm"}}, "dclm-1b"),
     ("minicpm", MINICPM, "minicpm-1b"),
     ("falcon", FALCON, "falcon-7b"),
+    ("gpt_neo", TINY_STORIES, "tinystories-1m"),
+    ("gptj", GPTJ, "gpt-j-6b"),
+    ("gpt_bigcode", STARCODER, "starcoderbase-1b"),
+    ("starcoder2", STARCODER_2, "starcoder2-3b"),
+    ("mpt", MPT, "mpt-7b-storywriter"),
+    ("glm4", GLM_4, "glm-4-9b-0414"),
+    ("cohere2", COMMAND_R7B, "command-r7b"),
+    ("internlm2", INTERNLM_2, "internlm2-1.8b"),
 ]
 
 
@@ -106,6 +142,23 @@ REFUSED = [
     ("openlm", {**DCLM, "norm_type": "gain_only_lp_layer_norm", "apply_qk_norm": False}, "qk_norm and apply_qk_norm"),
     ("minicpm", {**MINICPM, "hidden_act": "fatrelu"}, "hidden_act"),
     ("minicpm", {**MINICPM, "dim_model_base": 0}, "dim_model_base"),
+    ("gpt_neo", {**TINY_STORIES, "num_layers": 7}, "attention_types gives 8 layers; num_layers says 7"),
+    ("gpt_neo", {**TINY_STORIES, "attention_types": [[["global", "sparse"], 4]]}, "attention_types"),
+    ("gpt_neo", {**TINY_STORIES, "attention_types": [[["global"], 10**9]]}, "attention_types"),
+    ("gpt_neo", {**TINY_STORIES, "attention_types": 8}, "attention_types"),
+    ("gpt_neo", {**TINY_STORIES, "window_size": "wide"}, "window_size"),
+    ("gptj", {**GPTJ, "rotary_dim": None}, "rotary_dim is null"),
+    ("gptj", {**GPTJ, "rotary_dim": 512}, "rope_fraction"),
+    ("gpt_bigcode", {**STARCODER, "add_cross_attention": True}, "add_cross_attention"),
+    ("mpt", {**MPT, "attn_config": {**MPT_ATTENTION, "alibi": False}}, "alibi is False"),
+    ("mpt", {**MPT, "attn_config": {**MPT_ATTENTION, "qk_ln": True}}, "qk_ln"),
+    ("mpt", {**MPT, "attn_config": {**MPT_ATTENTION, "attn_type": "multiquery_attention"}}, "attn_type"),
+    ("mpt", {**MPT, "attn_config": {**MPT_ATTENTION, "alibi_bias_max": 0}}, "alibi_max_bias"),
+    ("mpt", {**MPT, "no_bias": False}, "no_bias"),
+    ("mpt", {**MPT, "logit_scale": "inv_sqrt_d_model"}, "logit_scale"),
+    ("mpt", {**MPT, "norm_type": "rmsnorm"}, "norm_type"),
+    ("cohere", {"logit_scale": 0}, "logit_scale"),
+    ("cohere2", {**COMMAND_R7B, "layer_types": ["full_attention"]}, "layer_types"),
 ]
 
 

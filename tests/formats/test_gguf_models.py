@@ -30,6 +30,7 @@ RMS = {**SIZE, "num_kv_heads": 2}
 LAYER = {**SIZE, "norm": "layer", "norm_bias": True}
 PLAIN = {**LAYER, "qkv_bias": True, "attention_output_bias": True, "ffn_bias": True, "gated": False}
 GEMMA = {**RMS, "head_dim": 32, "activation": "gelu_tanh", "norm_unit_offset": True, "norm_scale_float32": True}
+COHERE = {**RMS, "norm": "layer", "parallel_residual": True, "shared_norm": True}
 GEMMA |= {"embedding_multiplier": 8.0}
 FACTORS = {
     "short_factor": (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0),
@@ -62,6 +63,23 @@ MINIATURES = {
         "olmo2",
         {**RMS, "norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full", "tie_embeddings": False},
     ),
+    "olmo3": (
+        "olmo2",
+        {**RMS, "num_layers": 5, "norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}
+        | {"tie_embeddings": False, "window": 8, "layer_pattern": ("local",) * 3 + ("global",), "rope_theta": 5e5}
+        | {"rope_theta_local": 5e5, "rope_scaling": RopeScaling("yarn", 4.0, 16)},
+    ),
+    "exaone4": (
+        "exaone4",
+        {**RMS, "norm_placement": "output", "qk_norm": "head", "head_dim": 32}
+        | {"rope_scaling": RopeScaling("llama3", 16.0, 32)},
+    ),
+    "exaone4, windows": (
+        "exaone4",
+        {**RMS, "num_layers": 5, "norm_placement": "output", "qk_norm": "head", "tie_embeddings": False, "window": 8}
+        | {"layer_pattern": ("local",) * 3 + ("global",), "rope_pattern": (True, True, True, False)},
+    ),
+    "hunyuan": ("hunyuan-dense", {**RMS, "qk_norm": "head", "qk_norm_after_rope": True, "head_dim": 32}),
     "openelm": (
         "openelm",
         {**SIZE, "qk_norm": "head", "head_dim": 16, "num_heads": (2, 4, 4), "num_kv_heads": (1, 2, 2)}
@@ -113,6 +131,21 @@ MINIATURES = {
         {**LAYER, "num_kv_heads": 2, "norm_unit_offset": True, "rope_fraction": 0.5, "activation": "relu2"}
         | {"gated": False, "tie_embeddings": False},
     ),
+    "starcoder": ("starcoder", {**PLAIN, "position": "learned", "activation": "gelu_tanh", "num_kv_heads": 1}),
+    "starcoder2": ("starcoder2", {**PLAIN, "activation": "gelu_tanh", "num_kv_heads": 2}),
+    "mpt": (
+        "mpt",
+        {**SIZE, "norm": "layer", "gated": False, "activation": "gelu", "position": "alibi", "clip_qkv": 0.25}
+        | {"num_heads": 8, "alibi_max_bias": 16.0},
+    ),
+    "glm4": ("glm4", {**RMS, "head_dim": 24, "norm_placement": "sandwich", "qkv_bias": True, "rope_fraction": 0.5}),
+    "chatglm": ("chatglm", {**RMS, "qkv_bias": True, "rope_fraction": 0.5, "tie_embeddings": False}),
+    "command-r": ("command-r", {**COHERE, "logit_divisor": 16.0}),
+    "cohere2": (
+        "cohere2",
+        {**COHERE, "num_layers": 5, "logit_divisor": 4.0, "window": 8, "rope_pattern": (True, True, True, False)}
+        | {"layer_pattern": ("local", "local", "local", "global")},
+    ),
 }
 
 
@@ -145,9 +178,13 @@ INEXPRESSIBLE = {
     "lamini-cerebras": "activation",
     "galactica": "activation",
     "opt": "position_offset|its shapes",
-    "falcon-rw-1b": "position",
+    "falcon-rw-1b": "alibi_scaled",
     "dclm": "qk_norm",
     "layer-share": "block_repeats",
+    "gpt-neo": "qkv_bias",
+    "tinystories": "qkv_bias",
+    "gpt-j": "GGUF has no architecture",
+    "internlm2": "rope_scaling",
 }
 
 
@@ -243,7 +280,7 @@ def test_every_family_is_expressed_or_the_switch_is_named(family):
         {"window": 8, "layer_pattern": ("local", "local", "global")},
         {"final_norm": False},
         {"attention_scale": 0.5, "qk_norm": "head"},
-        {"rope_fraction": 0.5, "qkv_bias": True},
+        {"rope_fraction": 0.5, "attention_output_bias": True},
         {"norm_placement": "post"},
     ],
 )
@@ -356,6 +393,7 @@ ASSUMED = {
     "falcon": {"ffn_dim": 256},
     "stablelm": {},
     "nemotron": {},
+    "starcoder2": {},
 }
 
 

@@ -291,6 +291,8 @@ PUBLISHED = {
     "gemma3_text": ["gemma-3-270m", "gemma-3-1b"],
     "smollm3": ["smollm3-3b"],
     "olmo2": ["olmo-2-1b"],
+    "olmo3": ["olmo-3-7b"],
+    "exaone4": ["exaone-4.0-1.2b"],
     "granite": ["granite-3.1-2b"],
 }
 

@@ -56,12 +56,13 @@ def miniature(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _miniatures() -> dict[str, ModelConfig]:
+def miniatures() -> dict[str, ModelConfig]:
     """One named model for each distinct set of switches."""
     found: dict[ModelConfig, str] = {}
     for _, sizes in FAMILIES.values():
         for name in sizes:
             found.setdefault(miniature(model_config(name)), name)
+    found[dataclasses.replace(miniature(model_config("qwen3-0.6b")), qk_norm_after_rope=True)] = "hunyuan"
     return {name: config for config, name in found.items()}
 
 
@@ -75,7 +76,7 @@ def pytest_generate_tests(metafunc):
     """`tiny` is each miniature; `config` too, but slow for those outside CORE."""
     for argument in {"tiny", "config"} & set(metafunc.fixturenames):
         parameters = []
-        for name, config in _miniatures().items():
+        for name, config in miniatures().items():
             marks = [pytest.mark.slow] if argument == "config" and name not in CORE else []
             parameters.append(pytest.param(config, id=name, marks=marks))
         metafunc.parametrize(argument, parameters)

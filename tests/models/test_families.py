@@ -66,6 +66,20 @@ PUBLISHED = {
     "openelm-450m": 457_179_136,
     "openelm-1.1b": 1_079_891_456,
     "openelm-3b": 3_036_647_424,
+    "exaone-4.0-1.2b": 1_279_391_488,
+    "olmo-3-7b": 7_298_011_136,
+    "ernie-4.5-0.3b": 360_748_032,
+    "gpt-neo-125m": 125_198_592,
+    "tinystories-1m": 3_745_984,
+    "gpt-j-6b": 6_050_882_784,
+    "starcoderbase-1b": 1_137_207_296,
+    "starcoder2-3b": 3_030_371_328,
+    "mpt-7b": 6_649_286_656,
+    "glm-4-9b": 9_399_951_360,
+    "glm-4-9b-0414": 9_400_279_040,
+    "aya-expanse-8b": 8_028_033_024,
+    "command-r7b": 8_028_033_024,
+    "internlm2-1.8b": 1_889_110_016,
 }
 
 # MiB of the 16-bit KV cache at 2048 positions: the survey of small language models (arXiv:2409.15790, figure 13).

@@ -185,6 +185,14 @@ def test_defaults_that_other_fields_decide():
         ({"rope_pattern": (False,)}, {"rope_pattern": (False, False), "rope_theta": 7.0}),
         ({"position": "rope"}, {"position": "rope", "position_offset": 2}),
         ({"rope_theta": 7.0, "rope_theta_local": 5.0}, {"rope_theta": 7.0}),  # of no layer
+        (
+            {"rope_scaling": RopeScaling("yarn", 8.0, 8)},
+            {"rope_scaling": RopeScaling("yarn", 8.0, 8, attention_factor=1.2079441541679836)},
+        ),
+        (
+            {"qk_norm": "head", "rope_pattern": (False,)},
+            {"qk_norm": "head", "rope_pattern": (False,), "qk_norm_after_rope": True},
+        ),
     ],
 )
 def test_two_spellings_of_one_network_do_not_differ(one, other):
@@ -219,8 +227,10 @@ def test_every_field_that_changes_the_network_is_a_difference(name):
         "shared_norm": False,
     }
     base = ModelConfig(**SMALL | {"window": 5, "layer_pattern": ("local", "global"), "rope_theta_local": 5.0})
-    if name == "position_offset":
-        base = dataclasses.replace(base, position="learned")
+    if position := {"position_offset": "learned", "alibi_max_bias": "alibi"}.get(name):
+        base = dataclasses.replace(base, position=position)
+    if name == "qk_norm_after_rope":
+        base = dataclasses.replace(base, qk_norm="head")
     if name == "shared_norm":
         base = dataclasses.replace(base, parallel_residual=True, shared_norm=True)
     now = getattr(base, name)

@@ -1,5 +1,7 @@
 """Tiny random models of transformers with their quirks switched on, and what every family is asked to prove."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +108,7 @@ def assert_left_padding(model, config, params, tokens, chunk, pad=5) -> float:
     mask = np.ones_like(tokens)
     mask[0, :pad] = 0
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    accepts = "position_ids" in model.forward.__code__.co_varnames
+    accepts = "position_ids" in inspect.signature(model.forward).parameters
     extra = {"position_ids": positions} if accepts else {}
     expected = their_logits(model, tokens, attention_mask=mask, **extra)
     logits = cached_logits(config, params, tokens, positions.astype(np.int32), mask.astype(np.int32), chunk)

@@ -36,6 +36,13 @@ GALACTICA = {"activation_function": "gelu", "enable_bias": False, "layer_norm_el
 FALCON_RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True, "num_attention_heads": 12}
 FALCON_RW |= {"hidden_size": 48}
 NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 2}
+NEO = {"vocab_size": V, "hidden_size": D, "num_heads": H, "max_position_embeddings": CONTEXT, "window_size": 5}
+TINY_STORIES = {**NEO, "num_layers": 4, "attention_types": [[["global", "local"], 2]]}
+ODD_NEO = {**NEO, "num_layers": 3, "attention_types": [[["global", "local"], 1], [["local"], 1]]}
+MPT = {"vocab_size": V, "d_model": 48, "n_layers": L, "n_heads": 6, "max_seq_len": CONTEXT}
+CLIPPED = {"attn_config": {"clip_qkv": 0.3, "softmax_scale": 0.2}}
+GQA = {**ROTARY, "num_key_value_heads": 2}
+COHERE_2 = {**GQA, "num_hidden_layers": 5, "sliding_window": 5, "logit_scale": 0.25}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 
 # name -> (transformers' class, the arguments of its config)
@@ -58,8 +65,22 @@ CASES = {
     "stablelm, parallel": ("StableLm", {**ROTARY, "num_key_value_heads": 4, "use_parallel_residual": True}),
     "olmo": ("Olmo", {**ROTARY, "num_key_value_heads": 2, "clip_qkv": 0.4, "tie_word_embeddings": True}),
     "nemotron": ("Nemotron", {**ROTARY, "num_key_value_heads": 2, "head_dim": 12, "attention_bias": True}),
+    "gpt_neo": ("GPTNeo", TINY_STORIES),
+    "gpt_neo, odd windows": ("GPTNeo", {**ODD_NEO, "intermediate_size": F, "tie_word_embeddings": False}),
+    "gptj": ("GPTJ", {**GPT2, "rotary_dim": 4}),
+    "gptj, tied": ("GPTJ", {**GPT2, "rotary_dim": 6, "n_inner": F, "tie_word_embeddings": True}),
+    "gpt_bigcode": ("GPTBigCode", GPT2),
+    "gpt_bigcode, unscaled": ("GPTBigCode", {**GPT2, "scale_attn_weights": False, "n_inner": F}),
+    "starcoder2": ("Starcoder2", {**GQA, "sliding_window": 5}),
+    "starcoder2, no biases": ("Starcoder2", {**GQA, "use_bias": False, "tie_word_embeddings": False}),
+    "mpt": ("Mpt", {**MPT, **CLIPPED}),
+    "mpt, untied": ("Mpt", {**MPT, "n_heads": 4, "tie_word_embeddings": False}),
+    "cohere": ("Cohere", {**GQA, "use_qk_norm": True, "logit_scale": 0.3, "attention_bias": True}),
+    "cohere, untied": ("Cohere", {**GQA, "logit_scale": 0.5, "tie_word_embeddings": False}),
+    "cohere2": ("Cohere2", COHERE_2),
 }
 QUICK = {"gpt2", "opt, post-norm and projections", "falcon, rw", "falcon, new", "gpt_neox", "olmo"}
+QUICK |= {"gpt_neo", "gptj", "mpt", "cohere"}
 
 
 def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -229,6 +250,24 @@ def llama_like(c: dict, t: dict, tokens_T: np.ndarray) -> np.ndarray:
     return x @ t["model.embed_tokens.weight"].T
 
 
+def internlm2(c: dict, t: dict, tokens_T: np.ndarray) -> np.ndarray:
+    """LLaMA's equations, with q, k and v cut from wqkv: each key/value head stands behind its queries."""
+    heads, kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
+    x = t["model.tok_embeddings.weight"][tokens_T]
+    for i in range(c["num_hidden_layers"]):
+        p = f"model.layers.{i}"
+        y = rms(x, t[f"{p}.attention_norm.weight"], c["rms_norm_eps"])
+        y = y @ t[f"{p}.attention.wqkv.weight"].T + t[f"{p}.attention.wqkv.bias"]
+        groups = y.reshape(len(x), kv_heads, heads // kv_heads + 2, K)
+        q, k, v = groups[:, :, :-2].reshape(len(x), heads, K), groups[:, :, -2], groups[:, :, -1]
+        y = attended(turned(q, c["rope_theta"]), turned(k, c["rope_theta"]), v)
+        x = x + y @ t[f"{p}.attention.wo.weight"].T + t[f"{p}.attention.wo.bias"]
+        y = rms(x, t[f"{p}.ffn_norm.weight"], c["rms_norm_eps"])
+        y = swiglu(*(y @ t[f"{p}.feed_forward.{n}.weight"].T for n in ("w1", "w3")))
+        x = x + y @ t[f"{p}.feed_forward.w2.weight"].T
+    return rms(x, t["model.norm.weight"], c["rms_norm_eps"]) @ t["output.weight"].T
+
+
 def openlm(c: dict, t: dict, tokens_T: np.ndarray) -> np.ndarray:
     c = c.get("params_args_dict", c)
     x = t["model.tok_embeddings.weight"][tokens_T]
@@ -259,6 +298,7 @@ OWN_CODE = {
     "mobilellm": (llama_like, {**LLAMA_LIKE, **SHARED}),
     "minicpm": (llama_like, {**LLAMA_LIKE, **MINICPM_SCALES}),
     "openlm": (openlm, {"params": None, "params_args_dict": OPENLM}),
+    "internlm2": (internlm2, {**LLAMA_LIKE, "bias": True}),
 }
 
 

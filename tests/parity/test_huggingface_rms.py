@@ -15,6 +15,7 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 4.0, "low_freq_fac
 LLAMA3 |= {"original_max_position_embeddings": 16}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.2, 1.4, 1.6], "long_factor": [2.0, 3.0, 4.0, 5.0]}
+PARTIAL = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4, "partial_rotary_factor": 0.7}
 SIZES = {"vocab_size": mini.VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
 SIZES |= {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
@@ -65,6 +66,8 @@ CASES = {
             "tie_word_embeddings": True,
         },
     ),
+    "glm": ("Glm", {"attention_bias": False, "rope_parameters": {"rope_type": "default", "rope_theta": 5e3}}),
+    "glm4": ("Glm4", {"head_dim": 12, "tie_word_embeddings": True, "rope_parameters": PARTIAL}),
 }
 QUICK = {"llama 3.2", "mistral", "gemma3_text", "phi3, longrope"}  # one each of what differs most
 

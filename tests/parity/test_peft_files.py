@@ -40,6 +40,7 @@ FAMILIES = {
     "phi3": ("Phi3", GQA | {"pad_token_id": 0, "tie_word_embeddings": False}),
     "falcon": ("Falcon", COMMON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
     "bloom": ("Bloom", {"vocab_size": V, "hidden_size": D, "n_layer": L, "n_head": 4}),
+    "gptj": ("GPTJ", {"vocab_size": V, "n_embd": D, "n_layer": L, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
 }
 FIVE = ["llama", "qwen2", "gpt2", "gpt_neox", "phi3"]
 
@@ -138,7 +139,7 @@ def test_lora(bases, family, tmp_path):
     assert_both_ways(bases(family), trained(bases(family), lora()), tmp_path)
 
 
-@pytest.mark.parametrize("family", cases(FIVE, ["gpt_neox"]))
+@pytest.mark.parametrize("family", cases([*FIVE, "gptj"], ["gpt_neox"]))
 def test_dora(bases, family, tmp_path):
     assert_both_ways(bases(family), trained(bases(family), lora(use_dora=True, use_rslora=True)), tmp_path)
 
@@ -190,7 +191,7 @@ def test_ia3(bases, family, tmp_path):
     assert_both_ways(bases(family), trained(bases(family), config), tmp_path)
 
 
-@pytest.mark.parametrize("family", cases(FIVE, ["llama", "gpt2"]))
+@pytest.mark.parametrize("family", cases([*FIVE, "gptj"], ["llama", "gpt2"]))
 def test_prefix_tuning(bases, family, tmp_path):
     """Keys and values at positions 0 to n - 1; the text's are moved on by n."""
     options = {"token_dim": 24, "num_attention_heads": 2} if family == "llama" else {}  # its heads are narrow

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from slmjax.data.sft_config import ConversationSource, SftConfig
 from slmjax.data.sources import read_records
 from slmjax.data.split import content_key
 from slmjax.errors import UserError, one_line
+from slmjax.files import local_path
 from slmjax.tokenization.chat_template import PLAIN_TEMPLATE, ChatTemplate, choose_template, template_tokens
 from slmjax.tokenization.chat_tokens import encode_conversation, encode_messages, tokens_within
 from slmjax.tokenization.tokenizer import Tokenizer
@@ -213,7 +213,7 @@ def sft_template(config: SftConfig, tokenizer: Tokenizer) -> ChatTemplate | None
     if config.chat_template == "plain":
         return ChatTemplate(PLAIN_TEMPLATE, template_tokens(tokenizer))
     if config.chat_template:
-        path = Path(config.chat_template)
+        path = local_path(config.chat_template, "data.chat_template")
         try:
             return ChatTemplate(path.read_text(encoding="utf-8"), template_tokens(tokenizer))
         except (OSError, ValueError) as error:

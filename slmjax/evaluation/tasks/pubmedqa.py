@@ -15,6 +15,7 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.evaluation.loglikelihood import loglikelihoods
 from slmjax.evaluation.tasks.task import Result, Settings, check_settings
+from slmjax.files import local_path
 from slmjax.inference.language_model import LanguageModel
 from slmjax.untrusted import read_json
 
@@ -27,7 +28,7 @@ def read_pubmedqa(directory: str | Path, split: str) -> list[dict[str, str]]:
     """{"prompt", "completion"} of each question of a split ("train" or "test"), in the order of the file."""
     if split not in SPLITS:
         raise UserError(f"The split {split!r} is unknown: choose train or test.")
-    directory = Path(directory).expanduser()
+    directory = local_path(directory, "The directory of the data")
     questions, test = _read(directory / QUESTIONS), _read(directory / TEST)
     records = []
     for number, entry in questions.items():

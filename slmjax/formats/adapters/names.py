@@ -82,6 +82,20 @@ class Names:
         found = [e.name for e in self.family.entries(untied) if e.leaves[0].path == "lm_head/kernel"]
         return found[0].removesuffix(".weight") if found else None
 
+    def key_order(self) -> np.ndarray:
+        """The place in transformers' keys of each dimension of ours, int [K].
+
+        They are 0, 1, 2 ..., but 0, 2, ..., 1, 3, ... of what a family rotates as neighbours.
+        """
+        weight, part = next(
+            (weight, part)
+            for weight in self.weights.values()
+            for part, module in enumerate(weight.modules)
+            if module.path.endswith("/k_proj")
+        )
+        rows = weight.split(np.arange(weight.features[1])[:, None])[part][0, : self.config.head_dim]
+        return np.asarray(rows - rows.min())
+
 
 def names_of(config: ModelConfig, family: HuggingFaceFamily) -> Names:
     """The names that a family gives the arrays of a network that it can say."""

@@ -13,9 +13,10 @@ from slmjax.formats.gguf import rope as gguf_rope
 from slmjax.formats.gguf.archs import ARCHS, BY_NAME, Arch
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.tensors import entries
+from slmjax.formats.unreadable import why_unreadable
 from slmjax.formats.weight_map import Entry
-from slmjax.models.config import ModelConfig
-from slmjax.untrusted import MAX_LAYERS
+from slmjax.models.config import ModelConfig, rope_fraction
+from slmjax.untrusted import MAX_LAYERS, shown
 
 # Where a network rounds is not its function, and a file's numbers are float32.
 ROUNDING = ("norm_scale_float32",)
@@ -32,6 +33,7 @@ _SCALE_KEYS = {
     "attention_softcap": "attn_logit_softcapping",
     "logit_softcap": "final_logit_softcapping",
     "clip_qkv": "attention.clamp_kqv",
+    "alibi_max_bias": "attention.max_alibi_bias",
 }
 
 
@@ -83,7 +85,7 @@ def config_from(
         raise keys.error("attention.value_length", "differs from attention.key_length, which is not supported")
     for name in arch.optional_biases:
         values[name] = any(f"blk.0.{tensor}" in shapes for tensor in _BIAS_OF[name])
-    values |= _scales(keys, arch, dim, layers) | _parallel(keys, arch, shapes) | _windows(keys, arch)
+    values |= _scales(keys, arch, dim, layers) | _parallel(keys, arch, shapes) | _windows(keys, arch, layers)
     try:
         if arch.switches.get("position", "rope") == "rope":
             values |= _rope(keys, arch, values, read)
@@ -105,7 +107,7 @@ def config_to(config: ModelConfig) -> GgufModel:
     shortest: list[str] = []
     nearest = ""
     layered = any(isinstance(n, tuple) for n in (config.num_heads, config.num_kv_heads, config.ffn_dim))
-    for arch in (a for a in ARCHS if a.per_layer or not layered):
+    for arch in (a for a in ARCHS if (a.per_layer or not layered) and a.kv_heads in (0, config.num_kv_heads)):
         try:
             model = written_as(config, arch)
             wrong = list(config.differences(read_back(config, model), ignore=ROUNDING, rel_tol=1e-6))
@@ -158,7 +160,8 @@ def written_as(config: ModelConfig, arch: Arch) -> GgufModel:
     for name in arch.scales:
         value = getattr(c, name)
         if value is not None:
-            metadata[f"{a}.{_SCALE_KEYS[name]}"] = float(value)
+            inverse = name == "logit_divisor" and arch.multiplies_logits
+            metadata[f"{a}.{_SCALE_KEYS[name]}"] = float(1 / value if inverse else value)
     if arch.parallel_key:
         metadata[f"{a}.{arch.parallel_key}"] = c.parallel_residual
     if arch.local_period and "local" in c.layer_pattern:
@@ -172,12 +175,18 @@ def _arch_of(metadata: Mapping[str, Any], where: str) -> Arch:
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise UserError(f"{where} does not say its general.architecture.")
-    if metadata.get("general.type", "model") != "model":
-        raise UserError(f"{where} is a GGUF file of type {str(metadata['general.type'])[:40]!r}, not a model.")
+    kind = metadata.get("general.type", "model")
+    if not isinstance(kind, str) or kind != "model":
+        raise UserError(f"{where} is a GGUF file of type {shown(kind)}, not a model.")
     if name not in BY_NAME:
-        shown = name[:60]
+        found = name[:60]
+        if (reason := why_unreadable(name)) is not None:
+            raise UserError(
+                f"{where} has the architecture {found!r}, which cannot be read, because {reason}: choose a model of "
+                "another family."
+            )
         raise UserError(
-            f"{where} has the architecture {shown!r}, which is not supported: {did_you_mean(shown, BY_NAME)}"
+            f"{where} has the architecture {found!r}, which is not supported: {did_you_mean(found, BY_NAME)}"
         )
     return BY_NAME[name]
 
@@ -194,8 +203,10 @@ def _scales(keys: Keys, arch: Arch, dim: int, layers: int) -> dict[str, Any]:
         defaults["attention_scale"] = (dim / keys.required("attention.head_count")) ** -0.5
     for name in arch.scales:
         value = keys.number(_SCALE_KEYS[name], defaults.get(name))
+        if name == "alibi_max_bias" and not value:
+            raise keys.error(_SCALE_KEYS[name], "is not above 0: such a network without ALiBi is not supported")
         if value:  # 0 means that there is none
-            defaults[name] = value
+            defaults[name] = 1 / value if name == "logit_divisor" and arch.multiplies_logits else value
         else:
             defaults.pop(name, None)
     return defaults
@@ -211,19 +222,33 @@ def _parallel(keys: Keys, arch: Arch, shapes: Mapping[str, Any]) -> dict[str, An
     return {"shared_norm": shared, **({"parallel_residual": shared} if arch.parallel_if_shared else {})}
 
 
-def _windows(keys: Keys, arch: Arch) -> dict[str, Any]:
+def _windows(keys: Keys, arch: Arch, layers: int) -> dict[str, Any]:
     """The local layers' window and which layers are local."""
     window = keys.integer("attention.sliding_window", arch.default_window)
     if not window:
         return {}
     if not arch.local_period:
         raise keys.error("attention.sliding_window", "is set, which is not supported for this architecture")
-    period = arch.local_period
-    if arch.has_local_keys:
-        period = keys.integer("attention.sliding_window_pattern", period, least=1)
+    local = _local_layers(keys, arch, layers)
+    pattern: dict[str, Any] = {"layer_pattern": tuple("local" if is_local else "global" for is_local in local)}
+    if arch.global_unrotated:
+        pattern["rope_pattern"] = local
+    return {"window": window, **pattern} if any(local) else pattern
+
+
+def _local_layers(keys: Keys, arch: Arch, layers: int) -> tuple[bool, ...]:
+    """Which layers have the window, for every layer or for one period of them."""
+    key, period = "attention.sliding_window_pattern", arch.local_period
+    listed = keys.values.get(key)
+    if arch.reads_pattern and isinstance(listed, np.ndarray):
+        if listed.dtype.kind != "b" or len(listed) != layers:
+            raise keys.error(key, f"does not list true or false for each of {layers} layers")
+        return tuple(listed.tolist())
+    if arch.has_local_keys or arch.reads_pattern:
+        period = keys.integer(key, period, least=1)
     if period > MAX_LAYERS:
-        raise keys.error("attention.sliding_window_pattern", f"is {period}, more layers than any model has")
-    return {"window": window, "layer_pattern": ("local",) * max(period - 1, 1) + ("global",) * (period > 1)}
+        raise keys.error(key, f"is {period}, more layers than any model has")
+    return (True,) * max(period - 1, 1) + (False,) * (period > 1)
 
 
 def _rope(keys: Keys, arch: Arch, values: Mapping[str, Any], read: gguf_rope.ReadTensor) -> dict[str, Any]:
@@ -233,9 +258,11 @@ def _rope(keys: Keys, arch: Arch, values: Mapping[str, Any], read: gguf_rope.Rea
         raise keys.error("rope.dimension_count", f"is {dim}, which does not fit heads of {head_dim} dimensions")
     theta = keys.number("rope.freq_base", 10_000.0)
     scaling = gguf_rope.scaling_from(keys, values["context_length"], theta, dim, read)
-    rope: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling, "rope_fraction": dim / head_dim}
+    rope: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling, "rope_fraction": rope_fraction(dim, head_dim)}
     if arch.has_local_keys and "window" in values:
         rope["rope_theta_local"] = keys.number("rope.freq_base_swa", 10_000.0)
+    if arch.local_unscaled and "window" in values and scaling is not None:
+        rope["rope_theta_local"] = theta
     return rope
 
 

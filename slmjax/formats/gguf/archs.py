@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from slmjax.models.families.switches import BIASES, LAYER_NORM, PLAIN, Switches
 
 GEMMA: Switches = {"norm_unit_offset": True, "norm_scale_float32": True, "activation": "gelu_tanh"}
+COHERE: Switches = {"norm": "layer", "parallel_residual": True, "shared_norm": True}
 LLAMA_BIASES = tuple(BIASES)
 
 
@@ -55,11 +56,16 @@ class Arch:
     depth_scaled_by_heads: int = 0  # layers of the variant whose attention is scaled by (embed_dim / num_heads) ** -0.5
     default_window: int = 0  # where attention.sliding_window says nothing
     has_local_keys: bool = False  # sliding_window_pattern and rope.freq_base_swa; of the others llama.cpp reads neither
+    reads_pattern: bool = False  # sliding_window_pattern, which converters write: a period, or a boolean for each layer
+    local_unscaled: bool = False  # layers with a window rotate at the same theta, without its scaling (OLMo-3)
+    global_unrotated: bool = False  # where some layers have a window, the others do not rotate (EXAONE-4)
     parallel_key: str = ""  # says whether attention and feed-forward read the same input
     norms: tuple[tuple[str, str], ...] = ()  # tensor -> ours, where they are not the usual ones and not shared
     shared_without: str = ""  # the tensor without which attention and feed-forward share one norm
     parallel_if_shared: bool = False  # and read the same input then, and only then
     rope_scalings: tuple[str, ...] = ("linear", "yarn")  # what is written; whatever a file has is read
+    kv_heads: int = 0  # above 0: only networks of so many key/value heads are written so
+    multiplies_logits: bool = False  # logit_scale is a factor and not a divisor
 
 
 # On writing the first that expresses the network wins: from the particular to the general.
@@ -88,7 +94,24 @@ ARCHS: tuple[Arch, ...] = (
         has_local_keys=True,
         rope_scalings=("linear",),
     ),
-    Arch("olmo2", {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"}, head="required"),
+    Arch(
+        "olmo2",  # and OLMo-3, with windows
+        {"norm_placement": "output", "norm_scale_float32": True, "qk_norm": "full"},
+        head="required",
+        local_period=4,
+        reads_pattern=True,
+        local_unscaled=True,
+    ),
+    Arch(
+        "exaone4",
+        {"norm_placement": "output", "qk_norm": "head"},
+        own_head_dim=True,
+        local_period=4,
+        reads_pattern=True,
+        global_unrotated=True,
+        rope_scalings=("linear", "llama3", "yarn"),
+    ),
+    Arch("hunyuan-dense", {"qk_norm": "head", "qk_norm_after_rope": True}, own_head_dim=True),
     Arch(
         "openelm",
         {"qk_norm": "head"},
@@ -133,6 +156,7 @@ ARCHS: tuple[Arch, ...] = (
         own_head_dim=True,
         scales=("embedding_multiplier", "residual_multiplier", "logit_divisor", "attention_scale"),
     ),
+    Arch("starcoder", {**PLAIN, "position": "learned", "activation": "gelu_tanh"}, fused_qkv=True, kv_heads=1),
     Arch("gpt2", {**PLAIN, "position": "learned", "activation": "gelu_tanh"}, fused_qkv=True),
     Arch(
         "bloom",
@@ -180,5 +204,46 @@ ARCHS: tuple[Arch, ...] = (
         own_head_dim=True,
         partial_rope=True,
     ),
+    Arch("starcoder2", {**PLAIN, "activation": "gelu_tanh"}, local_period=1),
+    Arch(
+        "mpt",
+        {"norm": "layer", "gated": False, "activation": "gelu", "position": "alibi"},
+        fused_qkv=True,
+        scales=("clip_qkv", "alibi_max_bias"),
+    ),
+    Arch(
+        "glm4",
+        {"norm_placement": "sandwich"},
+        ("qkv_bias",),
+        interleaved=True,
+        partial_rope=True,
+        fused_gate=True,
+        own_head_dim=True,
+    ),
+    Arch("chatglm", {}, ("qkv_bias",), interleaved=True, partial_rope=True, fused_gate=True, own_head_dim=True),
+    Arch(
+        "command-r",
+        COHERE,
+        head="never",
+        interleaved=True,
+        scales=("logit_divisor",),
+        multiplies_logits=True,
+        rope_scalings=(),
+    ),
+    Arch(
+        "cohere2",
+        {**COHERE, "rope_pattern": (True, True, True, False)},
+        head="never",
+        interleaved=True,
+        scales=("logit_divisor",),
+        multiplies_logits=True,
+        local_period=4,
+        rope_scalings=(),
+    ),
 )
-BY_NAME = {arch.name: arch for arch in ARCHS}
+# Architectures that are read; their networks are written as an equal one of those above.
+EQUAL: tuple[Arch, ...] = (
+    Arch("internlm2", {}, LLAMA_BIASES, head="required", interleaved=True),
+    Arch("ernie4_5", {}, LLAMA_BIASES, interleaved=True, own_head_dim=True),
+)
+BY_NAME = {arch.name: arch for arch in (*ARCHS, *EQUAL)}

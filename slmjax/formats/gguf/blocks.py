@@ -1,7 +1,7 @@
 """GGML's tensor types: blocks of small integers with shared scales, to float32 and back.
 
-Types and layouts are those of ggml (block_q4_0 ... block_q6_K). Every operation is done in float32 in the reference's
-order, so that results are equal to it bit for bit.
+Types and layouts are those of ggml (block_q4_0 ... block_q6_K; `low_bits.py` has those of few bits). Every operation is
+done in float32 in the reference's order, so that results are equal to it bit for bit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from slmjax.formats.gguf import low_bits
 
 _PIECE = 1 << 17  # values handled at a time: the temporaries of a piece stay in the processor's cache
 
@@ -233,9 +235,14 @@ BLOCK_TYPES: dict[str, BlockType] = {
         BlockType("Q5_0", 6, 32, Q5_0, _decode_q5_0, lambda x: _pack(x, Q5_0, 32)),
         BlockType("Q5_1", 7, 32, Q5_1, _decode_q5_1, lambda x: _pack(x, Q5_1, 32)),
         BlockType("Q8_0", 8, 32, Q8_0, _decode_q8_0, _encode_q8_0),
+        BlockType("Q2_K", 10, 256, low_bits.Q2_K, low_bits.decode_q2_k),
+        BlockType("Q3_K", 11, 256, low_bits.Q3_K, low_bits.decode_q3_k),
         BlockType("Q4_K", 12, 256, Q4_K, _decode_q4_k),
         BlockType("Q5_K", 13, 256, Q5_K, _decode_q5_k),
         BlockType("Q6_K", 14, 256, Q6_K, _decode_q6_k),
+        BlockType("IQ4_NL", 20, 32, low_bits.IQ4_NL, low_bits.decode_iq4_nl),
+        BlockType("IQ4_XS", 23, 256, low_bits.IQ4_XS, low_bits.decode_iq4_xs),
         BlockType("BF16", 30, 1, np.dtype("<u2"), _decode_bfloat16, _encode_bfloat16),
+        BlockType("MXFP4", 39, 32, low_bits.MXFP4, low_bits.decode_mxfp4),
     )
 }

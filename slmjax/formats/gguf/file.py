@@ -1,7 +1,7 @@
 """The GGUF container, versions 2 and 3: its header parsed from a mapped file, its tensors read one at a time.
 
 A file is hostile until parsed: every count, length and offset is held against the bytes that are there before anything
-is made of it. Source: ggml's docs/gguf.md.
+is made of it. A model that is split over files is opened by any of them. Source: ggml's docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.formats.gguf import split
 from slmjax.formats.gguf.blocks import BLOCK_TYPES, BlockType, dequantize, nbytes
 from slmjax.formats.tensors import StoredTensor
+from slmjax.untrusted import shown
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # where general.alignment says nothing
@@ -48,20 +50,19 @@ _MAX_DIMS = 4
 _MAX_ALIGNMENT = 1 << 16
 
 # Types of ggml that are known and not read here, to name them in the error.
-_OTHER_TYPES = {10: "Q2_K", 11: "Q3_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL"}
-_OTHER_TYPES |= {21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
-_OTHER_TYPES |= {29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+_OTHER_TYPES = {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16"}
+_OTHER_TYPES |= {26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4"}
 _BY_NUMBER = {kind.number: kind for kind in BLOCK_TYPES.values()}
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A parsed header over a mapped file. A `TensorFile` for `weight_map`: tensors are read as float32."""
+    """A parsed header over mapped files. A `TensorFile` for `weight_map`: tensors are read as float32."""
 
     path: Path
     metadata: Mapping[str, Any]  # bool, int, float, str, list[str], or a numpy array
     tensors: Mapping[str, StoredTensor[BlockType]]
-    map: mmap.mmap  # the whole file
+    maps: Mapping[Path, mmap.mmap]  # the whole file, or every part of a split one, in order
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, from the header alone."""
@@ -70,21 +71,32 @@ class GgufFile:
     def read(self, name: str) -> np.ndarray:
         """One tensor as float32, a view of the file where it is that already."""
         info = self.tensors[name]
-        values = dequantize(np.frombuffer(self.map, np.uint8, info.num_bytes, info.start), info.kind)
-        if info.kind.name != "F32" and hasattr(self.map, "madvise"):  # a copy: the file's pages may go
+        map = self.maps[info.path]
+        values = dequantize(np.frombuffer(map, np.uint8, info.num_bytes, info.start), info.kind)
+        if info.kind.name != "F32" and hasattr(map, "madvise"):  # a copy: the file's pages may go
             first = -(-info.start // mmap.PAGESIZE) * mmap.PAGESIZE
             size = info.start + info.num_bytes - first
             if size > 0:
-                self.map.madvise(mmap.MADV_DONTNEED, first, size)
+                map.madvise(mmap.MADV_DONTNEED, first, size)
         return values.reshape(info.shape)
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Parse a file's header; no tensor is read.
+    """Parse a file's header, and with one part of a split model those of all; no tensor is read.
 
     Raises:
-        UserError: there is no such file, or it is not GGUF, is truncated, or lies about itself.
+        UserError: there is no such file, or it is not GGUF, is truncated, or lies about itself; or a part is missing.
     """
+    opened = _open_one(path)
+    paths = split.part_paths(path, opened.metadata)
+    if paths == [path]:
+        return opened
+    parts = [opened if part == path else _open_one(part) for part in paths]
+    tensors = split.joined([(part.path, part.metadata, part.tensors) for part in parts])
+    return GgufFile(path, parts[0].metadata, tensors, {part.path: part.maps[part.path] for part in parts})
+
+
+def _open_one(path: Path) -> GgufFile:
     if not path.is_file():
         raise UserError(f"There is no GGUF file at {path}.")
     if path.stat().st_size < 24:
@@ -124,7 +136,9 @@ class _Header:
             metadata[key] = self.value(key, self.u32())
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or not 1 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
-            raise self.error(f"has general.alignment {alignment!r}, which is not a power of two up to {_MAX_ALIGNMENT}")
+            raise self.error(
+                f"has general.alignment {shown(alignment)}, which is not a power of two up to {_MAX_ALIGNMENT}"
+            )
         offsets: dict[str, tuple[tuple[int, ...], BlockType, int]] = {}
         for _ in range(num_tensors):
             name = self.string("the name of a tensor", _MAX_NAME)
@@ -132,7 +146,7 @@ class _Header:
                 raise self.error(f"has the tensor {name!r} twice")
             offsets[name] = self.tensor(name, alignment)
         start = -(-self.at // alignment) * alignment
-        return GgufFile(self.path, metadata, self.placed(offsets, start), self.map)
+        return GgufFile(self.path, metadata, self.placed(offsets, start), {self.path: self.map})
 
     def tensor(self, name: str, alignment: int) -> tuple[tuple[int, ...], BlockType, int]:
         """Shape, type and offset of the next tensor."""

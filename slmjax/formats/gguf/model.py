@@ -5,6 +5,7 @@ Source: ggml's docs/gguf.md; conventions of llama.cpp's converter from Hugging F
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ def load_gguf(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype:
     Raises:
         UserError: the file is damaged, inconsistent, or holds what is not supported; nothing large is allocated before.
     """
-    path = Path(path).expanduser()
+    path = local_path(path, "The model")
     file = open_gguf(path)
     config = read_config(file)
     found = entries_of(config, file.metadata, file.tensors, str(path))
@@ -83,7 +84,8 @@ def describe_gguf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     file = open_gguf(path)
     facts: dict[str, Any] = {"kind": f"GGUF file ({file.metadata.get('general.architecture')})"}
     facts |= {"dtype": ", ".join(sorted({info.kind.name for info in file.tensors.values()}))}
-    facts |= {"file_bytes": path.stat().st_size}
+    facts |= {"files": len(file.maps)} if len(file.maps) > 1 else {}
+    facts |= {"file_bytes": sum(part.stat().st_size for part in file.maps)}
     tokenizer = tokenizer_from(file.metadata, str(path)) if has_tokenizer(file.metadata) else None
     return read_config(file), facts | describe_tokenizer(tokenizer)
 
@@ -144,7 +146,14 @@ def save_gguf(
 
 def _warn_of_windows(config: ModelConfig, arch: str) -> None:
     """The window is in the file, for us and others, but llama.cpp lets these architectures attend to everything."""
-    if arch in ("llama", "phi3") and any(s.window and s.window < config.context_length for s in config.layers):
+    is_cut = any(s.window and s.window < config.context_length for s in config.layers)
+    if is_cut and arch == "exaone4" and config.num_layers != 64:
+        warnings.warn(
+            "llama.cpp ignores the attention window of architecture exaone4 where there are not 64 layers, and lets "
+            "all of them rotate: it will compute something else.",
+            stacklevel=3,
+        )
+    if is_cut and arch in ("llama", "phi3", "starcoder2"):
         warnings.warn(
             f"llama.cpp ignores the attention window of architecture {arch}: beyond {config.window} tokens it will "
             "compute something else.",
@@ -159,7 +168,7 @@ def _without_constants(file: GgufFile) -> GgufFile:
         return name not in gguf_rope.TENSORS and not name.endswith(".attn_rot_embd")
 
     tensors = {name: info for name, info in file.tensors.items() if is_weight(name)}
-    return GgufFile(file.path, file.metadata, tensors, file.map)
+    return dataclasses.replace(file, tensors=tensors)
 
 
 def _kind(name: str, shape: tuple[int, ...], kind: BlockType) -> BlockType:

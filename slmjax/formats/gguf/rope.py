@@ -14,7 +14,7 @@ import numpy as np
 
 from slmjax.formats.gguf.keys import Keys
 from slmjax.models.config import ModelConfig, RopeScaling
-from slmjax.models.positions import llama3_smoothing, longrope_attention_factor
+from slmjax.models.positions import llama3_smoothing
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 TENSORS = (FREQS, LONG, SHORT)  # no weights of the network
@@ -36,7 +36,7 @@ def scaling_from(keys: Keys, context_length: int, theta: float, dim: int, read: 
             long_factor=tuple(long.tolist()),
         )
         given = keys.number("rope.scaling.attn_factor", None)
-        if given is None or math.isclose(given, longrope_attention_factor(scaling), rel_tol=1e-6):
+        if given is None or math.isclose(given, scaling.magnitude, rel_tol=1e-6):
             return scaling
         return dataclasses.replace(scaling, attention_factor=given)
     divisors = _divisors(keys, read, FREQS, dim)
@@ -49,10 +49,13 @@ def scaling_from(keys: Keys, context_length: int, theta: float, dim: int, read: 
         return RopeScaling("linear", factor)
     if kind != "yarn":
         raise keys.error("rope.scaling.type", f"is {kind!r}: none, linear, yarn and longrope with its tensors are read")
-    if keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
-        raise keys.error("rope.scaling.attn_factor", "is not 1, which is not supported with yarn")
     fast, slow = keys.number("rope.scaling.yarn_beta_fast", 32.0), keys.number("rope.scaling.yarn_beta_slow", 1.0)
-    return RopeScaling("yarn", factor, original, beta_fast=fast, beta_slow=slow)
+    scaling = RopeScaling("yarn", factor, original, beta_fast=fast, beta_slow=slow)
+    # 1, on top of YaRN's own; or all of it, as files that were converted from Hugging Face's OLMo-3 have it.
+    given = keys.number("rope.scaling.attn_factor", 1.0)
+    if given != 1.0 and not math.isclose(given, scaling.magnitude, rel_tol=1e-6):
+        raise keys.error("rope.scaling.attn_factor", "is not 1, which is not supported with yarn")
+    return scaling
 
 
 def scaling_to(config: ModelConfig, arch: str, kinds: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -65,8 +68,7 @@ def scaling_to(config: ModelConfig, arch: str, kinds: tuple[str, ...]) -> tuple[
     keys: dict[str, Any] = {f"{prefix}.type": s.kind}
     if s.kind == "longrope":  # without a factor, which llama.cpp would apply to every frequency
         keys[f"{prefix}.original_context_length"] = s.original_context_length
-        attention = longrope_attention_factor(s) if s.attention_factor is None else s.attention_factor
-        keys[f"{prefix}.attn_factor"] = float(attention)
+        keys[f"{prefix}.attn_factor"] = float(s.magnitude)
         return keys, {LONG: np.array(s.long_factor, np.float32), SHORT: np.array(s.short_factor, np.float32)}
     keys[f"{prefix}.factor"] = float(s.factor)
     if s.kind == "yarn":

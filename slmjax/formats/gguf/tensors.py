@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 
-from slmjax.formats.entries import ends, fused_gate_up, norm, product, qk_norms
+from slmjax.formats.entries import ends, fused_gate_up, interleaved, norm, product, qk_norms
 from slmjax.formats.entries import fused_qkv as qkv_in_one
 from slmjax.formats.gguf.archs import Arch
 from slmjax.formats.weight_map import Entry, Leaf, as_is, layer_leaf
-from slmjax.models.config import LayerSpec, ModelConfig
+from slmjax.models.config import ModelConfig
 
 
 def entries(config: ModelConfig, arch: Arch, *, fused_qkv: bool) -> list[Entry]:
@@ -21,13 +21,14 @@ def entries(config: ModelConfig, arch: Arch, *, fused_qkv: bool) -> list[Entry]:
         out.append(as_is("position_embd.weight", Leaf("position_embedder/embedding")))
     if config.embedding_norm:
         out += norm(config, "token_embd_norm", "embed_norm")
-    for i, spec in enumerate(config.layers):
-        out += _layer(config, arch, i, spec, fused_qkv)
+    for i in range(config.num_layers):
+        out += _layer(config, arch, i, fused_qkv)
     out += rest
+    out = interleaved(config, out) if arch.interleaved else out
     return [_plus_one(entry) for entry in out] if config.norm_unit_offset else out
 
 
-def _layer(c: ModelConfig, arch: Arch, i: int, spec: LayerSpec, fused_qkv: bool) -> list[Entry]:
+def _layer(c: ModelConfig, arch: Arch, i: int, fused_qkv: bool) -> list[Entry]:
     at, leaf = f"blk.{i}", partial(layer_leaf, c, i)
     out: list[Entry] = []
     for name, ours in _norm_names(c, arch).items():
@@ -35,10 +36,8 @@ def _layer(c: ModelConfig, arch: Arch, i: int, spec: LayerSpec, fused_qkv: bool)
     if fused_qkv:
         out += qkv_in_one(c, i, f"{at}.attn_qkv")
     else:
-        for x, heads in (("q", spec.num_heads), ("k", spec.num_kv_heads)):
-            both = product(c, f"{at}.attn_{x}", f"attention/{x}_proj", leaf)
-            out += [_interleaved(entry, heads) for entry in both] if arch.interleaved else both
-        out += product(c, f"{at}.attn_v", "attention/v_proj", leaf)
+        for x in "qkv":
+            out += product(c, f"{at}.attn_{x}", f"attention/{x}_proj", leaf)
     out += qk_norms(c, f"{at}.attn_", leaf)
     out += product(c, f"{at}.attn_output", "attention/o_proj", leaf)
     if c.gated and arch.fused_gate:
@@ -66,16 +65,3 @@ def _plus_one(entry: Entry) -> Entry:
         return entry
     one = np.float32(1)
     return Entry(entry.name, entry.leaves, lambda x: [x - one], lambda xs: xs[0].astype(np.float32) + one)
-
-
-def _interleaved(entry: Entry, heads: int) -> Entry:
-    """Rows of each head in the order 0, K/2, 1, K/2 + 1 ...: llama.cpp rotates neighbours, we rotate halves."""
-
-    def halves(x: np.ndarray) -> list[np.ndarray]:
-        return entry.split(x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape))
-
-    def pairs(xs: list[np.ndarray]) -> np.ndarray:
-        x = entry.join(xs)
-        return x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-
-    return Entry(entry.name, entry.leaves, halves, pairs)

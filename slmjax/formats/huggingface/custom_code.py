@@ -1,6 +1,7 @@
-"""Networks whose directories bring their own code, which is never run: OpenELM, MobileLLM, MiniCPM, OpenLM (DCLM).
+"""Networks whose directories bring their own code, which is never run: OpenELM, MobileLLM, MiniCPM, DCLM, InternLM2.
 
-Their keys and tensor names are those of apple/OpenELM-*, facebook/MobileLLM-*, openbmb/MiniCPM-* and TRI-ML/DCLM-1B.
+Their keys and tensor names are those of apple/OpenELM-*, facebook/MobileLLM-*, openbmb/MiniCPM-*, internlm/internlm2-*
+and TRI-ML/DCLM-1B (OpenLM).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import partial, reduce
 from typing import Any
 
 from slmjax.errors import UserError
-from slmjax.formats.entries import ends, fused_gate_up, fused_qkv, norm, product, qk_norms
+from slmjax.formats.entries import ends, fused_gate_up, fused_qkv, grouped_qkv, norm, product, qk_norms
 from slmjax.formats.huggingface.config_values import (
     MAX_LAYERS,
     Values,
@@ -24,10 +25,11 @@ from slmjax.formats.huggingface.config_values import (
     optional_number,
     require,
     spelled,
+    with_defaults,
 )
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.llama_names import IGNORED, llama_entries
-from slmjax.formats.huggingface.rms_norm import biases, common_values, fields
+from slmjax.formats.huggingface.rms_norm import LLAMA, biases, common_values, fields
 from slmjax.formats.weight_map import Entry, layer_leaf
 from slmjax.models.config import ModelConfig
 from slmjax.models.families.openelm import make_divisible
@@ -221,6 +223,32 @@ def _openlm_entries(config: ModelConfig) -> list[Entry]:
     return entries
 
 
+def _internlm2_from(values: Values) -> ModelConfig:
+    values = with_defaults(values, {**LLAMA, "vocab_size": 103168, "bias": True})
+    bias = flag(values, "bias")
+    return ModelConfig(**(fields(values) | {"head_dim": 0}), qkv_bias=bias, attention_output_bias=bias)
+
+
+def _internlm2_to(config: ModelConfig) -> Values:
+    values = {**common_values(config), "bias": config.qkv_bias}
+    del values["head_dim"]  # hidden_size / num_attention_heads
+    return values
+
+
+def _internlm2_entries(config: ModelConfig) -> list[Entry]:
+    """The products of q, k and v are one, each key/value head behind the queries that it serves."""
+    entries = ends(config, "model.tok_embeddings", "model.norm", head="output")
+    for i in range(config.num_layers):
+        layer, leaf = f"model.layers.{i}", partial(layer_leaf, config, i)
+        entries += norm(config, f"{layer}.attention_norm", "attention_norm", leaf)
+        entries += norm(config, f"{layer}.ffn_norm", "ffn_norm", leaf)
+        entries += grouped_qkv(config, i, f"{layer}.attention.wqkv")
+        entries += product(config, f"{layer}.attention.wo", "attention/o_proj", leaf)
+        for theirs, ours in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
+            entries += product(config, f"{layer}.feed_forward.{theirs}", f"feedforward/{ours}_proj", leaf)
+    return entries
+
+
 FAMILIES = (
     HuggingFaceFamily("openelm", "OpenELMForCausalLM", _openelm_from, _openelm_to, _openelm_entries),
     HuggingFaceFamily("mobilellm", "MobileLLMForCausalLM", _mobilellm_from, _mobilellm_to, llama_entries, IGNORED),
@@ -233,5 +261,13 @@ FAMILIES = (
         _openlm_entries,
         ignored=(r"(model\.)?layers\.\d+\.attention\.pos_embed\..*",),
         renames=((r"^((tok_embeddings|layers|norm|output)\..*)$", r"model.\1"),),
+    ),
+    HuggingFaceFamily(
+        "internlm2",
+        "InternLM2ForCausalLM",
+        _internlm2_from,
+        _internlm2_to,
+        _internlm2_entries,
+        ignored=(r"model\.layers\.\d+\.attention\.rotary_emb\.inv_freq",),
     ),
 )

@@ -1,16 +1,17 @@
-"""Networks with LayerNorm: learned positions (GPT-2, OPT), rotary ones (Phi, StableLM, OLMo-1, Nemotron)."""
+"""Networks with LayerNorm: learned positions (OPT), rotary ones (Phi, StableLM, OLMo-1, Nemotron, Cohere)."""
 
 from __future__ import annotations
 
-from functools import partial
-
-from slmjax.formats.entries import ends, fused_qkv, norm, plain_layers, product
+from slmjax.errors import UserError
+from slmjax.formats.entries import ends, interleaved, plain_layers
 from slmjax.formats.huggingface.config_values import (
+    MAX_LAYERS,
     Values,
     activation,
     activation_name,
     flag,
     integer,
+    layer_types,
     number,
     optional_integer,
     optional_number,
@@ -18,59 +19,18 @@ from slmjax.formats.huggingface.config_values import (
     rope_from,
     rope_to,
     shape,
+    shortest_period,
     sizes,
     sizes_to,
     spelled,
     spelled_back,
+    window_fields,
 )
 from slmjax.formats.huggingface.family import HuggingFaceFamily
-from slmjax.formats.huggingface.llama_names import llama_entries
-from slmjax.formats.weight_map import Entry, Leaf, as_is, layer_leaf, transposed
+from slmjax.formats.huggingface.llama_names import IGNORED, llama_entries
+from slmjax.formats.weight_map import Entry, Leaf, as_is, transposed
 from slmjax.models.config import ModelConfig
 from slmjax.models.families.switches import BIASES, LAYER_NORM, PLAIN
-
-GPT2_SPELLINGS = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
-GPT2_SPELLINGS |= {"n_positions": "max_position_embeddings", "n_inner": "intermediate_size"}
-
-
-def _gpt2_from(values: Values) -> ModelConfig:
-    usual = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
-    usual |= {"scale_attn_weights": True}
-    values = spelled(values, GPT2_SPELLINGS, **usual, **shape(50257, 768, 0, 12, 12, 1024))
-    values["intermediate_size"] = values["intermediate_size"] or 4 * integer(values, "hidden_size")
-    # reorder_and_upcast_attn is about rounding alone: our scores are float32 always.
-    require(values, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    return ModelConfig(
-        **sizes(values),
-        **PLAIN,
-        position="learned",
-        activation=activation(values, "activation_function"),
-        norm_eps=number(values, "layer_norm_epsilon"),
-        attention_scale=None if flag(values, "scale_attn_weights") else 1.0,
-    )
-
-
-def _gpt2_to(config: ModelConfig) -> Values:
-    return {
-        **spelled_back(sizes_to(config), GPT2_SPELLINGS),
-        "activation_function": activation_name(config),
-        "layer_norm_epsilon": config.norm_eps,
-        "scale_attn_weights": config.attention_scale is None,
-    }
-
-
-def _gpt2_entries(config: ModelConfig) -> list[Entry]:
-    entries = ends(config, "transformer.wte", "transformer.ln_f")
-    entries.append(as_is("transformer.wpe.weight", Leaf("position_embedder/embedding")))
-    for i in range(config.num_layers):
-        layer, leaf = f"transformer.h.{i}", partial(layer_leaf, config, i)
-        entries += norm(config, f"{layer}.ln_1", "attention_norm", leaf)
-        entries += norm(config, f"{layer}.ln_2", "ffn_norm", leaf)
-        entries += fused_qkv(config, i, f"{layer}.attn.c_attn", is_transposed=False)
-        for theirs, ours in (("attn.c_proj", "attention/o"), ("mlp.c_fc", "feedforward/up")):
-            entries += product(config, f"{layer}.{theirs}", f"{ours}_proj", leaf, is_transposed=False)
-        entries += product(config, f"{layer}.mlp.c_proj", "feedforward/down_proj", leaf, is_transposed=False)
-    return entries
 
 
 def _opt_from(values: Values) -> ModelConfig:
@@ -242,16 +202,80 @@ def _nemotron_to(config: ModelConfig) -> Values:
     }
 
 
+def _cohere_fields(values: Values, theta: float) -> Values:
+    """The fields that both of Cohere's families spell alike, their keys filled in. theta: the family's default."""
+    bias, scale = flag(values, "attention_bias"), number(values, "logit_scale")
+    if not scale:
+        raise UserError("The config.json: logit_scale is 0, under which every token is as likely as another.")
+    return {
+        **sizes(values),
+        **rope_from(values, theta=theta).fields(),
+        "norm": "layer",
+        "norm_eps": number(values, "layer_norm_eps"),
+        "activation": activation(values, "hidden_act"),
+        "qkv_bias": bias,
+        "attention_output_bias": bias,
+        "parallel_residual": True,
+        "shared_norm": True,
+        "logit_divisor": 1 / scale,
+    }
+
+
+def _cohere_spelled(values: Values) -> Values:
+    usual = shape(256000, 8192, 22528, 40, 64, 8192) | {"logit_scale": 0.0625, "tie_word_embeddings": True}
+    return spelled(values, {}, hidden_act="silu", layer_norm_eps=1e-5, **usual)
+
+
+def _cohere_from(values: Values) -> ModelConfig:
+    values = _cohere_spelled(values)
+    return ModelConfig(**_cohere_fields(values, 500_000.0), qk_norm="heads" if flag(values, "use_qk_norm") else "none")
+
+
+def _cohere_values(config: ModelConfig) -> Values:
+    """The inverse of `_cohere_fields`."""
+    # The scale of fewest digits whose inverse is the divisor.
+    scales = (float(f"{1 / config.logit_divisor:.{digits}g}") for digits in range(1, 18))
+    scale = next((scale for scale in scales if scale and 1 / scale == config.logit_divisor), 1 / config.logit_divisor)
+    return {
+        **sizes_to(config),
+        **rope_to(config),
+        "hidden_act": activation_name(config),
+        "layer_norm_eps": config.norm_eps,
+        "attention_bias": config.qkv_bias,
+        "logit_scale": scale,
+    }
+
+
+def _cohere_to(config: ModelConfig) -> Values:
+    return {**_cohere_values(config), "use_qk_norm": config.qk_norm == "heads"}
+
+
+def _cohere2_from(values: Values) -> ModelConfig:
+    """Layers with a window rotate, and those without one do not."""
+    null = {"sliding_window": None} if "sliding_window" in values and values["sliding_window"] is None else {}
+    values = {"sliding_window": 4096, **_cohere_spelled(values), **null}
+    common = _cohere_fields(values, 10_000.0)
+    every = integer(values, "sliding_window_pattern", most=MAX_LAYERS) if "sliding_window_pattern" in values else 4
+    layers = range(1, common["num_layers"] + 1)
+    window = window_fields(values, [("sliding_attention" if i % max(every, 1) else "full_attention") for i in layers])
+    pattern = shortest_period(window.get("layer_pattern", ("global",)))
+    rotates = tuple(kind == "local" for kind in pattern)
+    return ModelConfig(**(common | window | {"head_dim": 0, "layer_pattern": pattern}), rope_pattern=rotates)
+
+
+def _cohere2_to(config: ModelConfig) -> Values:
+    types = layer_types(config)
+    pattern = types.index("full_attention") + 1 if "full_attention" in types else len(types) + 1
+    values = {**_cohere_values(config), "layer_types": types, "sliding_window": config.window}
+    del values["head_dim"]  # hidden_size / num_attention_heads, whatever else is written
+    return {**values, "sliding_window_pattern": pattern}
+
+
+def _cohere_entries(config: ModelConfig) -> list[Entry]:
+    return interleaved(config, llama_entries(config))
+
+
 FAMILIES = (
-    HuggingFaceFamily(
-        "gpt2",
-        "GPT2LMHeadModel",
-        _gpt2_from,
-        _gpt2_to,
-        _gpt2_entries,
-        ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
-        renames=((r"^((wte|wpe|h|ln_f)\..*)$", r"transformer.\1"),),
-    ),
     HuggingFaceFamily(
         "opt", "OPTForCausalLM", _opt_from, _opt_to, _opt_entries, renames=((r"^(decoder\..*)$", r"model.\1"),)
     ),
@@ -259,4 +283,6 @@ FAMILIES = (
     HuggingFaceFamily("stablelm", "StableLmForCausalLM", _stablelm_from, _stablelm_to, llama_entries),
     HuggingFaceFamily("olmo", "OlmoForCausalLM", _olmo_from, _olmo_to, llama_entries),
     HuggingFaceFamily("nemotron", "NemotronForCausalLM", _nemotron_from, _nemotron_to, llama_entries),
+    HuggingFaceFamily("cohere", "CohereForCausalLM", _cohere_from, _cohere_to, _cohere_entries, IGNORED),
+    HuggingFaceFamily("cohere2", "Cohere2ForCausalLM", _cohere2_from, _cohere2_to, _cohere_entries, IGNORED),
 )

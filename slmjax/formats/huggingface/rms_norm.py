@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 from slmjax.errors import UserError
+from slmjax.formats.entries import interleaved
 from slmjax.formats.huggingface import config_values as hf
 from slmjax.formats.huggingface.config_values import Values
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.llama_names import IGNORED, llama_entries
+from slmjax.formats.weight_map import Entry
 from slmjax.models.config import ModelConfig
 
 LLAMA: Values = {
@@ -73,6 +75,17 @@ GRANITE: Values = {
     "residual_multiplier": 1.0,
     "logits_scaling": 1.0,
     "attention_multiplier": 1.0,
+}
+GLM: Values = {
+    **LLAMA,
+    "vocab_size": 151552,
+    "intermediate_size": 13696,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "rms_norm_eps": 1.5625e-7,
+    "max_position_embeddings": 131072,
+    "attention_bias": True,
 }
 
 
@@ -225,6 +238,24 @@ def _granite_to(config: ModelConfig) -> Values:
     }
 
 
+def _glm_from(values: Values, **switches: Any) -> ModelConfig:
+    values = hf.with_defaults(values, GLM)
+    rope = hf.rope_from(values, fraction=0.5).fields()
+    return ModelConfig(**(fields(values) | rope), qkv_bias=hf.flag(values, "attention_bias"), **switches)
+
+
+def _glm_to(config: ModelConfig) -> Values:
+    return {**common_values(config), **hf.rope_to(config, partial=True), "attention_bias": config.qkv_bias}
+
+
+def _glm_entries(config: ModelConfig) -> list[Entry]:
+    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
+    if config.norm_placement == "sandwich":
+        norms |= {"post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffn_norm"}
+    return interleaved(config, llama_entries(config, fused_gate=True, norms=norms))
+
+
+_glm4_from = partial(_glm_from, norm_placement="sandwich")
 _phi3_entries = partial(llama_entries, fused=True)
 
 # The plainest first: on export a config is of the first family that can say it.
@@ -237,4 +268,6 @@ FAMILIES = (
     HuggingFaceFamily("olmo2", "Olmo2ForCausalLM", _olmo2_from, _olmo2_to, llama_entries, IGNORED),
     HuggingFaceFamily("granite", "GraniteForCausalLM", _granite_from, _granite_to, llama_entries, IGNORED),
     HuggingFaceFamily("phi3", "Phi3ForCausalLM", _phi3_from, _phi3_to, _phi3_entries, IGNORED),
+    HuggingFaceFamily("glm", "GlmForCausalLM", _glm_from, _glm_to, _glm_entries, IGNORED),
+    HuggingFaceFamily("glm4", "Glm4ForCausalLM", _glm4_from, _glm_to, _glm_entries, IGNORED),
 )

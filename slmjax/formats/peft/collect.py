@@ -11,7 +11,7 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.formats.adapters.adapter import Adapter, require_plain_inputs, require_plain_positions
-from slmjax.formats.adapters.names import Weight
+from slmjax.formats.adapters.names import Names, Weight
 from slmjax.formats.adapters.pieces import Misfit, Pieces
 from slmjax.formats.peft.config import P_TUNING, PREFIX, PeftFile
 from slmjax.models.config import ModelConfig
@@ -70,9 +70,9 @@ def add_ia3(pieces: Pieces, weight: Weight, factors: np.ndarray) -> None:
         raise Misfit(f"ia3_l of {weight.name} is {list(factors.shape)} there, [{outputs}, 1] or [1, {inputs}] here")
 
 
-def prefix_of(file: PeftFile, rows: np.ndarray, config: ModelConfig) -> Adapter:
+def prefix_of(file: PeftFile, rows: np.ndarray, names: Names) -> Adapter:
     """Prefix tuning: [n, L, 2, G, K] flattened, keys (already rotated) and values; peft has folded its MLP away."""
-    what = str(file.path.parent)
+    config, what = names.config, str(file.path.parent)
     require_plain_positions(config, what)
     n, L, G, K = _num_tokens(file, rows), config.num_layers, config.num_kv_heads, config.head_dim
     if not isinstance(G, int):
@@ -80,6 +80,7 @@ def prefix_of(file: PeftFile, rows: np.ndarray, config: ModelConfig) -> Adapter:
     if rows.shape[1] != 2 * L * G * K:
         raise Misfit(f"a virtual token has {rows.shape[1]} numbers there, 2 x {L} layers x {G} heads x {K} here")
     by_layer = rows.reshape(n, L, 2, G, K).transpose(1, 2, 0, 3, 4)  # [L, 2, n, G, K]
+    by_layer = np.stack([by_layer[:, 0][..., names.key_order()], by_layer[:, 1]], axis=1)
     return Adapter("prefix", prefix_collection(config, by_layer))
 
 

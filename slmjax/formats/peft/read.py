@@ -102,7 +102,7 @@ class PeftDirectory:
         config = names.config
         try:
             if self.file.kind == PREFIX:
-                return prefix_of(self.file, self.tensor(EMBEDDINGS), config)
+                return prefix_of(self.file, self.tensor(EMBEDDINGS), names)
             if self.file.kind not in (LORA, IA3):
                 rows = self.tensor(EMBEDDINGS)
                 return prompt_of(self.file, rows, config, params, names.family.model_type)

@@ -190,6 +190,7 @@ def _of_tokens(adapter: Adapter, names: Names, kind: str) -> tuple[dict[str, Any
     if kind == PREFIX:
         G, K, L = config.num_kv_heads, config.head_dim, config.num_layers
         by_layer = _by_layer(config, flatten(adapter.added))  # [L, 2, n, G, K]
+        by_layer[:, 0] = by_layer[:, 0][..., np.argsort(names.key_order())]
         n = by_layer.shape[2]
         rows = by_layer.transpose(2, 0, 1, 3, 4).reshape(n, -1)
         own: dict[str, Any] = {"token_dim": _one(G) * K, "num_attention_heads": G, "encoder_hidden_size": _one(G) * K}

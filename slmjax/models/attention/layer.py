@@ -83,13 +83,15 @@ class Attention(nn.Module):
             if c.qk_norm == "full" and name != "v":
                 y = query_key_norm(c, run.dtype, f"{name}_norm")(y)
             y = y.reshape(B, T, heads, K)
-            if c.qk_norm == "head" and name != "v":
-                y = query_key_norm(c, run.dtype, f"{name}_norm")(y)
+            if c.qk_norm in ("head", "heads") and name != "v" and not c.qk_norm_after_rope:
+                y = query_key_norm(c, run.dtype, f"{name}_norm", heads if c.qk_norm == "heads" else 0)(y)
             return run.constrain(y, "heads")
 
         q_BTHK, k_BTGK, v_BTGK = project("q", H), project("k", G), project("v", G)
         if spec.rope is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, ropes[spec.rope]), rotate(k_BTGK, ropes[spec.rope])
+        if c.qk_norm_after_rope:
+            q_BTHK, k_BTGK = (query_key_norm(c, run.dtype, f"{n}_norm")(x) for n, x in (("q", q_BTHK), ("k", k_BTGK)))
         names = zip((q_BTHK, k_BTGK, v_BTGK), ("query", "key", "value"), strict=True)
         q_BTHK, k_BTGK, v_BTGK = (checkpoint_name(x, name) for x, name in names)
         return q_BTHK, k_BTGK, v_BTGK
@@ -111,7 +113,8 @@ class Attention(nn.Module):
         falcon_alibi = c.position == "alibi" and c.alibi_scaled
         slopes_H = None
         if c.position == "alibi":
-            slopes_H = jnp.asarray(alibi_slopes(H) * (c.softmax_scale if c.alibi_scaled else 1.0))
+            slopes = alibi_slopes(H, c.alibi_max_bias)
+            slopes_H = jnp.asarray(slopes * (c.softmax_scale if c.alibi_scaled else 1.0))
         scores = Scores(c.softmax_scale, c.attention_softcap, slopes_H)
         mask = Mask(context.q_segments_BT, context.kv_segments_BS, spec.window, context.start)
         if context.start is not None and cache is not None:
@@ -130,7 +133,7 @@ class Attention(nn.Module):
                     segments = jnp.pad(segments, ((0, 0), (num_prefix, 0)))
                 mask = mask.replace(kv_segments=segments, prefix=num_prefix)  # type: ignore[attr-defined]
         if falcon_alibi:
-            bias_BSH = alibi_rounding(H, mask.kv_segments, k_BSGK.shape[1])
+            bias_BSH = alibi_rounding(H, mask.kv_segments, k_BSGK.shape[1], c.alibi_max_bias)
             q_BTHK, k_BSGK, v_BSGK = with_key_bias(q_BTHK, k_BSGK, v_BSGK, bias_BSH)
         return run.attention(q_BTHK, k_BSGK, v_BSGK, mask, scores)[..., :K]
 

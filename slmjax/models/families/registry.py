@@ -10,14 +10,22 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.models.families import (
     bloom,
+    cohere,
+    ernie,
+    exaone,
     falcon,
     gemma,
+    glm,
     gpt2,
+    gpt_neo,
+    gptj,
     granite,
+    internlm,
     llama,
     minicpm,
     minitron,
     mobilellm,
+    mpt,
     olmo,
     openelm,
     opt,
@@ -26,6 +34,7 @@ from slmjax.models.families import (
     qwen,
     smollm,
     stablelm,
+    starcoder,
 )
 from slmjax.models.families.switches import Families
 
@@ -47,6 +56,15 @@ FAMILIES: Families = {
     **openelm.FAMILIES,
     **minicpm.FAMILIES,
     **granite.FAMILIES,
+    **exaone.FAMILIES,
+    **ernie.FAMILIES,
+    **gpt_neo.FAMILIES,
+    **gptj.FAMILIES,
+    **starcoder.FAMILIES,
+    **mpt.FAMILIES,
+    **glm.FAMILIES,
+    **cohere.FAMILIES,
+    **internlm.FAMILIES,
 }
 _MODELS = {name: {**shared, **size} for shared, sizes in FAMILIES.values() for name, size in sizes.items()}
 
