@@ -146,6 +146,11 @@ def test_nested_fields_are_found_by_their_path_in_every_kind_of_file(tmp_path):
             assert list(read_documents(SourceConfig(str(path), text_field=field))) == expected, name
         with pytest.raises(UserError, match=r"no field 'meta\.body'"):
             list(read_documents(SourceConfig(str(path), text_field="meta.body")))
+    for name in ("jsonl", "parquet", "stream.arrow"):
+        path = tmp_path / f"dotted.{name}"
+        path.write_bytes(WRITERS[name]([{"meta.text": "d", "list": [{"text": "e"}, {"text": "f"}], "more": 1}]))
+        assert list(read_documents(SourceConfig(str(path), text_field="meta.text"))) == ["d"], name
+        assert list(read_documents(SourceConfig(str(path), text_field="list.1.text"))) == ["f"], name
     rows = [{"id": "1", "text": json.dumps({"body": "c"})}]
     for name in ("csv", "jsonl", "parquet"):
         path = tmp_path / f"json_as_text.{name}"

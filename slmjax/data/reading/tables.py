@@ -71,13 +71,13 @@ def _batches(ipc: Any, path: Path, file: Any) -> Iterator[Any]:
 
 
 def _columns(schema: Any, fields: Sequence[str], path: Path) -> list[str] | None:
-    """The columns or parts of them that hold the fields; None, which is all, for a field inside a column of text."""
-    columns: list[str] | None = []
+    """The columns, or parts of them, that hold the fields; None, which is all, for no fields."""
+    columns = []
     for field in fields:
         found = _path_in(schema, field)
         if found is None:
             raise UserError(missing_field(field, _paths(schema), str(path)))
-        columns = None if columns is None or found != field else [*columns, found]
+        columns.append(found)
     return columns or None
 
 
