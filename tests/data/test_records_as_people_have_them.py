@@ -105,6 +105,14 @@ def test_structures_may_be_text_in_json_or_as_python_prints_them():
             parse_record({"messages": text}, {})
 
 
+def test_a_bare_list_of_turns_is_a_conversation(load):
+    assert parse_record([USER, ANSWER], {}) == parse_record(SHAREGPT, {}) == Conversation([USER, ANSWER])
+    assert load([[USER, ANSWER], SHAREGPT])[0].examples == 2
+    for record in ([], [1], [USER, SHAREGPT[0]]):
+        with pytest.raises(UserError, match="must be an object with fields, not list"):
+            parse_record(record, {})
+
+
 def test_fields_are_found_inside_others():
     record = {"data": {"turns": [USER, ANSWER], "sys": "s"}, "meta": json.dumps({"q": "question", "a": "answer"})}
     found = parse_record(record, {"messages": "data.turns"}, "s")
