@@ -178,7 +178,7 @@ INEXPRESSIBLE = {
     "lamini-cerebras": "activation",
     "galactica": "activation",
     "opt": "position_offset|its shapes",
-    "falcon-rw-1b": "position",
+    "falcon-rw-1b": "alibi_scaled",
     "dclm": "qk_norm",
     "layer-share": "block_repeats",
     "gpt-neo": "qkv_bias",
@@ -280,7 +280,7 @@ def test_every_family_is_expressed_or_the_switch_is_named(family):
         {"window": 8, "layer_pattern": ("local", "local", "global")},
         {"final_norm": False},
         {"attention_scale": 0.5, "qk_norm": "head"},
-        {"rope_fraction": 0.5, "qkv_bias": True},
+        {"rope_fraction": 0.5, "attention_output_bias": True},
         {"norm_placement": "post"},
     ],
 )

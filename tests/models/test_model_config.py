@@ -229,8 +229,8 @@ def test_every_field_that_changes_the_network_is_a_difference(name):
     base = ModelConfig(**SMALL | {"window": 5, "layer_pattern": ("local", "global"), "rope_theta_local": 5.0})
     if name == "qk_norm_after_rope":
         base = dataclasses.replace(base, qk_norm="head")
-    if name == "position_offset":
-        base = dataclasses.replace(base, position="learned")
+    if position := {"position_offset": "learned", "alibi_max_bias": "alibi"}.get(name):
+        base = dataclasses.replace(base, position=position)
     if name == "shared_norm":
         base = dataclasses.replace(base, parallel_residual=True, shared_norm=True)
     now = getattr(base, name)

@@ -16,6 +16,7 @@ from slmjax.formats.huggingface.families import FAMILIES
 from slmjax.inference.generate import generate_ids
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.parameters import abstract_leaves
+from slmjax.models.positions import alibi_slopes
 from tests.parity import miniatures as mini
 from tests.parity import test_family_directories as directories
 
@@ -34,7 +35,7 @@ CASES = {
 PROMPT, NEW = 9, 12
 # What says nothing of the network: ids, dtypes, dropout, which version wrote it, how it is run.
 BESIDE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "bos_token_id"}
-BESIDE |= {"eos_token_id", "pad_token_id"}
+BESIDE |= {"eos_token_id", "pad_token_id", "attention_types"}  # attention_layers says the same
 
 
 def directory_of(case, directory):
@@ -46,7 +47,8 @@ def directory_of(case, directory):
     return model
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c == "gpt_neo" else [pytest.mark.slow]) for c in CASES])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_generation_gives_transformers_tokens(case, tmp_path):
     """Through the cache, beyond every window, rows of different lengths."""
     model = directory_of(case, tmp_path)
@@ -77,6 +79,14 @@ def test_transformers_config_of_our_export_is_its_own(case, tmp_path):
         for values in (expected, found):
             values[nested] = {k: v for k, v in (values.get(nested) or {}).items() if k not in BESIDE and v is not None}
     assert {key: found.get(key) for key in keys} == {key: expected[key] for key in keys}
+
+
+@pytest.mark.parametrize("max_bias", [4, 8, 16])
+@pytest.mark.parametrize("num_heads", [1, 6, 8, 12, 71])
+def test_alibi_slopes_are_mpts(num_heads, max_bias):
+    mpt = transformers.models.mpt.modeling_mpt
+    bias = mpt.build_mpt_alibi_tensor(num_heads, 2, alibi_bias_max=max_bias)  # [H, 1, S], 0 for the last key
+    np.testing.assert_allclose(alibi_slopes(num_heads, max_bias), -bias[:, 0, 0].numpy(), rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -83,9 +83,9 @@ class Names:
         return found[0].removesuffix(".weight") if found else None
 
     def key_order(self) -> np.ndarray:
-        """Of each dimension of a key of ours, its place in transformers' keys: [K].
+        """The place in transformers' keys of each dimension of ours, int [K].
 
-        0, 1, 2 ... but where the family rotates neighbours: there 0, 2, ..., 1, 3, ...
+        They are 0, 1, 2 ..., but 0, 2, ..., 1, 3, ... of what a family rotates as neighbours.
         """
         weight, part = next(
             (weight, part)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from slmjax import untrusted
 from slmjax.errors import UserError
@@ -15,6 +15,7 @@ from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.untrusted import MAX_LAYERS, MAX_SIZE, shown
 
 Values = dict[str, Any]
+T = TypeVar("T")
 # Keys of which null is a statement of its own.
 NULLABLE = {"sliding_window", "num_key_value_heads", "head_dim", "layer_types", "no_rope_layers", "rope_scaling"}
 NULLABLE |= {"rope_parameters", "tie_word_embeddings", "attn_logit_softcapping", "final_logit_softcapping"}
@@ -268,6 +269,12 @@ def spelled_back(values: Values, spellings: Mapping[str, str]) -> Values:
     """The inverse of `spelled`, without keys that only networks with grouped queries know."""
     own = {usual: theirs for theirs, usual in spellings.items()}
     return {own.get(key, key): v for key, v in values.items() if key not in ("num_key_value_heads", "head_dim")}
+
+
+def shortest_period(kinds: Sequence[T]) -> tuple[T, ...]:
+    """The shortest beginning of a list that gives the list when it is repeated, cut at its length."""
+    sizes = range(1, len(kinds) + 1)
+    return next((tuple(kinds[:n]) for n in sizes if all(kinds[i] == kinds[i % n] for i in range(len(kinds)))), ())
 
 
 def layer_types(config: ModelConfig) -> list[str]:

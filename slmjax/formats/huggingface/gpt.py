@@ -7,26 +7,8 @@ from functools import partial
 
 from slmjax.errors import UserError
 from slmjax.formats.entries import ends, fused_qkv, grouped_qkv, interleaved, norm, plain_layers, product
-from slmjax.formats.huggingface.config_values import (
-    MAX_LAYERS,
-    Values,
-    activation,
-    activation_name,
-    flag,
-    integer,
-    mapping,
-    number,
-    optional_integer,
-    optional_number,
-    require,
-    rope_from,
-    rope_to,
-    shape,
-    sizes,
-    sizes_to,
-    spelled,
-    spelled_back,
-)
+from slmjax.formats.huggingface import config_values as hf
+from slmjax.formats.huggingface.config_values import Values
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.weight_map import Entry, Leaf, as_is, layer_leaf
 from slmjax.models.config import ModelConfig, rope_fraction
@@ -42,38 +24,41 @@ MPT_SPELLINGS |= {"max_seq_len": "max_position_embeddings"}
 
 def _spelled(values: Values, spellings: Mapping[str, str], usual: Values) -> Values:
     """`spelled`, with a feed-forward width of 4 x hidden_size where none is given."""
-    values = spelled(values, spellings, layer_norm_epsilon=1e-5, **usual)
-    values["intermediate_size"] = values["intermediate_size"] or 4 * integer(values, "hidden_size")
+    values = hf.spelled(values, spellings, layer_norm_epsilon=1e-5, **usual)
+    values["intermediate_size"] = values["intermediate_size"] or 4 * hf.integer(values, "hidden_size")
     return values
 
 
 def _common_to(config: ModelConfig, spellings: Mapping[str, str]) -> Values:
-    return {**spelled_back(sizes_to(config), spellings), "layer_norm_epsilon": config.norm_eps}
+    values = {**hf.sizes_to(config), "layer_norm_epsilon": config.norm_eps}
+    if config.ffn_dim == 4 * config.embed_dim:
+        values["intermediate_size"] = None
+    return hf.spelled_back(values, spellings)
 
 
 def _gelu_new(config: ModelConfig) -> str:
-    return "gelu_new" if config.activation == "gelu_tanh" else activation_name(config)
+    return "gelu_new" if config.activation == "gelu_tanh" else hf.activation_name(config)
 
 
 def _gpt2_from(values: Values) -> ModelConfig:
     usual = {"activation_function": "gelu_new", "tie_word_embeddings": True, "scale_attn_weights": True}
-    values = _spelled(values, GPT2_SPELLINGS, {**usual, **shape(50257, 768, 0, 12, 12, 1024)})
+    values = _spelled(values, GPT2_SPELLINGS, {**usual, **hf.shape(50257, 768, 0, 12, 12, 1024)})
     # reorder_and_upcast_attn is about rounding alone: our scores are float32 always.
-    require(values, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    hf.require(values, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return ModelConfig(
-        **sizes(values),
+        **hf.sizes(values),
         **PLAIN,
         position="learned",
-        activation=activation(values, "activation_function"),
-        norm_eps=number(values, "layer_norm_epsilon"),
-        attention_scale=None if flag(values, "scale_attn_weights") else 1.0,
+        activation=hf.activation(values, "activation_function"),
+        norm_eps=hf.number(values, "layer_norm_epsilon"),
+        attention_scale=None if hf.flag(values, "scale_attn_weights") else 1.0,
     )
 
 
 def _gpt2_to(config: ModelConfig) -> Values:
     return {
         **_common_to(config, GPT2_SPELLINGS),
-        "activation_function": activation_name(config),
+        "activation_function": hf.activation_name(config),
         "scale_attn_weights": config.attention_scale is None,
     }
 
@@ -99,15 +84,15 @@ def _gpt2_entries(config: ModelConfig, *, is_conv1d: bool = True) -> list[Entry]
 
 def _gpt_bigcode_from(values: Values) -> ModelConfig:
     usual = {"activation_function": "gelu_pytorch_tanh", "tie_word_embeddings": True, "scale_attn_weights": True}
-    values = _spelled(values, GPT2_SPELLINGS, {"multi_query": True, **usual, **shape(50257, 768, 0, 12, 12, 1024)})
-    require(values, add_cross_attention=False)
+    values = _spelled(values, GPT2_SPELLINGS, {"multi_query": True, **usual, **hf.shape(50257, 768, 0, 12, 12, 1024)})
+    hf.require(values, add_cross_attention=False)
     return ModelConfig(
-        **(sizes(values) | {"num_kv_heads": 1 if flag(values, "multi_query") else None}),
+        **(hf.sizes(values) | {"num_kv_heads": 1 if hf.flag(values, "multi_query") else None}),
         **PLAIN,
         position="learned",
-        activation=activation(values, "activation_function"),
-        norm_eps=number(values, "layer_norm_epsilon"),
-        attention_scale=None if flag(values, "scale_attn_weights") else 1.0,
+        activation=hf.activation(values, "activation_function"),
+        norm_eps=hf.number(values, "layer_norm_epsilon"),
+        attention_scale=None if hf.flag(values, "scale_attn_weights") else 1.0,
     )
 
 
@@ -117,30 +102,30 @@ def _gpt_bigcode_to(config: ModelConfig) -> Values:
 
 def _gpt_neo_from(values: Values) -> ModelConfig:
     usual = {"activation_function": "gelu_new", "tie_word_embeddings": True, "window_size": 256}
-    values = _spelled(values, NEO_SPELLINGS, {**usual, **shape(50257, 2048, 0, 24, 16, 2048)})
-    common = sizes(values)
+    values = _spelled(values, NEO_SPELLINGS, {**usual, **hf.shape(50257, 2048, 0, 24, 16, 2048)})
+    common = hf.sizes(values)
     kinds = _attention_kinds(values, common["num_layers"])
-    local = {"layer_pattern": kinds, "window": integer(values, "window_size")} if "local" in kinds else {}
+    local: Values = {"layer_pattern": hf.shortest_period(kinds), "window": hf.integer(values, "window_size")}
     return ModelConfig(
         **common,
         **(PLAIN | {"qkv_bias": False}),
-        **local,
+        **(local if "local" in kinds else {}),
         position="learned",
-        activation=activation(values, "activation_function"),
-        norm_eps=number(values, "layer_norm_epsilon"),
+        activation=hf.activation(values, "activation_function"),
+        norm_eps=hf.number(values, "layer_norm_epsilon"),
         attention_scale=1.0,
     )
 
 
 def _attention_kinds(values: Values, layers: int) -> tuple[str, ...]:
-    """ "global" or "local" of each layer: attention_types lists pairs, [kinds, how often they repeat]."""
+    """Each layer's kind, "global" or "local": attention_types lists pairs, [kinds, how often they repeat]."""
     listed = values.get("attention_types") or [[["global", "local"], 12]]
     kinds: list[str] = []
     try:
         for names, repeats in listed:
             if type(repeats) is not int or not set(names) <= {"global", "local"}:
                 raise ValueError
-            if len(kinds) + len(names) * repeats > MAX_LAYERS:
+            if len(kinds) + len(names) * repeats > hf.MAX_LAYERS:
                 raise ValueError
             kinds += list(names) * repeats
     except (TypeError, ValueError):
@@ -155,12 +140,12 @@ def _attention_kinds(values: Values, layers: int) -> tuple[str, ...]:
 
 def _gpt_neo_to(config: ModelConfig) -> Values:
     kinds = ["global" if spec.window is None else "local" for spec in config.layers]
-    period = next(n for n in range(1, len(kinds) + 1) if kinds == (kinds[:n] * len(kinds))[: len(kinds)])
-    whole = len(kinds) % period == 0
+    period = list(hf.shortest_period(kinds))
+    repeats, rest = divmod(len(kinds), len(period))
     return {
         **_common_to(config, NEO_SPELLINGS),
         "activation_function": _gelu_new(config),
-        "attention_types": [[kinds[:period], len(kinds) // period]] if whole else [[kinds, 1]],
+        "attention_types": [[kinds, 1]] if rest else [[period, repeats]],
         "attention_layers": kinds,
         "window_size": config.window or 256,
     }
@@ -180,8 +165,8 @@ def _gptj_from(values: Values) -> ModelConfig:
     usual = {"activation_function": "gelu_new", "tie_word_embeddings": False}
     if "rotary_dim" in values and values["rotary_dim"] is None:
         raise UserError("The config.json: rotary_dim is null, which no implementation of GPT-J can run: give a number.")
-    values = _spelled(values, GPT2_SPELLINGS, {"rotary_dim": 64, **usual, **shape(50400, 4096, 0, 28, 16, 2048)})
-    common = sizes(values)
+    values = _spelled(values, GPT2_SPELLINGS, {"rotary_dim": 64, **usual, **hf.shape(50400, 4096, 0, 28, 16, 2048)})
+    common = hf.sizes(values)
     head_dim = common["embed_dim"] // max(common["num_heads"], 1)
     return ModelConfig(
         **common,
@@ -189,9 +174,9 @@ def _gptj_from(values: Values) -> ModelConfig:
         gated=False,
         ffn_bias=True,
         head_bias=True,
-        rope_fraction=rope_fraction(integer(values, "rotary_dim"), head_dim),
-        activation=activation(values, "activation_function"),
-        norm_eps=number(values, "layer_norm_epsilon"),
+        rope_fraction=rope_fraction(hf.integer(values, "rotary_dim"), head_dim),
+        activation=hf.activation(values, "activation_function"),
+        norm_eps=hf.number(values, "layer_norm_epsilon"),
         parallel_residual=True,
         shared_norm=True,
     )
@@ -214,25 +199,25 @@ def _gptj_entries(config: ModelConfig) -> list[Entry]:
 
 
 def _starcoder2_from(values: Values) -> ModelConfig:
-    usual = shape(49152, 3072, 12288, 30, 24, 4096) | {"num_key_value_heads": 2, "initializer_range": 0.018042}
+    usual = hf.shape(49152, 3072, 12288, 30, 24, 4096) | {"num_key_value_heads": 2, "initializer_range": 0.018042}
     usual |= {"hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "tie_word_embeddings": True, "use_bias": True}
-    values = spelled(values, {}, **usual)
-    window = optional_integer(values, "sliding_window")
+    values = hf.spelled(values, {}, **usual)
+    window: Values = {"window": hf.optional_integer(values, "sliding_window"), "layer_pattern": ("local",)}
     return ModelConfig(
-        **sizes(values),
-        **(PLAIN | dict.fromkeys(BIASES, flag(values, "use_bias"))),
-        **rope_from(values).fields(),
-        **({} if window is None else {"window": window, "layer_pattern": ("local",)}),
-        activation=activation(values, "hidden_act"),
-        norm_eps=number(values, "norm_epsilon"),
+        **hf.sizes(values),
+        **(PLAIN | dict.fromkeys(BIASES, hf.flag(values, "use_bias"))),
+        **hf.rope_from(values).fields(),
+        **({} if window["window"] is None else window),
+        activation=hf.activation(values, "hidden_act"),
+        norm_eps=hf.number(values, "norm_epsilon"),
     )
 
 
 def _starcoder2_to(config: ModelConfig) -> Values:
     return {
-        **sizes_to(config),
-        **rope_to(config),
-        "hidden_act": activation_name(config),
+        **hf.sizes_to(config),
+        **hf.rope_to(config),
+        "hidden_act": hf.activation_name(config),
         "norm_epsilon": config.norm_eps,
         "use_bias": config.qkv_bias,
         "sliding_window": config.window if "local" in config.layer_pattern else None,
@@ -247,24 +232,24 @@ def _starcoder2_entries(config: ModelConfig) -> list[Entry]:
 
 
 def _mpt_from(values: Values) -> ModelConfig:
-    usual = {"expansion_ratio": 4, "tie_word_embeddings": True, **shape(50368, 2048, 0, 24, 16, 2048)}
+    usual = {"expansion_ratio": 4, "tie_word_embeddings": True, **hf.shape(50368, 2048, 0, 24, 16, 2048)}
     values = _spelled(values, MPT_SPELLINGS, usual)
-    attention = {"alibi": True, "alibi_bias_max": 8, **mapping(values, "attn_config")}
+    attention = {"alibi": True, "alibi_bias_max": 8, **hf.mapping(values, "attn_config")}
     # What the network of transformers does whatever is written here, and MosaicML's own does otherwise.
-    require(values, expansion_ratio=4, no_bias=True, logit_scale=None)
-    require(attention, attn_type="multihead_attention", alibi=True, qk_ln=False, prefix_lm=False)
+    hf.require(values, expansion_ratio=4, no_bias=True, logit_scale=None)
+    hf.require(attention, attn_type="multihead_attention", alibi=True, qk_ln=False, prefix_lm=False)
     if values.get("norm_type") not in (None, "low_precision_layernorm", "layernorm"):
         raise UserError(f"The config.json: norm_type is {shown(values['norm_type'])}; only LayerNorm can be run here.")
     return ModelConfig(
-        **sizes(values),
+        **hf.sizes(values),
         norm="layer",
         gated=False,
         activation="gelu",
         position="alibi",
-        norm_eps=number(values, "layer_norm_epsilon"),
-        attention_scale=optional_number(attention, "softmax_scale"),
-        clip_qkv=optional_number(attention, "clip_qkv") or None,
-        alibi_max_bias=number(attention, "alibi_bias_max"),  # transformers has 8 whatever is written
+        norm_eps=hf.number(values, "layer_norm_epsilon"),
+        attention_scale=hf.optional_number(attention, "softmax_scale"),
+        clip_qkv=hf.optional_number(attention, "clip_qkv") or None,
+        alibi_max_bias=hf.number(attention, "alibi_bias_max"),  # transformers has 8 whatever is written
     )
 
 

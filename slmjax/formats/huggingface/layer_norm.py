@@ -19,6 +19,7 @@ from slmjax.formats.huggingface.config_values import (
     rope_from,
     rope_to,
     shape,
+    shortest_period,
     sizes,
     sizes_to,
     spelled,
@@ -257,8 +258,9 @@ def _cohere2_from(values: Values) -> ModelConfig:
     every = integer(values, "sliding_window_pattern", most=MAX_LAYERS) if "sliding_window_pattern" in values else 4
     layers = range(1, common["num_layers"] + 1)
     window = window_fields(values, [("sliding_attention" if i % max(every, 1) else "full_attention") for i in layers])
-    rotates = tuple(kind == "local" for kind in window.get("layer_pattern", ("global",)))
-    return ModelConfig(**(common | {"head_dim": 0}), **window, rope_pattern=rotates)
+    pattern = shortest_period(window.get("layer_pattern", ("global",)))
+    rotates = tuple(kind == "local" for kind in pattern)
+    return ModelConfig(**(common | window | {"head_dim": 0, "layer_pattern": pattern}), rope_pattern=rotates)
 
 
 def _cohere2_to(config: ModelConfig) -> Values:
