@@ -5,17 +5,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_MAX_SENTENCE = 2000  # characters
+
 
 class UserError(Exception):
     """A mistake in what the user gave: one sentence that says what, where, and what to do instead.
 
-    The command line prints it to stderr without a traceback and exits with status 2.
+    The command line prints it to stderr without a traceback and exits with status 2. It may quote what a file holds:
+    characters that would break the line or steer a terminal are shown as escapes, and the middle of a very long sentence
+    is left out.
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _MAX_SENTENCE:
+            text = f"{text[: _MAX_SENTENCE - 500]} ... {text[-500:]}"
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters; the name of its type when it has none."""
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__
 
 
 def first_few(items: Sequence[str], count: int = 3, separator: str = ", ") -> str:

@@ -15,16 +15,50 @@ from slmjax.errors import UserError
 
 
 def local_path(path: str | Path, what: str) -> Path:
-    """`path` with ~ expanded. UserError for the address of a bucket, which `Path` would make a directory `gs:` of."""
+    """`path` with ~ expanded.
+
+    Raises:
+        UserError: an address, which `Path` would make a directory `gs:` of, or what `expanded_path` refuses.
+    """
     text = os.fspath(path)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        scheme, _, rest = text.partition(":")
-        bucket = rest.strip("/").partition("/")[0]
-        mount = f"gcsfuse {bucket} DIRECTORY" if scheme == "gs" else "a FUSE file system"
-        raise UserError(
-            f"{what} is the address {text}, but runs live in directories: mount the bucket ({mount}) and give its path."
-        )
-    return Path(text).expanduser()
+        raise UserError(f"{what} is the address {text}, but only local paths are read and written: {_instead(text)}.")
+    return expanded_path(path, what)
+
+
+def expanded_path(path: str | Path, what: str) -> Path:
+    """`path` with ~ expanded. UserError for a home that is not there, no text at all, and what UTF-8 cannot hold."""
+    text = os.fspath(path)
+    if not text:
+        raise UserError(f"{what} is an empty path: give the path of a file or directory.")
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{what} is {text!r}, which is not text in UTF-8: rename it.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        home = text.partition("/")[0]
+        raise UserError(f"{what} is {text}, and the home directory {home} is not known: write it out.") from error
+
+
+def _instead(address: str) -> str:
+    """What works in the place of an address."""
+    scheme, _, rest = address.partition(":")
+    bucket, _, inside = rest.strip("/").partition("/")
+    scheme = scheme.lower()
+    if scheme in ("http", "https") and bucket in ("huggingface.co", "hf.co"):
+        scheme, (bucket, _, inside) = "hf", inside.partition("/")
+    if scheme == "hf" and bucket == "datasets":
+        name = "/".join(inside.split("/")[:2])
+        return f"fetch it (hf download --repo-type dataset {name} --local-dir DIRECTORY) and give the directory"
+    if scheme == "hf":
+        name = "/".join([bucket, inside.partition("/")[0]])
+        return f"a model of the hub goes by its name, {name}; anything else is fetched first (hf download {name})"
+    if scheme in ("http", "https", "ftp"):
+        return "download it and give the path of the file"
+    if scheme == "file":
+        return f"give the path alone, {'/' + rest.lstrip('/')}"
+    mounts = {"gs": f"gcsfuse {bucket} DIRECTORY", "s3": f"mount-s3 {bucket} DIRECTORY"}
+    return f"mount the bucket ({mounts.get(scheme, 'a FUSE file system')}) and give its path"
 
 
 @contextmanager

@@ -1,6 +1,11 @@
-"""Numbers as people read them: counts, bytes, durations."""
+"""Numbers as people and JSON read them."""
 
 from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
 
 
 def format_count(number: float) -> str:
@@ -26,3 +31,19 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """JSON of plain values, null in the place of numbers that are not finite: JSON has none, and few readers take NaN.
+
+    options: of `json.dumps`.
+    """
+    return json.dumps(_finite(value), **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

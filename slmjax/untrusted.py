@@ -172,10 +172,20 @@ def read_text(path: Path, *, most: int = MAX_JSON_BYTES) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; UserError when it is none."""
-    try:
-        values = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable as JSON ({error}).") from error
+    values = parse_json(read_text(path).removeprefix("\ufeff"), path)
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object.")
+    return values
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """The JSON value in the text of a file; UserError when it is none, or holds what no file can be written with."""
+    try:
+        values = json.loads(text)
+        if r"\ud" in text.lower():  # a lone surrogate is no character; pairs are, and have become one
+            json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path} holds half of a surrogate pair, which is not a character: fix the escape.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable as JSON ({error}).") from error
     return values

@@ -28,9 +28,11 @@ def _accepts(flags: str) -> bool:
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit all of this
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="slmjax-compiled-")
+    cache = os.environ.get("SLMJAX_TEST_CACHE")  # kept, for another session
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache or tempfile.mkdtemp(prefix="slmjax-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    if not cache:
+        atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
@@ -39,11 +41,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit al
         flags = f"{flags} {QUICK}"
     os.environ["XLA_FLAGS"] = flags
 
+import gc
 from collections import Counter
 from pathlib import Path
 
 import jax
 import pytest
+
+# Tracing makes objects by the million, nearly none of which is garbage in a circle.
+gc.set_threshold(100_000, 20, 100)
 
 # Files that take longest, which start first so that all processes end together; docs/testing.md says how to keep it.
 LONGEST_FIRST = (

@@ -1,12 +1,13 @@
 """A tiny run for the rooms of training and of recipes: its text, its config, and how to read what it left behind."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import pytest
 
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer
-from slmjax.recipes import language_model
+from slmjax.recipes import finetuning, language_model, pretraining
 from slmjax.recipes.config import RunConfig, default_config, run_config, set_budget
-from slmjax.training import loop
+from slmjax.training import loop, program
 from slmjax.training.checkpoints.checkpointer import Checkpointer, Restored
 from slmjax.training.interrupts import StopRequest
+from slmjax.training.program import Program
 from slmjax.training.reporting.metrics import read_metrics
 
 V, T, B = 300, 32, 8
@@ -100,9 +102,45 @@ def assert_bitwise_equal() -> Callable[[Any, Any], None]:
     return check
 
 
+@pytest.fixture(scope="module", autouse=True)
+def built_once() -> Iterator[None]:
+    """Runs of one config share one program in a module: each would trace and compile the same again.
+
+    Processes that a test starts build their own. A test that replaces the training step gets a program with it.
+    """
+    built: dict[Any, Any] = {}
+    compiled: dict[int, Any] = {}
+    build, compile_steps = language_model.build, Program.compile
+
+    def build_once(config: RunConfig, **given: Any) -> language_model.ModelProgram:
+        table, base, devices = (given.get(name) for name in ("token_bytes", "base", "devices"))
+        shapes = str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), base))
+        key = (repr(config), None if table is None else table.tobytes(), str(devices), shapes, program.make_train_step)
+        if key not in built:
+            built[key] = build(config, **given)
+        return built[key]
+
+    def compile_once(self: Program) -> dict[str, Any]:
+        if id(self) not in compiled:
+            compiled[id(self)] = self, compile_steps(self)
+        return compiled[id(self)][1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        for room in (language_model, pretraining, finetuning):
+            patched.setattr(room, "build", build_once)
+        patched.setattr(Program, "compile", compile_once)
+        yield
+
+
+@functools.cache
+def _base(model: ModelConfig, seed: int) -> Any:
+    init = jax.jit(Transformer(model).init)
+    return jax.device_get(init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"])
+
+
 def make_base(config: RunConfig, seed: int = 0) -> Any:
-    """Random parameters of the config's network."""
-    return jax.jit(Transformer(config.model).init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    """Random parameters of the config's network, in arrays of the caller's own."""
+    return jax.tree.map(jnp.array, _base(config.model, seed))
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
+from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 from slmjax.console import say
 
@@ -20,11 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--model", required=True, help="model that has a chat template")
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
+    add_checkpoint_argument(parser)
     parser.add_argument("--system", help="system prompt")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=512, help="maximum tokens per answer (default: %(default)s)"
+        "--max-new-tokens", type=whole_number(1), default=512, help="maximum tokens per answer (default: %(default)s)"
     )
-    parser.add_argument("--context", type=int, default=4096, help="context length in tokens (default: %(default)s)")
+    parser.add_argument(
+        "--context", type=whole_number(1), default=4096, help="context length in tokens (default: %(default)s)"
+    )
     add_sampling_arguments(parser)
 
 
@@ -37,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     sampling = Sampling(**sampling_settings(args))
     conversation = Conversation(
-        load(args.model, base=args.base),
+        load(args.model, base=args.base, checkpoint=args.checkpoint),
         system=args.system,
         sampling=sampling,
         max_new_tokens=args.max_new_tokens,

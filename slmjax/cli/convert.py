@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
 from slmjax.formats.catalog import BLOCKS, FLOATS, SLMJAX, WRITTEN
 
 HELP = "write a model's weights in another format or dtype"
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="base model of an adapter (default: the one that it names); for a run written as peft or adapterhub, the "
         "name to write as its base",
     )
+    add_checkpoint_argument(parser)
     models = [format for format in WRITTEN if format.dtypes]
     parser.add_argument(
         "--dtype",
@@ -41,5 +43,14 @@ def run(args: argparse.Namespace) -> int:
     """Load the source, write the destination, and print where it is."""
     from slmjax.formats.models import convert
 
-    print(convert(args.source, args.destination, format=args.format, dtype=args.dtype, base=args.base))
+    print(
+        convert(
+            args.source,
+            args.destination,
+            format=args.format,
+            dtype=args.dtype,
+            base=args.base,
+            checkpoint=args.checkpoint,
+        )
+    )
     return 0

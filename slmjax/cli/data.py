@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmjax.cli.shared.numbers import real_number
 from slmjax.cli.shared.text_sources import add_format_arguments, source_of
+from slmjax.quantities import json_text
 
 if TYPE_CHECKING:
     from slmjax.data.config import DataConfig
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--tokenizer", default="", help="path of a tokenizer, or train:SIZE to train one")
     prepare.add_argument(
         "--validation-fraction",
-        type=float,
+        type=real_number,
         default=0.01,
         help="share of the documents to hold out (default: %(default)s)",
     )
@@ -123,7 +124,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
     facts = describe(args.directory)
     if args.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(json_text(facts, ensure_ascii=False))
         return 0
     stores = {"": facts} if "documents" in facts else _by_path(facts)
     for path, store in stores.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
+from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
 
 HELP = "continue one or more prompts with a model"
@@ -17,9 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id"
     )
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
+    add_checkpoint_argument(parser)
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="maximum tokens per prompt (default: %(default)s)"
+        "--max-new-tokens", type=whole_number(1), default=64, help="maximum tokens per prompt (default: %(default)s)"
     )
     add_sampling_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
@@ -30,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.formats.models import load
     from slmjax.inference.generate import generate
 
-    lm = load(args.model, base=args.base)
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint)
     streaming = len(args.prompt) == 1 and not args.json
     begun = False
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument
+from slmjax.cli.shared.numbers import whole_number
+from slmjax.quantities import json_text
 
 HELP = "describe a run, checkpoint, config, saved model or named model, and what it costs"
 EXAMPLE = "slmjax inspect runs/quickstart"
@@ -17,28 +20,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path",
         help="run directory, checkpoint, config file, model or adapter directory, .gguf file, hub id, or model name",
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="rows of the key/value cache (default: %(default)s)")
+    add_checkpoint_argument(parser)
     parser.add_argument(
-        "--context", type=int, default=0, help="tokens per row of the key/value cache (default: the model's context)"
+        "--batch-size", type=whole_number(1), default=1, help="rows of the key/value cache (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--context",
+        type=whole_number(0),
+        default=0,
+        help="tokens per row of the key/value cache (default: the model's context)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print architecture, parameters and costs; of an adapter its method, base and sizes."""
+    from slmjax.files import local_path
     from slmjax.formats.models import inspect
 
-    path = Path(args.path).expanduser()
+    path = local_path(args.path, "The path")
     if path.is_file() and path.suffix == ".py":
         return _print(_config(path, args.batch_size, args.context), args.json)
-    return _print(inspect(args.path, batch_size=args.batch_size, context=args.context), args.json)
+    return _print(
+        inspect(args.path, batch_size=args.batch_size, context=args.context, checkpoint=args.checkpoint), args.json
+    )
 
 
 def _print(facts: dict[str, Any], as_json: bool) -> int:
     from slmjax.cli.shared.table import print_table
 
     if as_json:
-        print(json.dumps(facts))
+        print(json_text(facts))
     else:
         print_table({name.replace("_", " "): _human(name, value) for name, value in facts.items()})
     return 0

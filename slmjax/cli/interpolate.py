@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
+
+from slmjax.cli.shared.numbers import whole_number
+from slmjax.quantities import json_text
 
 HELP = "mix a fine-tuned run with its base (WiSE-FT): a curve of what is gained and forgotten, and the mix to keep"
 EXAMPLE = "slmjax interpolate runs/alpaca --points 0,0.5,1 --output runs/alpaca/curve --save 0.5 alpaca-half"
@@ -18,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points", default="0,0.25,0.5,0.75,1", help="weights of the fine-tuned network (default: %(default)s)"
     )
-    parser.add_argument("--tokens", type=int, default=0, help="tokens of general text to measure (default: the run's)")
+    parser.add_argument(
+        "--tokens", type=whole_number(0), default=0, help="tokens of general text to measure (default: the run's)"
+    )
     parser.add_argument("--output", help="path without ending for OUTPUT.json and .png (default: RUN/interpolation)")
     parser.add_argument("--save", nargs=2, metavar=("WEIGHT", "DIR"), help="weight of a mix to save, and its directory")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         args.run_path, points=points, against=args.against, tokens=args.tokens, output=args.output, save_as=save_as
     )
     if args.json:
-        print(json.dumps(report))
+        print(json_text(report))
         return 0
     results = report["points"]
     names = [name for name in ("validation_loss", "general_loss") if name in results[0]]

@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_compiled_programs()
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name or an answer may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = args.run(args)
         sys.stdout.flush()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
+
+from slmjax.cli.shared.numbers import whole_number
+from slmjax.quantities import json_text
 
 HELP = "train a small language model on the text that every Python installation carries"
 EXAMPLE = "slmjax quickstart --workdir runs/quickstart"
@@ -13,7 +15,7 @@ EXAMPLE = "slmjax quickstart --workdir runs/quickstart"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--workdir", default="runs/quickstart", help="directory of the run (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=0, help="training steps (default: the config's)")
+    parser.add_argument("--steps", type=whole_number(0), default=0, help="training steps (default: the config's)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
 
 
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             "loss_curve": str(report.loss_curve),
             "seconds": round(report.seconds, 1),
         }
-        print(json.dumps(values))
+        print(json_text(values))
         return 0
     for name, value in report.bits_per_byte.items():
         print(f"  {name:<30}{value:6.3f} bits per byte")

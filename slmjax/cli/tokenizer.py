@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
+from slmjax.cli.shared.numbers import whole_number
 from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
+from slmjax.quantities import json_text
 
 HELP = "train a byte-level BPE tokenizer, or look at one"
 EXAMPLE = "slmjax tokenizer train --source books.jsonl.gz --vocab-size 8192 --output my-tokenizer"
@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "train", help="train a tokenizer on text", epilog=f"Example: {EXAMPLE}", allow_abbrev=False
     )
     train.add_argument("--source", required=True, action="append", help="text; may be given several times")
-    train.add_argument("--vocab-size", type=int, required=True, help="number of tokens, at least 257")
+    train.add_argument(
+        "--vocab-size", type=whole_number(257, 1 << 24), required=True, help="number of tokens, at least 257"
+    )
     add_format_arguments(train)
     train.add_argument("--output", required=True, help="new or empty directory to write")
     inspect = actions.add_parser(
@@ -57,7 +59,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from slmjax.cli.shared.table import print_table
     from slmjax.tokenization.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(Path(args.path).expanduser())
+    tokenizer = load_tokenizer(args.path)
     facts: dict[str, object] = {"tokens": tokenizer.vocab_size}
     for role in ("bos", "eos", "pad"):
         id = getattr(tokenizer, f"{role}_id")
@@ -65,7 +67,7 @@ def _inspect(args: argparse.Namespace) -> int:
     facts["fingerprint"] = tokenizer.fingerprint
     ids = [] if args.text is None else tokenizer.encode(args.text)
     if args.json:
-        print(json.dumps(facts | ({} if args.text is None else {"ids": ids}), ensure_ascii=False))
+        print(json_text(facts | ({} if args.text is None else {"ids": ids}), ensure_ascii=False))
         return 0
     print_table(facts)
     if args.text is not None:

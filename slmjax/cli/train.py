@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 from typing import Any
+
+from slmjax.cli.shared.numbers import whole_number
+from slmjax.quantities import json_text
 
 HELP = "pretrain, over-train or fine-tune a model from a config file"
 EXAMPLE = "slmjax train --config configs/books_25m.py --workdir runs/books --config.training.steps=200"
@@ -24,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--distributed", action="store_true", help="join several processes (on a TPU pod this alone is enough)"
     )
     parser.add_argument("--coordinator", help="address HOST:PORT of process 0, if jax cannot find it by itself")
-    parser.add_argument("--num-processes", type=int, help="number of processes")
-    parser.add_argument("--process-id", type=int, help="number of this process, from 0")
+    parser.add_argument("--num-processes", type=whole_number(1), help="number of processes")
+    parser.add_argument("--process-id", type=whole_number(0), help="number of this process, from 0")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         more: dict[str, Any] = {} if forgetting is None else {"forgetting": forgetting.to_dict()}
         more |= {"best_step": result.reports["early_stopping"]} if "early_stopping" in result.reports else {}
-        print(json.dumps({"step": result.step, "total_steps": result.total_steps, **result.metrics, **more}))
+        print(json_text({"step": result.step, "total_steps": result.total_steps, **result.metrics, **more}))
     else:
         if forgetting is not None:
             print(forgetting.table())

@@ -9,11 +9,13 @@ from slmjax.errors import UserError, did_you_mean
 from slmjax.files import local_path
 
 DataKind = Literal["text", "conversations"]
-SourceFormat = Literal["auto", "text", "jsonl", "parquet", "array_record", "tfds", "python"]
+SourceFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "arrow", "array_record", "tfds", "python"]
 Packing = Literal["concat", "best_fit"]
 StoreFormat = Literal["memmap", "array_record"]
 Source = TypeVar("Source")
 _TRAIN = "train:"
+_ONE_SPLIT = r"[A-Za-z0-9_.-]+(\[(-?[0-9]{1,18}%?)?:(-?[0-9]{1,18}%?)?\])?"
+_SPLITS = rf"{_ONE_SPLIT}(\+{_ONE_SPLIT})*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +39,17 @@ class SourceConfig:
         path: a file, a directory, a glob, `tfds:name/config:version?split=train&data_dir=DIR`, or
             `python:stdlib?max_megabytes=12` (the text that the running Python installation carries).
         weight: its share of the training rows, relative to the other sources' weights.
-        format: "auto" goes by the file's name.
-        text_field: where records have fields (JSONL, Parquet, TFDS, JSON in ArrayRecord), the one that is the text.
+        format: "auto" goes by the file's name. "jsonl" is every kind of JSON, "csv" is separated by commas or tabs.
+        text_field: where records have fields (all but text), the one that is the text, or its path, as in "meta.text".
+        split: of a directory of files that tell their split, those that are read: "train", "train[:10%]",
+            "train+validation". Empty reads all files, but of a Hugging Face dataset with several splits only "train".
     """
 
     path: str
     weight: float = 1.0
     format: SourceFormat = "auto"
     text_field: str = "text"
+    split: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
@@ -52,6 +57,11 @@ class SourceConfig:
         require_choice(f"The format {self.format!r} of the source {self.path}", self.format, SourceFormat)
         if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight > 0):
             raise UserError(f"The weight of the source {self.path} must be a number above 0, not {self.weight!r}.")
+        if not isinstance(self.split, str) or (self.split and not re.fullmatch(_SPLITS, self.split)):
+            raise UserError(
+                f"The split {str(self.split)[:60]!r} of the source {self.path} must be names of splits, as in train, "
+                "train[:10%] or train+validation."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +147,9 @@ class DataConfig(BaseDataConfig):
                     f"The name of the source {name!r} may contain only letters, digits, '_', '-' and '.', "
                     "since it becomes a directory: rename it in data.sources."
                 )
-        local_path(self.cache_dir, "data.cache_dir")
+        for name in ("cache_dir", "tokenizer"):
+            if value := getattr(self, name):
+                local_path(value, f"data.{name}")
         require_choice(f"data.packing={self.packing!r}", self.packing, Packing)
         require_choice(f"data.store_format={self.store_format!r}", self.store_format, StoreFormat)
         if self.tokenizer.startswith(_TRAIN):

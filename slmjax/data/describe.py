@@ -7,6 +7,7 @@ import numpy as np
 
 from slmjax.data.prepare import open_stores
 from slmjax.data.store import TokenStore
+from slmjax.files import local_path
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -23,7 +24,7 @@ def describe(directory: str | Path, *, samples: int = 3, sample_tokens: int = 64
     Raises:
         UserError: it is neither, or damaged.
     """
-    directory = Path(directory)
+    directory = local_path(directory, "The corpus")
     if (directory / "meta.json").is_file():
         return _describe_store(TokenStore(directory), _tokenizer_of(directory.parent.parent), samples, sample_tokens)
     tokenizer = _tokenizer_of(directory)

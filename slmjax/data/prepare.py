@@ -20,12 +20,13 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from slmjax.data.config import DataConfig, SourceConfig
-from slmjax.data.readers import Consumed, cut_text
+from slmjax.data.readers import cut_text
+from slmjax.data.reading.compression import Consumed
 from slmjax.data.sources import read_documents, source_files
 from slmjax.data.split import content_key, is_held_out, smallest_where_none
 from slmjax.data.store import StoreWriter, TokenStore
 from slmjax.errors import UserError
-from slmjax.files import place_directory
+from slmjax.files import local_path, place_directory
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 _RULES = 1  # raise it when the same sources would be prepared differently
@@ -51,7 +52,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, directory: str | Path, *, 
     Raises:
         UserError: bad sources, a tokenizer without the tokens that the documents need, a full disk.
     """
-    directory = Path(directory)
+    directory = local_path(directory, "The corpus")
     _check(config, tokenizer)
     fingerprint = corpus_fingerprint(config, tokenizer)
     if _is_prepared(directory, fingerprint):
@@ -70,7 +71,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, directory: str | Path, *, 
 
 def open_stores(directory: str | Path, split: Split) -> dict[str, TokenStore]:
     """The token stores of one split of a prepared corpus, by source; those without documents are left out."""
-    directory = Path(directory)
+    directory = local_path(directory, "The corpus")
     if not (directory / "prepared.json").is_file():
         raise UserError(
             f"{directory} is not a prepared corpus (it has no prepared.json): run slmjax data prepare first."
@@ -91,7 +92,7 @@ def tokenizer_for(config: DataConfig, directory: str | Path, *, progress: bool =
     size = config.trained_vocab_size
     if size is None:
         return load_tokenizer(config.tokenizer)
-    directory = Path(directory)
+    directory = local_path(directory, "The corpus")
     key = _digest([_RULES, size, config.seed, config.validation_fraction, _source_keys(config, weights=True)])
     if _trained_key(directory) == key:
         return load_tokenizer(directory)
@@ -282,7 +283,10 @@ def _source_keys(config: DataConfig, *, weights: bool) -> list[Any]:
         files = [
             (str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in source_files(source)
         ]
-        keys.append([name, source.path, source.format, source.text_field, source.weight if weights else None, files])
+        split = [source.split] if source.split else []  # without one the key is that of corpora made before
+        keys.append(
+            [name, source.path, source.format, source.text_field, source.weight if weights else None, files, *split]
+        )
     return keys
 
 

@@ -31,17 +31,20 @@ class ConversationSource:
     """One source of records, each a conversation or a piece of text (`parse_record` says which).
 
     Attributes:
-        path: a file, directory or glob of JSON Lines, a JSON array or Parquet, or `tfds:name?split=train`.
+        path: a file, directory or glob of JSON Lines, a JSON array, CSV, Parquet or Arrow, or `tfds:name?split=train`.
         weight: its share of the training rows, relative to the other sources' weights.
-        format: "auto" goes by the file's name; or "jsonl" (JSON arrays too), "parquet", "tfds".
+        format: "auto" goes by the file's name; or "jsonl" (JSON arrays too), "csv", "parquet", "arrow", "tfds".
         fields: where the records name a field otherwise: {our name: theirs}. {"prompt": "question", "completion":
-            "answer"} trains on plain text; {"instruction": "question", "output": "answer"} on a chat.
+            "answer"} trains on plain text; {"instruction": "question", "output": "answer"} on a chat. Theirs may be a
+            path, as in {"messages": "data.turns"}.
+        split: see `SourceConfig`.
     """
 
     path: str
     weight: float = 1.0
     format: SourceFormat = "auto"
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split: str = ""
 
     def __post_init__(self) -> None:
         _ = self.files  # refuses what no source may be
@@ -55,7 +58,7 @@ class ConversationSource:
     @property
     def files(self) -> SourceConfig:
         """The files of records, as a source of documents."""
-        return SourceConfig(self.path, self.weight, self.format)
+        return SourceConfig(self.path, self.weight, self.format, split=self.split)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from slmjax.errors import UserError
+from slmjax.files import local_path
 from slmjax.formats import catalog, facts, model_directory, runs
 from slmjax.formats.adapters import door
 from slmjax.formats.adapters.adapter import attached
@@ -57,9 +58,7 @@ def _plain(load: Callable[..., LanguageModel]) -> Callable[..., LanguageModel]:
 
 
 def _load_run(path: Path, *, mesh: Any, dtype: str | None, merge: bool, base: str | None) -> LanguageModel:
-    if base is not None:
-        raise UserError(f"{path} is a run and says itself what its base is: leave base out.")
-    return runs.load_run(path, lambda base: load(base, dtype="float32"), mesh=mesh, dtype=dtype, merge=merge)
+    return runs.load_run(path, lambda base: load(base, dtype="float32"), mesh=mesh, dtype=dtype, merge=merge, base=base)
 
 
 def _load_adapter(path: Path, *, mesh: Any, dtype: str | None, merge: bool, base: str | None) -> LanguageModel:
@@ -109,12 +108,15 @@ def load(
     dtype: str | None = None,
     merge: bool = True,
     base: str | Path | None = None,
+    checkpoint: str | int | None = None,
 ) -> LanguageModel:
     """A model from a run's workdir, a checkpoint, a directory that `save` wrote, a directory of Hugging Face (one file
     or sharded), a .gguf file, an adapter's directory (peft's or AdapterHub's), or a name on the Hugging Face hub
     ("organization/name", needs slmjax[hub]).
 
-    base: of an adapter, where its base is; None: where the adapter says. The two are merged in float32.
+    base: of an adapter or a fine-tuned run, where its base is; None: where it says. The two are merged in float32.
+    checkpoint: of a run, "best" (by the validation loss, or checkpoint.best_metric), "latest" or a step; None: the best
+    after early stopping, else the latest.
     mesh: to spread the parameters over; None is the first device. dtype: of the parameters, "float32", "bfloat16" or
     "float16"; None keeps the file's (a run's and a GGUF file's are float32). merge: work what a fine-tune added into
     its base's weights; False, and methods that no weights can express (prefixes, prompts, bottleneck adapters), keep it
@@ -122,7 +124,7 @@ def load(
     is then None.
     """
     catalog.require_float(dtype)
-    place, format = _find(path)
+    place, format = _find(path, checkpoint, pick=True)
     return format.load(place, mesh=mesh, dtype=dtype, merge=merge, base=None if base is None else str(base))
 
 
@@ -146,6 +148,7 @@ def convert(
     format: str = "slmjax",
     dtype: str | None = None,
     base: str | Path | None = None,
+    checkpoint: str | int | None = None,
 ) -> Path:
     """Write the model at `source` in another format or dtype; returns where.
 
@@ -155,10 +158,10 @@ def convert(
     """
     wanted = _named(format, [f.name for f in catalog.WRITTEN])
     if wanted.save_adapter is None:
-        return save(load(source, base=base), destination, format=format, dtype=dtype)
+        return save(load(source, base=base, checkpoint=checkpoint), destination, format=format, dtype=dtype)
     if dtype not in (None, "float32"):
         raise UserError(f"The dtype {dtype} cannot be chosen here: adapters are written in float32, as by peft itself.")
-    place, found = _find(source)
+    place, found = _find(source, checkpoint, pick=True)
     read = door.read_run if found.about is catalog.RUN else door.read_adapter
     if found.about is not catalog.RUN and found.save_adapter is None:
         raise UserError(f"{place} is a model and not a fine-tuned run: there is no adapter to write.")
@@ -166,17 +169,20 @@ def convert(
     return wanted.save_adapter(read(place, lambda base: load(base, dtype="float32"), where), destination)
 
 
-def inspect(path: str | Path, *, batch_size: int = 1, context: int = 0) -> dict[str, Any]:
+def inspect(
+    path: str | Path, *, batch_size: int = 1, context: int = 0, checkpoint: str | int | None = None
+) -> dict[str, Any]:
     """Describe a path or a named model: kind, architecture, sizes and costs; no weight is read.
 
     batch_size, context: rows and tokens a row of the key/value cache that is counted; 0: the model's own context.
-    An adapter is described by its own files alone, without its base's sizes.
+    checkpoint: of a run, as in `load`; None describes the run. An adapter is described by its own files alone, without
+    its base's sizes.
     """
     if batch_size < 1 or context < 0:
         raise UserError(f"The cache needs batch_size={batch_size} >= 1 and context={context} >= 0 (the model's).")
-    if "/" not in str(path) and not Path(path).expanduser().exists():
+    if checkpoint is None and "/" not in str(path) and not local_path(path, "The model").exists():
         return {"kind": "named model", **describe_config(model_config(str(path)), batch_size, context)}
-    place, format = _find(path)
+    place, format = _find(path, checkpoint, pick=checkpoint is not None)
     config, found = format.describe(place)
     return found if config is None else found | describe_config(config, batch_size, context)
 
@@ -186,9 +192,15 @@ def describe_config(config: ModelConfig, batch_size: int = 1, context: int = 0) 
     return facts.describe_network(config) | facts.describe_costs(config, batch_size, context)
 
 
-def _find(path: str | Path) -> tuple[Path, Format]:
-    """A path (fetched where it names a model of the hub) and its format."""
+def _find(path: str | Path, checkpoint: str | int | None = None, *, pick: bool = False) -> tuple[Path, Format]:
+    """A path (fetched where it names a model of the hub) and its format; with `pick`, of a run the one checkpoint."""
     place, kind = require_kind(download(str(path)) if is_hub_id(path) else path)
+    if kind == "run" and pick:
+        run = runs.open_run(place)
+        step = runs.pick_step(run, checkpoint)
+        place = place if step is None else run.checkpoints / str(step)
+    elif checkpoint is not None:
+        raise UserError(f"{place} is not the workdir of a run and has no checkpoints to choose from: leave it out.")
     return place, next(format for format in FORMATS if kind in format.kinds)
 
 

@@ -21,7 +21,7 @@ from slmjax.inference.generate import (
 )
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import decode_across_switches, longest_short, switches
-from slmjax.inference.sampling import Sampling, sampling_from
+from slmjax.inference.sampling import Sampling, require_seed, sampling_from
 from slmjax.inference.text import Continuation
 from slmjax.models.kv_cache import KVCache
 from slmjax.peft.prefix_cache import prefix_length
@@ -62,7 +62,7 @@ class Conversation:
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         self._sampling = sampling_from(sampling, **settings, repetition_penalty=repetition_penalty)
         self._max_new_tokens, self._stop = max_new_tokens, stop
-        self._context, self._key = min(context, lm.context_length), jax.random.key(seed)
+        self._context, self._key = min(context, lm.context_length), jax.random.key(require_seed(seed))
         self._cache: KVCache | None = None
         self._held: list[int] = []  # the tokens whose keys and values the cache holds, from its first position
         self.messages: list[dict[str, str]] = []

@@ -7,14 +7,16 @@ file and no training config. Runs made before it are described from their config
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from slmjax.errors import UserError, did_you_mean
-from slmjax.files import place_file
+from slmjax.files import local_path, place_file
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.peft.config import PeftConfig
@@ -41,6 +43,10 @@ class Description:
         stop_ids: token ids at which generation ends; none: the tokenizer's end-of-text token alone.
         total_steps: a run's budget in steps, None where it is not known.
         tokenizer: a run's tokenizer directory, relative to the run's own (or absolute).
+        base_places: of a fine-tune whose base is on this disk, where that was when the run was last begun: absolute,
+            and relative to the run's directory, so that it is found again when both were moved.
+        loaded: the checkpoint of a run that is loaded where none is named, the "latest" or the "best".
+        best_metric: the evaluation's number by which a run's best checkpoint is told.
         names: of a model's tensors, "huggingface" (a family of transformers, which config.json says) or "slmjax" (our
             own paths, where no family can express the network).
         tokenizer_changes: of a model, what its tokenizer's files had to lose to be read by transformers: "settings"
@@ -55,6 +61,9 @@ class Description:
     stop_ids: tuple[int, ...] = ()
     total_steps: int | None = None
     tokenizer: str = "tokenizer"
+    base_places: tuple[str, ...] = ()
+    loaded: Literal["latest", "best"] = "latest"
+    best_metric: str = "validation_loss"
     names: Literal["huggingface", "slmjax"] = "slmjax"
     tokenizer_changes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -66,6 +75,8 @@ class Description:
             tuned = self.peft.base or self.peft.method != "full"
             values |= {"peft": dataclasses.asdict(self.peft)} if tuned else {}
             values |= {"averaged": self.averaged, "total_steps": self.total_steps, "tokenizer": self.tokenizer}
+            values |= {"base_places": list(self.base_places)} if self.base_places else {}
+            values |= {"loaded": self.loaded, "best_metric": self.best_metric}
         else:
             values |= {"names": self.names, "tokenizer_changes": dict(self.tokenizer_changes)}
         return values
@@ -112,6 +123,9 @@ def description_from(values: Mapping[str, Any], path: Path) -> Description:
     names = typed.text("names", "slmjax")
     if names not in ("huggingface", "slmjax"):
         raise typed.error("names", "must be 'huggingface' or 'slmjax'")
+    loaded = typed.text("loaded", "latest")
+    if loaded not in ("latest", "best"):
+        raise typed.error("loaded", "must be 'latest' or 'best'")
     model = model_config_from(values.get("model"), path)
     return Description(
         kind=kind,
@@ -122,6 +136,9 @@ def description_from(values: Mapping[str, Any], path: Path) -> Description:
         stop_ids=token_ids(values.get("stop_ids") or [], "stop_ids", path),
         total_steps=typed.integer("total_steps", None, most=10**12),
         tokenizer=typed.text("tokenizer", "tokenizer"),
+        base_places=tuple(typed.names("base_places", [])),
+        loaded=loaded,  # type: ignore[arg-type]
+        best_metric=typed.text("best_metric", "validation_loss"),
         names=names,  # type: ignore[arg-type]
         tokenizer_changes=typed.table("tokenizer_changes"),
     )
@@ -145,11 +162,37 @@ def _config_from(kind: type[Config], values: Mapping[str, Any], section: str, wh
     _require_known(values, kind, f"{section}.", path)
     require_bounded(values, section, str(path))
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if not _is_of(value, hints[name]):
+            raise UserError(f"{path}: {section}.{name} is {shown(value)}, which is of another type than it can be.")
     try:
         return kind(**fields)
     except (UserError, *_MALFORMED) as error:
         reason = str(error).rstrip(".")
         raise UserError(f"{path} describes {what} that this version cannot read: {reason}.") from error
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a JSON value can be a field of this type: a list for a tuple, an object for a dataclass."""
+    if hint is Any:
+        return True
+    if isinstance(hint, UnionType) or get_origin(hint) in (Union, Literal):
+        return value in get_args(hint) if get_origin(hint) is Literal else any(_is_of(value, h) for h in get_args(hint))
+    if hint in (None, NoneType):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if dataclasses.is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return isinstance(value, dict) and all(_is_of(item, hints.get(name, Any)) for name, item in value.items())
+    if get_origin(hint) is tuple:
+        items = get_args(hint)
+        if items[-1] is not ... and isinstance(value, list) and len(value) != len(items):
+            return False
+        kinds = itertools.repeat(items[0]) if items[-1] is ... else items
+        return isinstance(value, list) and all(_is_of(item, kind) for item, kind in zip(value, kinds, strict=False))
+    return type(value) is hint
 
 
 def _require_known(values: Mapping[str, Any], kind: type, prefix: str, path: Path, *others: str) -> None:
@@ -191,7 +234,7 @@ def _tokenizer_of_run(directory: Path, cache: str) -> str:
     """Where a run's tokenizer lies: beside its checkpoints, else with its corpus."""
     if (directory / "tokenizer").is_dir():
         return "tokenizer"
-    base = Path(cache) if cache else Path("data")
+    base = local_path(cache, "data.cache_dir") if cache else Path("data")
     inner = Path("corpus") / "tokenizer" if (directory / base / "corpus").is_dir() else Path("tokenizer")
     return str(base / inner)
 

@@ -12,7 +12,7 @@ from slmjax.errors import UserError
 from slmjax.inference.decoding import NONE, Decoder, DecodeState, decode, initial_state, prefill
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import DecodeUntil, decode_across_switches, switches
-from slmjax.inference.sampling import GREEDY, Sampling, sampling_from
+from slmjax.inference.sampling import GREEDY, Sampling, require_seed, sampling_from
 from slmjax.inference.text import Continuation, encode_prompt
 
 # What is streamed is told as soon as it is there; where the answer is True, its row ends with it.
@@ -110,7 +110,10 @@ def decode_prompts(
     capacity = -(-max_new_tokens // BUCKET) * BUCKET
     stops = padded_stops(stop_ids)
     state = initial_state(
-        jax.random.key(seed), list(map(len, prompts)), capacity, seen_tokens(prompts, config.vocab_size, sampling)
+        jax.random.key(require_seed(seed)),
+        list(map(len, prompts)),
+        capacity,
+        seen_tokens(prompts, config.vocab_size, sampling),
     )
 
     def run_prompts(state: DecodeState, texts: Sequence[Sequence[int]]) -> DecodeState:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
+from slmjax.field_types import MAX_INTEGER, check_fields, shown
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Sampling:
     repetition_penalty: float = 1.0  # of every token that the prompt or the continuation holds already
 
     def __post_init__(self):
+        check_fields(Sampling, vars(self), "The setting ")
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"The setting temperature={self.temperature} must be 0 (greedy) or a number above it.")
         if self.top_k < 0:
@@ -35,6 +38,13 @@ class Sampling:
 
 
 GREEDY = Sampling()
+
+
+def require_seed(seed: int) -> int:
+    """The seed of random numbers. UserError unless it is a whole number of at most 63 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or abs(int(seed)) > MAX_INTEGER:
+        raise UserError(f"The setting seed={shown(seed)} must be a whole number of at most 63 bits.")
+    return int(seed)
 
 
 def sampling_from(sampling: Sampling | None, **settings: float | None) -> Sampling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ CHOICES = {
     "qk_norm": ("none", "head", "full", "heads"),
 }
 ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
+
+_SCALING_NUMBERS = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
 
 # field -> smallest whole number
 WHOLE_NUMBERS = {
@@ -74,6 +77,7 @@ def check_model(config: ModelConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             _require_whole(f"model.{name}", number, 1, shown=value)
     for names, is_possible, bound in (
+        (("rope_theta", "rope_theta_local"), lambda x: x > 0, "above 0 (every loss is NaN otherwise)"),
         (POSITIVE, lambda x: x > 0, "above 0"),
         (NOT_NEGATIVE, lambda x: x >= 0, "at least 0"),
         (FINITE, math.isfinite, "finite"),
@@ -82,6 +86,9 @@ def check_model(config: ModelConfig) -> None:
         for name in names:
             if not (name in OPTIONAL and getattr(config, name) is None):
                 _require_number(f"model.{name}", getattr(config, name), is_possible, bound)
+    for field in dataclasses.fields(config):
+        if isinstance(field.default, bool) and not isinstance(getattr(config, field.name), bool):
+            raise UserError(f"model.{field.name}={getattr(config, field.name)!r} must be true or false.")
     _check_layers(config)
     _check_positions(config)
     if config.qk_norm_after_rope and config.qk_norm != "head":
@@ -95,12 +102,17 @@ def check_model(config: ModelConfig) -> None:
 
 
 def _check_layers(config: ModelConfig) -> None:
-    if set(config.layer_pattern) - {"local", "global"} or not config.layer_pattern:
+    if config.window is not None:
+        _require_whole("model.window", config.window, 0)
+    pattern = config.layer_pattern
+    if not isinstance(pattern, tuple) or not pattern or not all(kind in ("local", "global") for kind in pattern):
         raise UserError(
             f"model.layer_pattern={config.layer_pattern} must list 'local' and 'global', at least one of them."
         )
-    if not config.rope_pattern:
+    if not isinstance(config.rope_pattern, tuple) or not config.rope_pattern:
         raise UserError("model.rope_pattern=() must list true and false, at least one of them.")
+    if not all(isinstance(rotates, bool) for rotates in config.rope_pattern):
+        raise UserError(f"model.rope_pattern={config.rope_pattern!r} must list true and false.")
     for i, spec in enumerate(config.layers):
         if spec.num_heads % spec.num_kv_heads:
             raise UserError(
@@ -136,6 +148,16 @@ def check_rope_scaling(scaling: RopeScaling) -> None:
         raise UserError(
             f"model.rope_scaling.kind={scaling.kind!r} is not known: choose one of {', '.join(ROPE_SCALINGS)}."
         )
+    for name in ("factor", "original_context_length", *_SCALING_NUMBERS):
+        _require_number(f"model.rope_scaling.{name}", getattr(scaling, name), lambda x: True, "finite")
+    if scaling.attention_factor is not None:
+        _require_number("model.rope_scaling.attention_factor", scaling.attention_factor, lambda x: True, "finite")
+    for name in ("short_factor", "long_factor"):
+        values = getattr(scaling, name)
+        if not isinstance(values, list | tuple):
+            raise UserError(f"model.rope_scaling.{name}={values!r} must be a list of numbers.")
+        for value in values:
+            _require_number(f"model.rope_scaling.{name}", value, lambda x: x > 0, "above 0")
     least = 1 if scaling.kind == "longrope" else 0  # whose formula divides by the logarithm
     if scaling.kind != "linear" and scaling.original_context_length <= least:
         raise UserError(

@@ -15,6 +15,8 @@ from slmjax.objectives.summing import bits_per_byte
 from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import Method
 
+METRIC_NAMES = ("loss", "bits_per_byte", "accuracy")
+
 
 def next_token(
     model: Transformer,

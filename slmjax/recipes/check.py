@@ -11,6 +11,7 @@ from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
 from slmjax.models.parameters import abstract_params
 from slmjax.models.transformer import Transformer
+from slmjax.objectives.next_token import METRIC_NAMES
 from slmjax.recipes.config import RunConfig
 from slmjax.recipes.language_model import execution_for, training_method
 from slmjax.sharding.activations import check_mesh_fits
@@ -32,6 +33,7 @@ def check(config: RunConfig, devices: Sequence[jax.Device] | None = None, base: 
     _check_base(config, base)
     _check_batch(config, devices)
     _check_data(config)
+    _check_best_metric(config, tuned=base is not None or bool(config.peft.base))
     if not config.training.epochs:  # else the steps are known once the data are
         make_schedule(config.schedule, config.total_steps)
     model = Transformer(config.model, execution_for(config, make_mesh(config.mesh, devices)))
@@ -81,8 +83,7 @@ def _check_batch(config: RunConfig, devices: Sequence[jax.Device] | None) -> Non
 
 def _check_data(config: RunConfig) -> None:
     """What is watched needs data that are held out; a prepared corpus (no sources) says so only when it is opened."""
-    t, data = config.training, config.data
-    held_out = data.validation_fraction > 0 or not data.sources or bool(getattr(data, "validation", None))
+    t, held_out = config.training, _holds_out(config)
     if t.early_stopping and not held_out:
         raise UserError(f"training.early_stopping={t.early_stopping} {NEEDS_VALIDATION}")
     if t.samples and not held_out:
@@ -91,6 +92,35 @@ def _check_data(config: RunConfig) -> None:
         raise UserError(
             f"training.sample_tokens={t.sample_tokens} is not below "
             f"model.context_length={config.model.context_length}: lower it."
+        )
+
+
+def _holds_out(config: RunConfig) -> bool:
+    data = config.data
+    return data.validation_fraction > 0 or not data.sources or bool(getattr(data, "validation", None))
+
+
+def _check_best_metric(config: RunConfig, *, tuned: bool) -> None:
+    """The metric by which checkpoints are kept is one that the run measures."""
+    keep, held = config.checkpoint, config.forgetting
+    validation = [f"validation_{name}" for name in METRIC_NAMES]
+    known = [*validation, "general_loss"]
+    task = keep.best_metric.startswith("task/")  # tasks are given by a program
+    if keep.best_metric not in known and not task:
+        raise UserError(
+            f"checkpoint.best_metric={keep.best_metric!r} is not measured: choose one of {', '.join(known)}."
+        )
+    if config.training.early_stopping and keep.keep_best and keep.best_metric != "validation_loss":
+        raise UserError(
+            f"checkpoint.best_metric={keep.best_metric} does not go with training.early_stopping, which keeps the "
+            "checkpoint of the lowest validation_loss: set it to validation_loss, or leave early stopping out."
+        )
+    if keep.keep_best and keep.best_metric in validation and not _holds_out(config):
+        raise UserError(f"checkpoint.best_metric={keep.best_metric} {NEEDS_VALIDATION}")
+    if keep.keep_best and (keep.best_metric == "general_loss" or task) and not (tuned and held.tokens and held.corpus):
+        raise UserError(
+            f"checkpoint.best_metric={keep.best_metric} is measured where a model is fine-tuned and general text is "
+            "named: set peft.base, forgetting.corpus and forgetting.tokens, or choose validation_loss."
         )
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from slmjax.data.config import DataConfig
 from slmjax.data.sft_config import SftConfig, data_config_class
 from slmjax.errors import UserError, did_you_mean
+from slmjax.field_types import check_fields, shown
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.peft.config import OLD_KEYS, PeftConfig
@@ -23,9 +24,11 @@ from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.sharding.config import MeshConfig
 from slmjax.training.checkpoints.config import CheckpointConfig
 from slmjax.training.config import BUDGETS, OptimizerConfig, ScheduleConfig, TrainingConfig
+from slmjax.untrusted import MAX_LAYERS, MAX_RANK, MAX_SIZE, MAX_VIRTUAL_TOKENS
 
 CHINCHILLA_TOKENS_PER_PARAM = 20.0
 VERSION = 2  # of a stored config; 1 had none written down
+MAX_STEPS = (1 << 31) - 1  # what the state counts to
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,15 @@ class RunConfig:
         """The budget in steps, whichever way it was given. Of epochs it is known once `rows_per_epoch` is."""
         t = self.training
         if t.steps:
-            return t.steps
+            return _countable(t.steps)
         if t.epochs:
             if self.rows_per_epoch is None:
                 raise UserError(f"The steps of training.epochs={t.epochs:g} are known once the data are prepared.")
-            return max(1, math.ceil(t.epochs * self.rows_per_epoch / t.batch_size))
-        tokens = t.tokens or t.tokens_per_param * count_parameters(self.model).total
-        return max(1, -(-int(tokens) // self.tokens_per_step))
+            steps = max(1, math.ceil(t.epochs * self.rows_per_epoch / t.batch_size))
+        else:
+            tokens = t.tokens or t.tokens_per_param * count_parameters(self.model).total
+            steps = max(1, -(-int(tokens) // self.tokens_per_step))
+        return _countable(steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values, with the version of their layout; `run_config(d)` gives the same config back."""
@@ -77,6 +82,12 @@ SECTIONS: dict[str, Any] = {
     "peft": PeftConfig,
     "forgetting": ForgettingConfig,
 }
+
+
+def _countable(steps: int) -> int:
+    if steps > MAX_STEPS:
+        raise UserError(f"The budget of section training is {shown(steps)} steps: a run has at most {MAX_STEPS}.")
+    return steps
 
 
 def default_config(model: ModelConfig, *, data: type[DataConfig] | type[SftConfig] = DataConfig) -> ConfigDict:
@@ -143,7 +154,7 @@ def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     for name, cls in SECTIONS.items():
         section = values.get(name) or {}
         if not isinstance(section, Mapping):
-            raise UserError(f"The config's section {name!r} is {section!r}: it must be a table of keys and values.")
+            raise UserError(f"The config's section {name!r} is {shown(section)}: it must be a table of keys.")
         if name == "data":
             cls = data_config_class(section)
         built[name] = _section(name, cls, section)
@@ -151,28 +162,58 @@ def run_config(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
 
 
 def _section(name: str, cls: Any, section: Mapping[str, Any]) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key, value in section.items():
-        if key not in fields:
-            raise UserError(f"The config has an unknown key {name}.{key}; {did_you_mean(key, fields)}")
-        _check_type(f"{name}.{key}", value, fields[key].type)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in section:
+        if key not in known:
+            raise UserError(f"The config has an unknown key {name}.{key}; {did_you_mean(str(key), known)}")
+    check_fields(cls, section, f"{name}.")
+    for place, most in _MOST.items():
+        check_most(place, section, name, most)
     try:
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in section.items()})
-    except TypeError as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(f"The config's section {name!r} is incomplete or has a wrong type: {error}.") from error
 
 
-_SCALARS = {"int": "an integer", "float": "a number", "str": "text", "bool": "True or False"}
+# Whole numbers of the config that become sizes of arrays, or are counted to; in a section, all of its numbers.
+_MOST = {
+    "model.num_layers": MAX_LAYERS,
+    "model.block_repeats": MAX_LAYERS,
+    "model": MAX_SIZE,
+    "data.sequence_length": MAX_SIZE,
+    "data.num_threads": 1 << 10,
+    "data.prefetch": 1 << 20,
+    "training.batch_size": MAX_SIZE,
+    "training.accumulation": MAX_SIZE,
+    "training.scan_unroll": MAX_LAYERS,
+    "training.samples": 1 << 16,
+    "mesh": MAX_SIZE,
+    "peft.expand": MAX_LAYERS,
+    "peft.lora.r": MAX_RANK,
+    "peft.prefix.num_virtual_tokens": MAX_VIRTUAL_TOKENS,
+    "peft.prompt.num_virtual_tokens": MAX_VIRTUAL_TOKENS,
+    "peft.p_tuning.num_virtual_tokens": MAX_VIRTUAL_TOKENS,
+    "peft": MAX_SIZE,
+}
 
 
-def _check_type(key: str, value: Any, annotation: Any) -> None:
-    """UserError where a scalar is not of the type that its field is annotated with (as source text)."""
-    wanted = str(getattr(annotation, "__name__", annotation))
-    fits = {
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": isinstance(value, int | float) and not isinstance(value, bool),
-        "str": isinstance(value, str),
-        "bool": isinstance(value, bool),
-    }
-    if wanted in _SCALARS and not fits[wanted]:
-        raise UserError(f"{key}={value!r} must be {_SCALARS[wanted]}.")
+def check_most(place: str, section: Mapping[str, Any], name: str, most: int) -> None:
+    """UserError where a whole number at `place` (a key, or a section with all below it) is above `most`."""
+    first, *keys = place.split(".")
+    value: Any = section if first == name else None
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    found = _largest(place, value)
+    if found is not None and found[1] > most:
+        raise UserError(f"{found[0]}={shown(found[1])} must be at most {most}.")
+
+
+def _largest(place: str, value: Any) -> tuple[str, int] | None:
+    """The largest whole number below a key, and its own key."""
+    if isinstance(value, Mapping):
+        found = [_largest(f"{place}.{key}", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        found = [_largest(place, item) for item in value]
+    else:
+        return (place, value) if isinstance(value, int) and not isinstance(value, bool) else None
+    return max((one for one in found if one is not None), key=lambda one: one[1], default=None)

@@ -18,6 +18,7 @@ from slmjax.data.prepare import open_stores, prepare, tokenizer_for
 from slmjax.data.sft_config import SftConfig
 from slmjax.data.store import TokenStore
 from slmjax.errors import UserError
+from slmjax.files import local_path
 from slmjax.recipes.config import RunConfig
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from slmjax.training.processes import barrier, is_primary
@@ -78,10 +79,10 @@ def open_corpus(
     if not config.sources:
         if not config.cache_dir:
             raise UserError("The config names no text: set data.sources, or data.cache_dir to a prepared corpus.")
-        prepared = Path(config.cache_dir)
+        prepared = local_path(config.cache_dir, "data.cache_dir")
         tokenizer = load_tokenizer(config.tokenizer or prepared / "tokenizer")
     else:
-        base = Path(config.cache_dir) if config.cache_dir else directory
+        base = local_path(config.cache_dir, "data.cache_dir") if config.cache_dir else directory
         prepared = base / "corpus"
         if is_primary():
             tokenizer = tokenizer_for(config, base / "tokenizer", progress=progress)
@@ -101,7 +102,7 @@ def _conversations(config: SftConfig, tokenizer: Tokenizer | None, *, progress: 
     if tokenizer is None:
         raise UserError("Conversations are read in the tokens of a model: set peft.base to the one to fine-tune.")
     template = sft_template(config, tokenizer)
-    if template is not None:
+    if template is not None and config.chat_template:  # else it is the tokenizer's, which may have several
         tokenizer.settings["chat_template"] = template.source  # what the fine-tuned model will be talked to with
     examples = load_examples(config, tokenizer, progress=progress)
     return Corpus(tokenizer, examples.train, list(examples.validation))

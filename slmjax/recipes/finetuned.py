@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from slmjax.files import local_path
 from slmjax.inference import finetuned
 from slmjax.inference.description import Description
 from slmjax.peft.method import Encode
 from slmjax.recipes.config import RunConfig
 
 
-def describe_run(config: RunConfig, stop_ids: Sequence[int] = ()) -> Description:
+def describe_run(config: RunConfig, stop_ids: Sequence[int] = (), workdir: Path | None = None) -> Description:
     """The description of a run for those who load it; its `write(workdir)` makes the run's slmjax.json.
 
     config: with the base's fingerprint and new layers filled in. stop_ids: those of the base, for conversations.
+    workdir: of the run, from where its base is found again.
     """
+    base = config.peft.base
+    places: list[str] = []
+    if base and workdir is not None and (place := local_path(base, "peft.base")).exists():
+        places = [os.path.abspath(place), os.path.relpath(place.resolve(), workdir.resolve())]
+    early = bool(config.training.early_stopping)
     return Description(
         kind="run",
         model=config.model,
@@ -25,6 +34,9 @@ def describe_run(config: RunConfig, stop_ids: Sequence[int] = ()) -> Description
         add_bos=config.data.add_bos,
         stop_ids=tuple(stop_ids),
         total_steps=config.total_steps,
+        base_places=tuple(places),
+        loaded="best" if early else "latest",
+        best_metric="validation_loss" if early else config.checkpoint.best_metric,
     )
 
 

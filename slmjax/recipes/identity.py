@@ -47,6 +47,8 @@ def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
     free = set(FREE)
     if old.schedule.name == new.schedule.name and new.schedule.name in ENDLESS:
         free |= {f"training.{name}" for name in BUDGETS}
+    if a["peft.fingerprint"] and a["peft.fingerprint"] == b["peft.fingerprint"]:
+        free.add("peft.base")  # the same parameters, at another place
     keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and not _is_free(key, free))
     return [f"{key} ({a.get(key)!r} -> {b.get(key)!r})" for key in keys]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ from jax.sharding import SingleDeviceSharding
 from slmjax.console import say as say_on_stderr
 from slmjax.data.packing import Row
 from slmjax.errors import UserError
+from slmjax.files import local_path
 from slmjax.formats.models import load, save
-from slmjax.formats.runs import open_run
+from slmjax.formats.runs import open_run, read_base
 from slmjax.models.parameters import flatten
 from slmjax.peft.config import PeftConfig
+from slmjax.quantities import json_text
 from slmjax.recipes.config import RunConfig, run_config
 from slmjax.recipes.corpus import Corpus, open_corpus
 from slmjax.recipes.finetuned import expanded
@@ -63,7 +64,7 @@ def interpolate(
     if not place.description.peft.base:
         raise UserError(f"{run} is not a fine-tune: it has no base to be mixed with.")
     config = run_config(read_json(place.directory / "config.json"))
-    output = Path(output).expanduser() if output else place.directory / "interpolation"
+    output = local_path(output, "The output") if output else place.directory / "interpolation"
     if not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: there is no directory {output.parent}.")
     wanted = config.forgetting
@@ -72,7 +73,7 @@ def interpolate(
     config = dataclasses.replace(config, forgetting=dataclasses.replace(wanted, corpus=general, tokens=tokens))
 
     tuned = load(run, dtype="float32")
-    base_params = expanded(config, load(config.peft.base, dtype="float32").params)[1]
+    base_params = expanded(config, read_base(place, lambda base: load(base, dtype="float32"))[0].params)[1]
     corpus = open_corpus(config.data, place.directory / "data", tokenizer=tuned.tokenizer)
     # Elsewhere than the run's own general text, unless it is that.
     folder = "general" if general == wanted.corpus else "general-interpolation"
@@ -82,7 +83,7 @@ def interpolate(
     plot = output.with_name(output.name + ".png")
     report = {"run": str(run), "base": config.peft.base, "general": general, "tokens": tokens, "points": results}
     report["plot"] = str(plot)
-    output.with_name(output.name + ".json").write_text(json.dumps(report, indent=1) + "\n")
+    output.with_name(output.name + ".json").write_text(json_text(report, indent=1) + "\n")
     plot_interpolation(results, plot, title=f"{run} and its base")
     if save_as:
         weight, directory = save_as

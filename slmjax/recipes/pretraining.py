@@ -76,6 +76,9 @@ def settle(config: RunConfig, corpus: Corpus) -> RunConfig:
     check_vocabulary(corpus, config.model.vocab_size)
     if config.training.early_stopping and not corpus.validation:
         raise UserError(f"training.early_stopping={config.training.early_stopping} {NEEDS_VALIDATION}")
+    keep = config.checkpoint
+    if keep.keep_best and keep.best_metric.startswith("validation_") and not corpus.validation:
+        raise UserError(f"checkpoint.best_metric={keep.best_metric} {NEEDS_VALIDATION}")
     if not config.training.epochs:
         return config
     return dataclasses.replace(config, rows_per_epoch=corpus.rows_per_epoch(config.data, config.forgetting.replay))
@@ -104,7 +107,7 @@ def text_recipe(lm: ModelProgram, corpus: Corpus, workdir: Path, **parts: Any) -
         if is_primary():
             with place_directory(workdir / "tokenizer") as partial:
                 corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
-            describe_run(config, stop_ids).write(workdir)
+            describe_run(config, stop_ids, workdir).write(workdir)
 
     branch = (lambda: restore_branch(config, lm.program)) if config.training.branch_from else None
     defaults: dict[str, Any] = {"budget": budget_of(config), "branch": branch, "write_files": write_files}

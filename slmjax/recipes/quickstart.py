@@ -19,6 +19,7 @@ from slmjax.recipes.config import set_budget
 from slmjax.recipes.quickstart_config import get_config
 from slmjax.recipes.train import train
 from slmjax.tokenization.tokenizer import load_tokenizer
+from slmjax.training.workdir_lock import hold
 
 PROMPTS = ("def __init__(self", "The list is")
 
@@ -59,10 +60,15 @@ def quickstart(
     A run that the workdir already holds is continued. steps: of training; 0 for the config's.
 
     Raises:
-        UserError: the workdir holds another run, or a finished one without its metrics.
+        UserError: the workdir is in use, or holds another run, or a finished one without its metrics.
     """
-    start = time.perf_counter()
     workdir = local_path(workdir, "The workdir")
+    with hold(workdir):
+        return _quickstart(workdir, steps, say)
+
+
+def _quickstart(workdir: Path, steps: int, say: Callable[[str], None]) -> QuickstartReport:
+    start = time.perf_counter()
     config = get_config()
     if steps:
         set_budget(config, steps=steps)

@@ -18,6 +18,7 @@ from slmjax.recipes.pretraining import pretraining
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.training import loop
 from slmjax.training.recipe import Recipe, TrainResult
+from slmjax.training.workdir_lock import hold
 
 
 def train(
@@ -45,12 +46,13 @@ def train(
         say: takes each message instead of stderr.
 
     Raises:
-        UserError: the config cannot work, the workdir holds another run, or the run cannot go on.
+        UserError: the config cannot work, the workdir holds another run or is in use, or the run cannot go on.
     """
     config = config if isinstance(config, RunConfig) else run_config(config)
     workdir = local_path(workdir, "The workdir")
-    recipe = make_recipe(config, workdir, base=base, tokenizer=tokenizer, stop_ids=stop_ids, tasks=tasks)
-    return loop.train(recipe, workdir, say=say)
+    with hold(workdir):  # before the data are prepared there
+        recipe = make_recipe(config, workdir, base=base, tokenizer=tokenizer, stop_ids=stop_ids, tasks=tasks)
+        return loop.train(recipe, workdir, say=say)
 
 
 def make_recipe(
@@ -65,19 +67,24 @@ def make_recipe(
     """The recipe that a config asks for; arguments as in `train`."""
     if base is None and config.peft.base:
         check(config)  # before a large base is read
-        base, tokenizer, stop_ids = _load_base(config)
+        base, tokenizer, stop_ids = _load_base(config, workdir)
     if base is None:
         return pretraining(config, workdir)
     return finetuning(config, workdir, base, tokenizer=tokenizer, stop_ids=stop_ids, tasks=tasks)
 
 
-def _load_base(config: RunConfig) -> tuple[Any, Tokenizer | None, Sequence[int]]:
+def _load_base(config: RunConfig, workdir: Path) -> tuple[Any, Tokenizer | None, Sequence[int]]:
     from slmjax.formats.models import load
+    from slmjax.formats.recognition import kind_of
+    from slmjax.formats.runs import base_places, open_run
     from slmjax.peft.fingerprint import require_same_model
     from slmjax.sharding.mesh import host_mesh
 
+    base = config.peft.base
+    if not local_path(base, "peft.base").exists() and kind_of(workdir) == "run":  # both were moved since it began
+        base = next(iter(base_places(open_run(workdir))), base)
     try:
-        lm = load(config.peft.base, mesh=host_mesh() if config.peft.quantize else None)
+        lm = load(base, mesh=host_mesh() if config.peft.quantize else None)
     except UserError as error:
         raise UserError(f"peft.base={config.peft.base} cannot be loaded: {str(error).rstrip('.')}.") from error
     require_same_model(config.model, lm.config, config.peft.base)

@@ -145,7 +145,8 @@ def choose_template(setting: Any, *, tools: bool = False) -> str | None:
     Of several named ones it is the one named "default", or "tool_use", if there, for `tools`.
     """
     if isinstance(setting, list):  # transformers' older way to name several
-        setting = {item.get("name"): item.get("template") for item in setting if isinstance(item, dict)}
+        named = [item for item in setting if isinstance(item, dict) and isinstance(item.get("name"), str)]
+        setting = {item["name"]: item.get("template") for item in named}
     if isinstance(setting, dict):
         setting = (setting.get("tool_use") if tools else None) or setting.get("default")
     return setting if isinstance(setting, str) else None

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from slmjax.errors import UserError
 from slmjax.tokenization.assistant_spans import Span
 from slmjax.tokenization.chat_template import ChatTemplate, Message
 from slmjax.tokenization.tokenizer import Tokenizer
@@ -47,26 +48,38 @@ def encode_conversation(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     last: int | None = None,
+    weights: Sequence[float] | None = None,
 ) -> tuple[list[int], np.ndarray]:
-    """Token ids of a whole conversation, and bool [tokens]: what its assistant wrote.
+    """Token ids of a whole conversation, and bool [tokens]: what its assistant wrote; float32 with `weights`.
 
     Args:
         last: only the last so many spans of the assistant.
+        weights: of each of the assistant's messages, what its tokens get instead of True.
 
     Raises:
-        UserError: as `ChatTemplate.render_with_spans`.
+        UserError: as `ChatTemplate.render_with_spans`; or its spans are not one for each message, which has a weight.
     """
     special = tokenizer.special_tokens()
     marked, marked_tools = _with_marks(list(messages), special), _with_marks(tools, special)
     text, spans = template.render_with_spans(marked, tools=marked_tools)
     ids, offsets = _encode(tokenizer, text, special)
+    if weights is not None and len(weights) != len(spans):
+        raise UserError(
+            f"The chat template marks {len(spans)} stretches of text for the {len(weights)} messages of the assistant, "
+            "so their weights cannot be applied: put one {% generation %} block around each message."
+        )
     if last is not None:
         spans = spans[len(spans) - last :]
     if _MARK in text:
         marks = [found.start() for found in re.finditer(_MARK, text)]
         places = np.asarray(spans)
         spans = (places - len(_MARK) * np.searchsorted(marks, places)).tolist()
-    return ids, tokens_within(offsets, spans)
+    if weights is None:
+        return ids, tokens_within(offsets, spans)
+    learned = np.zeros(len(ids), np.float32)
+    for span, weight in zip(spans, weights[len(weights) - len(spans) :], strict=True):
+        learned[tokens_within(offsets, [span])] = weight
+    return ids, learned
 
 
 def tokens_within(offsets: Sequence[Span], spans: Sequence[Span]) -> np.ndarray:

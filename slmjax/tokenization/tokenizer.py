@@ -12,7 +12,10 @@ import tokenizers
 from tqdm import tqdm
 
 from slmjax.errors import UserError, first_few, one_line
+from slmjax.files import local_path
 from slmjax.tokenization.backends import Backend, HuggingFaceBackend, SentencePieceBackend
+from slmjax.tokenization.long_words import cut_long_words
+from slmjax.untrusted import parse_json, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 STOP_IDS = "stop_ids"  # in a run's settings: where its model ends what it says, as its base does
@@ -133,7 +136,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         UserError: nothing there, more than one candidate, or a file that does not parse.
     """
-    path = Path(path)
+    path = local_path(path, "The tokenizer")
     if not path.exists():
         raise UserError(
             f"There is no tokenizer at {path}: give a tokenizer.json, a SentencePiece .model or a directory."
@@ -157,7 +160,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = True) -
     """Train a byte-level BPE tokenizer; any string survives encode and decode unchanged.
 
     Args:
-        texts: the documents; read once.
+        texts: the documents; read once. Words of more than 1000 characters are cut first (`cut_long_words`).
         vocab_size: at least 257: the 256 bytes and `<|endoftext|>` (id 0), which begins and ends documents. Where the
             texts hold fewer pairs to merge, the vocabulary stays smaller, with a warning.
         progress: show bars on stderr.
@@ -182,7 +185,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = True) -
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_watched(texts, vocab_size, progress), trainer)
+    tokenizer.train_from_iterator(cut_long_words(_watched(texts, vocab_size, progress)), trainer)
     trained = Tokenizer(HuggingFaceBackend(tokenizer))
     if trained.vocab_size < vocab_size:
         reached = f"the texts give a vocabulary of {trained.vocab_size} tokens, not {vocab_size}"
@@ -258,10 +261,7 @@ def _settings(directory: Path) -> dict[str, Any]:
         file = directory / name
         if not file.is_file():
             continue
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not valid JSON ({one_line(error)}).") from error
+        content = parse_json(read_text(file), file)
         if isinstance(content, dict):
             settings |= content
     template = directory / "chat_template.jinja"

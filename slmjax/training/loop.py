@@ -21,6 +21,7 @@ from slmjax.training.recipe import End, Evaluation, Recipe, TrainResult
 from slmjax.training.reporting.journal import Journal
 from slmjax.training.run_directory import claim, refuse_another
 from slmjax.training.state import TrainState, without
+from slmjax.training.workdir_lock import hold
 
 CHECKPOINTS = "checkpoints"
 
@@ -32,10 +33,15 @@ def train(recipe: Recipe, workdir: str | Path, *, say: Callable[[str], None] | N
     observers write. Every process of a multi-process run calls this with the same recipe.
 
     Raises:
-        UserError: the workdir holds another run, memory or disk run out, too many steps in a row are skipped, or an
-            observer fails; what was trained until then is saved.
+        UserError: the workdir holds another run or is in use, memory or disk run out, too many steps in a row are
+            skipped, or an observer fails; what was trained until then is saved.
     """
     workdir = local_path(workdir, "The workdir")
+    with hold(workdir):
+        return _train(recipe, workdir, say)
+
+
+def _train(recipe: Recipe, workdir: Path, say: Callable[[str], None] | None) -> TrainResult:
     refuse_another(workdir, recipe.record)
     program, training, observers = recipe.program, recipe.training, recipe.observers
     checkpointer = Checkpointer(workdir / CHECKPOINTS, recipe.checkpoint)
@@ -177,7 +183,8 @@ def _report(
     if metrics is None:
         return
     values = journal.report(step, metrics)
-    if values["skipped_in_a_row"] >= recipe.training.max_skipped:
+    # A run that is shorter than that, and of which nothing was accepted, has trained nothing.
+    if values["skipped_in_a_row"] >= min(recipe.training.max_skipped, recipe.budget.total_steps):
         checkpointer.wait()  # the newest may still be on its way to the disk
         good = checkpointer.latest_step()
         raise UserError(

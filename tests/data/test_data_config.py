@@ -41,8 +41,8 @@ def test_a_config_dict_section_becomes_typed_sources():
         ({"sources": {"a": {"path": "x", "weight": math.inf}}}, "weight of the source x"),
         ({"sources": {"a": {"path": ""}}}, "needs the path"),
         (
-            {"sources": {"a": {"path": "x", "format": "csv"}}},
-            "format 'csv' of the source x is unknown: choose one of auto",
+            {"sources": {"a": {"path": "x", "format": "xls"}}},
+            "format 'xls' of the source x is unknown: choose one of auto",
         ),
     ],
 )

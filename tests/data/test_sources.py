@@ -99,7 +99,7 @@ def test_characters_are_not_lost_where_a_block_ends(tmp_path_factory, junk, star
     path = tmp_path_factory.mktemp("blocks") / "a.txt"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slmjax.data.readers._blocks", lambda path, consumed: (bytes([b]) for b in content))
+        patch.setattr("slmjax.data.readers.blocks", lambda path, consumed: (bytes([b]) for b in content))
         try:
             expected = content.decode()
         except UnicodeDecodeError as error:
@@ -135,7 +135,7 @@ BAD = {
     "cut.jsonl.zst": (b"\x28\xb5\x2f\xfd junk", "cut.jsonl.zst is damaged or incomplete"),
     "bad.parquet": (b"PAR1 junk PAR1", "bad.parquet is not a readable Parquet file"),
     "cut.array_record": (b"junk" * 100, "cut.array_record has no records"),
-    "data.csv": (b"a,b", "The name of .*data.csv does not tell its format"),
+    "data.xyz": (b"a,b", "The name of .*data.xyz does not tell its format"),
 }
 
 
@@ -158,10 +158,10 @@ def test_missing_places_are_refused(tmp_path):
         _read(tmp_path / "absent.txt")
     with pytest.raises(UserError, match="has no files"):
         _read(tmp_path / "*.txt")
-    (tmp_path / "a.csv").write_text("a")
-    with pytest.raises(UserError, match=r"has no file of a known format, only a.csv"):
+    (tmp_path / "a.xyz").write_text("a")
+    with pytest.raises(UserError, match=r"has no file of a known format, only a.xyz"):
         _read(tmp_path)
-    assert _read(tmp_path / "a.csv", format="text") == ["a"]
+    assert _read(tmp_path / "a.xyz", format="text") == ["a"]
 
 
 def test_a_tfds_data_set_is_read_without_tensorflow(tmp_path, monkeypatch):
@@ -197,6 +197,12 @@ def test_a_tfds_data_set_is_read_without_tensorflow(tmp_path, monkeypatch):
     assert sorted(_read(path, text_field="title")) == list("01234")
     chats = [parse_record(record, {}) for _, record in read_records(SourceConfig(path))]
     assert sorted(chat.messages[1]["content"] for chat in chats) == list("01234")
+    for split, count in {"train[:2]+train[3:]": 4, "train+train": 10, "train[:40%25]": 2, "train[:40%]": 2}.items():
+        assert len(_read(path.replace("split=train", f"split={split}"))) == count
+        assert len(list(read_records(SourceConfig(path.replace("split=train", f"split={split}"))))) == count
+    assert len(_read(path.replace("split=train&", ""), split="train+train[:1]")) == 6
+    with pytest.raises(UserError, match="names another split than 'test'"):
+        _read(path, split="test")
     assert "tensorflow" not in sys.modules
     with pytest.raises(UserError, match="has no field 'body'"):
         _read(path, text_field="body")
@@ -205,3 +211,28 @@ def test_a_tfds_data_set_is_read_without_tensorflow(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be opened"):
         _read(path.replace("tiny_text", "no_such_text"))
     assert tfds is sys.modules["tensorflow_datasets"]
+
+
+def test_the_files_of_tasks_are_read_as_people_have_them(tmp_path):
+    from slmjax.evaluation.tasks.pubmedqa import read_pubmedqa
+    from slmjax.evaluation.tasks.text_to_sql.records import read_questions
+
+    def write(answer):
+        question = {"QUESTION": "q", "CONTEXTS": ["c"], "final_decision": answer}
+        (tmp_path / "ori_pqal.json").write_text(json.dumps({"1": question}), encoding="utf-8-sig")
+        (tmp_path / "test_ground_truth.json").write_text("{}")
+
+    for answer in ("yes", "Yes", " YES\n"):
+        write(answer)
+        assert [record["completion"] for record in read_pubmedqa(tmp_path, "train")] == [" yes"]
+    for answer, message in {
+        "perhaps": "question 1 has the answer 'perhaps', which is none of yes, no, maybe",
+        None: "lacks",
+    }.items():
+        write(answer)
+        with pytest.raises(UserError, match=message):
+            read_pubmedqa(tmp_path, "train")
+    for more in ({}, {"variables": None}, {"variables": {}}):
+        entry = {"sql": ["SELECT 1"], "sentences": [{"text": "t", "question-split": "test", **more}]}
+        (tmp_path / "a.json").write_text(json.dumps([entry]), encoding="utf-8-sig")
+        assert [question.text for question in read_questions(tmp_path / "a.json", "test")] == ["t"]

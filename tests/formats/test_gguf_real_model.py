@@ -19,6 +19,7 @@ from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer
 
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+pytestmark = pytest.mark.usefixtures("full_optimization")
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def miniature(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _miniatures() -> dict[str, ModelConfig]:
+def miniatures() -> dict[str, ModelConfig]:
     """One named model for each distinct set of switches."""
     found: dict[ModelConfig, str] = {}
     for _, sizes in FAMILIES.values():
@@ -76,7 +76,7 @@ def pytest_generate_tests(metafunc):
     """`tiny` is each miniature; `config` too, but slow for those outside CORE."""
     for argument in {"tiny", "config"} & set(metafunc.fixturenames):
         parameters = []
-        for name, config in _miniatures().items():
+        for name, config in miniatures().items():
             marks = [pytest.mark.slow] if argument == "config" and name not in CORE else []
             parameters.append(pytest.param(config, id=name, marks=marks))
         metafunc.parametrize(argument, parameters)

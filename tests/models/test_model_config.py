@@ -227,10 +227,10 @@ def test_every_field_that_changes_the_network_is_a_difference(name):
         "shared_norm": False,
     }
     base = ModelConfig(**SMALL | {"window": 5, "layer_pattern": ("local", "global"), "rope_theta_local": 5.0})
-    if name == "qk_norm_after_rope":
-        base = dataclasses.replace(base, qk_norm="head")
     if position := {"position_offset": "learned", "alibi_max_bias": "alibi"}.get(name):
         base = dataclasses.replace(base, position=position)
+    if name == "qk_norm_after_rope":
+        base = dataclasses.replace(base, qk_norm="head")
     if name == "shared_norm":
         base = dataclasses.replace(base, parallel_residual=True, shared_norm=True)
     now = getattr(base, name)

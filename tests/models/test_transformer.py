@@ -13,6 +13,7 @@ from slmjax.models.config import ModelConfig
 from slmjax.models.execution import REMAT_POLICIES, Execution
 from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer, head_weights, logits_from_hidden
+from tests.models.conftest import CORE, miniatures
 
 T = 10
 
@@ -136,7 +137,9 @@ def test_remat_full_saves_less_than_none():
 
 
 @pytest.mark.slow
-def test_bfloat16_follows_float32(config, random_params, quick_jit):
+@pytest.mark.parametrize("network", sorted(CORE))
+def test_bfloat16_follows_float32(network, random_params, quick_jit):
+    config = miniatures()[network]
     params, tokens = random_params(config, std=0.1), np.arange(20).reshape(2, 10)
     full, half = (
         quick_jit(Transformer(config, Execution(dtype=dtype)).apply)({"params": params}, tokens)

@@ -14,6 +14,7 @@ from slmjax.models.kv_cache import empty_cache
 from slmjax.models.linear import cast_weights
 from slmjax.models.transformer import Transformer
 from slmjax.models.unstacked import unstack
+from tests.models.conftest import CORE, miniatures
 
 B, T, PREFILL = 3, 10, 6
 PADS = np.array([0, 1, 4])
@@ -34,23 +35,31 @@ def stacked_logits(random_params, quick_jit):
     return compute
 
 
-@pytest.mark.parametrize("layout", ["unstacked", "fused"])
+# Both layouts on the networks that differ in kind; on all others, slowly, the one that decodes a single row.
+NETWORKS = [
+    pytest.param(config, layout, id=f"{name} {layout}", marks=[] if name in CORE else [pytest.mark.slow])
+    for name, config in miniatures().items()
+    for layout in (("unstacked", "fused") if name in CORE else ("fused",))
+]
+
+
+@pytest.mark.parametrize(("network", "layout"), NETWORKS)
 def test_unstacked_layers_prefill_and_decode_what_the_stack_computes(
-    config, layout, stacked_logits, random_params, quick_jit
+    network, layout, stacked_logits, random_params, quick_jit
 ):
     """Whole sequences, a prefill that is known to be the first, and steps of a left-padded batch."""
-    tokens_BT = np.random.default_rng(5).integers(0, config.vocab_size, (B, T))
+    tokens_BT = np.random.default_rng(5).integers(0, network.vocab_size, (B, T))
     positions_BT = np.maximum(np.arange(T) - PADS[:, None], 0)
     segments_BT = (np.arange(T) >= PADS[:, None]).astype(np.int32)
-    params = random_params(config)
-    stacked = Transformer(config)
-    apart = Transformer(config, dataclasses.replace(stacked.execution, layout=layout))
-    variables = {"params": unstack(config, params, jnp.float32, layout=layout)}
-    full_BTV = stacked_logits(config, tokens_BT, positions_BT, segments_BT)
+    params = random_params(network)
+    stacked = Transformer(network)
+    apart = Transformer(network, dataclasses.replace(stacked.execution, layout=layout))
+    variables = {"params": unstack(network, params, jnp.float32, layout=layout)}
+    full_BTV = stacked_logits(network, tokens_BT, positions_BT, segments_BT)
     whole_BTV = quick_jit(apart.apply)(variables, tokens_BT, positions_BT, segments_BT)
 
     def prefill(variables, *inputs):
-        cache = empty_cache(config, B, T + 3, jnp.float32, stacked=False).replace(index=0)
+        cache = empty_cache(network, B, T + 3, jnp.float32, stacked=False).replace(index=0)
         return apart.apply(variables, *inputs, cache, method="logits")
 
     parts = [array[:, :PREFILL] for array in (tokens_BT, positions_BT, segments_BT)]

@@ -2,20 +2,17 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from slmjax.models.config import ModelConfig
-from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
 from slmjax.recipes.config import default_config, run_config, set_budget
 from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.recipes.train import make_recipe
-from tests.tiny_run import assert_bitwise_equal, saved, tiny_config, tiny_text
+from tests.tiny_run import assert_bitwise_equal, built_once, make_base, saved, tiny_config, tiny_text
 
-__all__ = ["assert_bitwise_equal", "saved", "tiny_config", "tiny_text"]
+__all__ = ["assert_bitwise_equal", "built_once", "saved", "tiny_config", "tiny_text"]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +63,6 @@ def finetuning(small_run):
     )
 
     def make(workdir):
-        base = jax.jit(Transformer(config.model).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-        return make_recipe(config, workdir, base=base)
+        return make_recipe(config, workdir, base=make_base(config))
 
     return make

@@ -76,7 +76,7 @@ def test_killed_anywhere_and_continued_it_is_the_same_run(make, tmp_path, killed
     expected = left_behind(recipe, tmp_path / "straight")
 
     rng, workdir, deaths = random.Random(0), tmp_path / "killed", 0
-    for _ in range(4):
+    for _ in range(3):
         with monkeypatch.context() as patched:
             patched.undo()
             killed_at(rng.randint(2, 12))

@@ -71,10 +71,13 @@ def test_a_fine_tune_reports_what_it_gained_and_forgot_without_being_asked(confi
     # Before is the base itself, also where the method changes the network at once: a mean over the same tokens by hand.
     text = open_general(run, tmp_path / "run" / "data" / "general", open_corpus(run.data, tmp_path).tokenizer)
     nll = tokens = 0.0
+    apply, base = jax.jit(Transformer(run.model).apply), make_base(run)
     for row in text.measured_rows(run.data.sequence_length, 256):
         inputs = [row[name][None] for name in ("inputs", "positions", "segments")]
-        logits = Transformer(run.model).apply({"params": make_base(run)}, *inputs)[0]
-        losses = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), row["targets"][:, None], 1)[:, 0]
+        logits = apply({"params": base}, *inputs)[0]
+        logits = np.asarray(logits, np.float64)
+        chosen = np.take_along_axis(logits, row["targets"][:, None], 1)[:, 0]
+        losses = np.log(np.exp(logits).sum(axis=-1)) - chosen
         nll, tokens = nll + float(losses @ row["loss_weights"]), tokens + float(row["loss_weights"].sum())
     assert 200 < tokens <= 256
     assert rows["general_loss"]["before"] == pytest.approx(nll / tokens, rel=1e-5)
@@ -130,15 +133,17 @@ def test_the_fisher_information_is_the_mean_of_squared_gradients_on_any_mesh(con
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(b.max()))
 
+    base = make_base(run)
+
     def row_loss(scale, row):
-        params = make_base(run)
-        params["final_norm"]["scale"] = scale
+        params = {**base, "final_norm": {"scale": scale}}
         inputs = [row[name][None] for name in ("inputs", "positions", "segments")]
         logits = Transformer(run.model).apply({"params": params}, *inputs)[0]
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), row["targets"][:, None], 1)[:, 0]
         return -jnp.sum(picked * row["loss_weights"])
 
-    squares = [jnp.square(jax.grad(row_loss)(jnp.ones(run.model.embed_dim), row)) for row in rows]
+    gradient, ones = jax.jit(jax.grad(row_loss)), np.ones(run.model.embed_dim, np.float32)
+    squares = [np.square(gradient(ones, row)) for row in rows]
     expected = sum(squares) / sum(row["loss_weights"].sum() for row in rows)
     np.testing.assert_allclose(found[1]["params"]["final_norm"]["scale"], expected, rtol=1e-3)
 
@@ -214,20 +219,20 @@ def test_samples_are_the_greedy_continuation_and_are_written_down(config, tmp_pa
     state = made.program.complete(restored.state, make_base(run))
     corpus = open_corpus(run.data, tmp_path)
     ids = corpus.tokenizer.encode("river")
-    for _ in range(4):  # the whole text again for each token, without a cache
-        hidden = loop_logits(made, state, np.asarray([ids], np.int32))
-        ids.append(int(np.argmax(hidden[0, -1])))
+    logits = whole_text_logits(made, state)
+    for _ in range(4):  # the whole text again for each token, without a cache; what is behind its end does not matter
+        padded = np.pad(ids, (0, 16 - len(ids)))[None].astype(np.int32)
+        ids.append(int(np.argmax(logits(padded)[0, len(ids) - 1])))
     stops = {*corpus.tokenizer.special_tokens().values(), corpus.tokenizer.eos_id}
     answer = ids[len(corpus.tokenizer.encode("river")) :]
     cut = next((i for i, token in enumerate(answer) if token in stops), len(answer))
     assert found[-1]["answer"] == corpus.tokenizer.decode(answer[:cut])
 
 
-def loop_logits(made, state, tokens):
-
-    model = Transformer(made.config.model)
-    params, frozen = jax.device_get((state.params, state.frozen))
-    return forward(Network(model), made.method.variables(params, frozen), tokens)
+def whole_text_logits(made, state):
+    """tokens -> logits of the network as it was trained."""
+    variables = made.method.variables(*jax.device_get((state.params, state.frozen)))
+    return jax.jit(lambda tokens: forward(Network(Transformer(made.config.model)), variables, tokens))
 
 
 def test_new_layers_alone_are_trained_and_the_run_is_a_deeper_model(config, tmp_path):

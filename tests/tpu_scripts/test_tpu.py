@@ -18,7 +18,7 @@ GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$FAKE/calls"
 case "$*" in
   *"queued-resources create"*) echo ACTIVE > "$FAKE/state" ;;
-  *"queued-resources describe"*) cat "$FAKE/state" 2> /dev/null || exit 1 ;;
+  *"queued-resources describe"*) cat "$FAKE/state" 2> /dev/null || { echo NOT_FOUND >&2; exit 1; } ;;
   *"queued-resources delete"*) rm -rf "$FAKE/state" "$FAKE/home/train.log" "$FAKE/home/train.rc" ;;
   *"tpu-vm scp"*) mkdir -p "$FAKE/home/slmjax" ;;
   *venv*install*) ;;

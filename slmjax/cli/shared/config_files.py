@@ -18,9 +18,12 @@ from ml_collections import ConfigDict
 
 from slmjax.data.sft_config import data_config_class
 from slmjax.errors import UserError, did_you_mean, one_line
+from slmjax.field_types import field_types
+from slmjax.files import expanded_path, local_path
+from slmjax.recipes.config import SECTIONS
 from slmjax.training.config import BUDGETS
 
-SOURCES = ("data.sources", "data.validation")  # where names are the user's own
+NAMED = ("data.sources", "data.validation")  # where names are the user's own
 
 
 def load_config(path: str, overrides: list[str]) -> ConfigDict:
@@ -32,10 +35,10 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     Raises:
         UserError: there is no such file, it fails, it returns something else, or an override names no key of it.
     """
-    file, given = Path(path), []
+    file, given = _config_file(path), []
     if not file.is_file() and ":" in path:
         path, _, argument = path.rpartition(":")
-        file, given = Path(path), [argument]
+        file, given = _config_file(path), [argument]
     if not file.is_file():
         raise UserError(f"There is no config file {path}: give a Python file that has a function get_config().")
     try:
@@ -53,6 +56,11 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     for override in overrides:
         apply_override(config, override)
     return config
+
+
+def _config_file(path: str) -> Path:
+    # The argument of FILE.py:ARGUMENT may be a path, and only :// makes an address.
+    return local_path(path, "--config") if "://" in path else expanded_path(path, "--config")
 
 
 class _Neighbours:
@@ -111,20 +119,20 @@ def apply_override(config: ConfigDict, override: str) -> None:
         place = ".".join(key.split(".")[:depth]) or "the config"
         if not isinstance(node, ConfigDict):
             raise UserError(f"--config.{key}: {place} is a value and has no keys: write --config.{place}=VALUE.")
-        if section not in node and place not in SOURCES:
+        if section not in node and place not in NAMED:
             known = list(node.keys())
             raise UserError(f"--config.{key}: {place} has no key {section!r}; {did_you_mean(section, known)}")
         if depth == len(sections):
             break
-        if place in SOURCES:  # a source may be new, and a config file names only the fields that it sets
+        if place in NAMED:  # a source may be new, and a config file names only the fields that it sets
             given = node[section].to_dict() if section in node else {}
             node[section] = ConfigDict(_source_defaults(config) | given)
         node = node[section]
-    if ".".join(sections) in SOURCES:
+    if ".".join(sections) in NAMED:
         raise UserError(f"--config.{key} names a source: set its path, as in --config.{key}.path={text}.")
     if isinstance(node.get(name), ConfigDict):
         raise UserError(f"--config.{key} is a section: set one of its keys, {', '.join(node[name].keys())}.")
-    value = _parse(text, node[name], key)
+    value = _texts(text) if _takes_texts(config, key) else _parse(text, node[name], key)
     if key.split(".")[0] == "training" and name in BUDGETS and value:
         for other in BUDGETS:  # one budget replaces another
             if other != name and other in node:
@@ -141,6 +149,26 @@ def _source_defaults(config: ConfigDict) -> dict[str, Any]:
         made = field.default_factory
         defaults[field.name] = made() if made is not dataclasses.MISSING else field.default
     return {name: "" if value is dataclasses.MISSING else value for name, value in defaults.items()}
+
+
+def _takes_texts(config: ConfigDict, key: str) -> bool:
+    """Whether a key's field is a tuple of texts, in which 2024 is a text too."""
+    first, *rest = key.split(".")
+    kind: Any = data_config_class(config.data) if first == "data" else SECTIONS.get(first)
+    for name in rest:
+        kind = field_types(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    return kind == tuple[str, ...]
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    """One text as it stands, or several: a tuple or list as Python writes it, or values between commas."""
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return (text,)
+    if not isinstance(values, tuple | list):
+        return (values if isinstance(values, str) else text,)
+    return tuple(value if isinstance(value, str) else str(value) for value in values)
 
 
 def _parse(text: str, old: Any, key: str) -> Any:

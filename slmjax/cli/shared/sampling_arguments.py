@@ -5,35 +5,39 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from slmjax.cli.shared.numbers import real_number, whole_number
+
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--temperature` and its kin, `--seed` and `--stop`."""
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=real_number,
         default=0.0,
         help="sampling temperature; 0 takes the most likely token (default: %(default)s)",
     )
-    parser.add_argument("--top-k", type=int, default=0, help="sample from the k most likely tokens (default: 0, all)")
+    parser.add_argument(
+        "--top-k", type=whole_number(0), default=0, help="sample from the k most likely tokens (default: 0, all)"
+    )
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=real_number,
         default=1.0,
         help="sample from the fewest tokens whose probabilities sum to P (default: 1, all)",
     )
     parser.add_argument(
         "--min-p",
-        type=float,
+        type=real_number,
         default=0.0,
         help="sample from tokens at least P times as likely as the best (default: 0, all)",
     )
     parser.add_argument(
         "--repetition-penalty",
-        type=float,
+        type=real_number,
         default=1.0,
         help="penalty on tokens that occur already, above 1 (default: 1, none)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--seed", type=whole_number(), default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="text to stop before; may be given several times"
     )

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from slmjax.data.config import SourceConfig
 
-FORMATS = ("auto", "text", "jsonl", "parquet", "array_record")
+FORMATS = ("auto", "text", "jsonl", "csv", "parquet", "arrow", "array_record")
 
 
 def add_format_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--format` and `--text-field`."""
+    """Add `--format`, `--text-field` and `--split`."""
     parser.add_argument(
         "--format", choices=FORMATS, default="auto", help="format of the files (default: auto, by their names)"
     )
     parser.add_argument(
         "--text-field",
         default="text",
-        help="field of JSONL and Parquet records that is the text (default: %(default)s)",
+        help="field of records that is the text, or its path, as in meta.text (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split", default="", help="splits of a dataset's directory to read, as in train+validation[:10%%]"
     )
 
 
@@ -28,7 +31,7 @@ def source_of(path: str, args: argparse.Namespace) -> SourceConfig:
     """The source at a path of the command line."""
     from slmjax.data.config import SourceConfig
 
-    return SourceConfig(path, format=args.format, text_field=args.text_field)
+    return SourceConfig(path, format=args.format, text_field=args.text_field, split=args.split)
 
 
 def texts_of(paths: list[str], args: argparse.Namespace) -> Iterator[str]:

@@ -4,21 +4,24 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from slmjax.data.conversations.records import Conversation, Passage, parse_record
+from slmjax.data.conversations.messages import assistant_weights, turn_weight
+from slmjax.data.conversations.records import OPTIONAL, Conversation, Passage, parse_record
+from slmjax.data.conversations.unwritten import Unwritten
+from slmjax.data.reading.fields import ABSENT, find_field
 from slmjax.data.sft_config import ConversationSource, SftConfig
 from slmjax.data.sources import read_records
 from slmjax.data.split import content_key
 from slmjax.errors import UserError, one_line
-from slmjax.tokenization.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_tokens
+from slmjax.files import local_path
+from slmjax.tokenization.chat_template import PLAIN_TEMPLATE, ChatTemplate, choose_template, template_tokens
 from slmjax.tokenization.chat_tokens import encode_conversation, encode_messages, tokens_within
 from slmjax.tokenization.tokenizer import Tokenizer
 
-KeyedExample = tuple[int, np.ndarray, np.ndarray]  # hash of the content, token ids, which of them are learned
+KeyedExample = tuple[int, np.ndarray, np.ndarray]  # hash of the content, token ids, how much each is learned
 
 
 @dataclasses.dataclass
@@ -30,6 +33,8 @@ class EncodingReport:
         tokens, learned: the tokens in them, and how many of these are learned (as targets).
         truncated, tokens_cut: examples that lost their end, and how many tokens that was in all.
         open_ended: examples whose last learned token is not special, so that they do not teach the model to stop.
+        unwritten: conversations with something that the chat template does not write, by what it is.
+        marked_others: conversations in which a turn of someone else than the assistant is marked to be learned.
         skipped: records by reason; `first` quotes the first of each.
     """
 
@@ -39,6 +44,8 @@ class EncodingReport:
     truncated: int = 0
     tokens_cut: int = 0
     open_ended: int = 0
+    unwritten: Counter[str] = dataclasses.field(default_factory=Counter)
+    marked_others: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
     first: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -48,6 +55,13 @@ class EncodingReport:
             lines.append(f"{self.truncated:,} were too long and lost {self.tokens_cut:,} tokens at their end")
         if self.open_ended:
             lines.append(f"{self.open_ended:,} end without a special token: they do not teach the model to stop")
+        lines += [
+            f"{count:,} have {what} that the chat template does not write" for what, count in self.unwritten.items()
+        ]
+        if self.marked_others:
+            lines.append(
+                f"{self.marked_others:,} mark turns of others than the assistant as to be learned, and they are not"
+            )
         lines += [
             f"{count:,} skipped ({reason}). The first: {self.first[reason]}" for reason, count in self.skipped.items()
         ]
@@ -67,17 +81,24 @@ class Encoder:
     tokenizer: Tokenizer
     report: EncodingReport
     template: ChatTemplate | None
+    tool_template: ChatTemplate | None
+    unwritten: Unwritten = dataclasses.field(default_factory=Unwritten)
 
     def encode_source(self, name: str, source: ConversationSource, progress: bool) -> Iterator[KeyedExample]:
         """The examples of one source, in its order."""
         special = set(self.tokenizer.special_tokens().values())
+        unseen = {ours: theirs for ours, theirs in source.fields.items() if ours in OPTIONAL}
         for where, record in tqdm(
             read_records(source.files), desc=f"read {name}", unit=" records", disable=not progress
         ):
+            unseen = {ours: theirs for ours, theirs in unseen.items() if find_field(record, theirs) is ABSENT}
             try:
                 item = parse_record(record, source.fields, self.config.system)
                 ids, learned = self._passage(item) if isinstance(item, Passage) else self._conversation(item)
                 if not learned[1:].any():
+                    if isinstance(item, Conversation) and 0 in map(turn_weight, item.messages):
+                        self.report.skip("marked as not to be learned", f"{where}.")
+                        continue
                     raise UserError("No token of the record is learned.")
             except UserError as error:
                 sentence = f"{where}: {error}"
@@ -91,22 +112,46 @@ class Encoder:
                 self._count(*fitting)
                 yield _content_key(item, self.config.seed), *fitting
 
+        for ours, theirs in unseen.items():
+            raise UserError(
+                f"No record of {source.path} has the field {theirs!r} that its fields give as {ours}: correct its name."
+            )
+
     def _conversation(self, item: Conversation) -> tuple[np.ndarray, np.ndarray]:
-        """int32 token ids and bool [tokens]."""
-        template = self.template
+        """int32 token ids, and how much each is learned: bool [tokens], or float32 where turns have weights."""
+        template = self.tool_template if item.tools else self.template
         if template is None:
             raise UserError(
                 "The record is a conversation, and the tokenizer has no chat template: set "
                 'data.chat_template to "plain" or to a file of Jinja, or give records of prompt and completion.'
             )
+        weights = assistant_weights(item.messages)
+        arguments = (self.tokenizer, template, item.messages)
         if self.config.loss == "all":
-            ids = encode_messages(self.tokenizer, template, item.messages, tools=item.tools)
-            return np.asarray(ids, np.int32), np.ones(len(ids), bool)
-        last = item.completion if self.config.loss == "completion" else None
-        if last is not None and item.messages[-1]["role"] != "assistant":
-            raise UserError("The last message is not the assistant's, so there is no completion.")
-        ids, learned = encode_conversation(self.tokenizer, template, item.messages, tools=item.tools, last=last)
+            ids = encode_messages(*arguments, tools=item.tools)
+            learned = np.ones(len(ids), bool)
+            if weights is not None:
+                _, within = encode_conversation(*arguments, tools=item.tools)
+                _, shares = encode_conversation(*arguments, tools=item.tools, weights=weights)
+                learned = np.where(within, shares, np.float32(1))
+        else:
+            last = item.completion if self.config.loss == "completion" else None
+            if last is not None and item.messages[-1]["role"] != "assistant":
+                raise UserError("The last message is not the assistant's, so there is no completion.")
+            ids, learned = encode_conversation(*arguments, tools=item.tools, last=last, weights=weights)
+        self._count_lost(template, item)
         return np.asarray(ids, np.int32), learned
+
+    def _count_lost(self, template: ChatTemplate, item: Conversation) -> None:
+        """Count what the template does not write, and marks of turns that do not decide anything."""
+        self.report.unwritten.update(self.unwritten.check(template, item))
+        others = [turn_weight(message) for message in item.messages if message["role"] != "assistant"]
+        if self.config.loss != "all":
+            self.report.marked_others += any(others)
+        elif any(weight is not None and weight != 1 for weight in others):
+            raise UserError(
+                "A turn of the user has a weight, which data.loss=all does not take: set data.loss=assistant."
+            )
 
     def _passage(self, item: Passage) -> tuple[np.ndarray, np.ndarray]:
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
@@ -147,7 +192,16 @@ class Encoder:
         report = self.report
         report.examples += 1
         report.tokens += len(ids)
-        report.learned += int(learned[1:].sum())
+        report.learned += int(np.count_nonzero(learned[1:]))
+
+
+def sft_templates(config: SftConfig, tokenizer: Tokenizer) -> tuple[ChatTemplate | None, ChatTemplate | None]:
+    """The chat template of a run, and that of its conversations with tools: most often the same one."""
+    template = sft_template(config, tokenizer)
+    setting = tokenizer.settings.get("chat_template")
+    if config.chat_template or choose_template(setting, tools=True) == choose_template(setting):
+        return template, template
+    return template, ChatTemplate.of(tokenizer, tools=True)
 
 
 def sft_template(config: SftConfig, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -159,7 +213,7 @@ def sft_template(config: SftConfig, tokenizer: Tokenizer) -> ChatTemplate | None
     if config.chat_template == "plain":
         return ChatTemplate(PLAIN_TEMPLATE, template_tokens(tokenizer))
     if config.chat_template:
-        path = Path(config.chat_template)
+        path = local_path(config.chat_template, "data.chat_template")
         try:
             return ChatTemplate(path.read_text(encoding="utf-8"), template_tokens(tokenizer))
         except (OSError, ValueError) as error:

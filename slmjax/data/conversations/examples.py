@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from slmjax.console import say
-from slmjax.data.conversations.encoding import Encoder, EncodingReport, sft_template
+from slmjax.data.conversations.encoding import Encoder, EncodingReport, sft_templates
 from slmjax.data.mixture import Mixture
 from slmjax.data.sft_config import SftConfig
 from slmjax.data.split import held_out_keys
@@ -18,7 +18,7 @@ class ExampleStore:
 
     Args:
         name: what errors call them.
-        examples: of each its token ids, and bool of the same length: which of them are learned.
+        examples: of each its token ids, and of the same length how much each is learned: bool, or float32 from 0 to 1.
     """
 
     def __init__(self, name: str, examples: list[tuple[np.ndarray, np.ndarray]]):
@@ -34,7 +34,7 @@ class ExampleStore:
         return self._ids[self._places(documents, starts, lengths)]
 
     def loss_weights(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """float32 [sum(lengths)]: 1 where the token is learned."""
+        """float32 [sum(lengths)]: 1, or the weight of its turn, where the token is learned."""
         return self._learned[self._places(documents, starts, lengths)].astype(np.float32)
 
     def _places(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def load_examples(config: SftConfig, tokenizer: Tokenizer, *, progress: bool = T
     if tokenizer.eos_id is None:
         raise UserError("The tokenizer names no token that ends a text: set eos_token in its tokenizer_config.json.")
     report = EncodingReport()
-    encoder = Encoder(config, tokenizer, report, sft_template(config, tokenizer))
+    encoder = Encoder(config, tokenizer, report, *sft_templates(config, tokenizer))
     keyed = {name: list(encoder.encode_source(name, source, progress)) for name, source in config.sources.items()}
     own = {name: list(encoder.encode_source(name, source, progress)) for name, source in config.validation.items()}
     if progress:

@@ -1,28 +1,23 @@
 """Records of any of the usual shapes to conversations, or to a prompt and its completion."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from slmjax.data.conversations.messages import messages_in_text, read_messages, read_sharegpt
+from slmjax.data.conversations.values import filled, is_blank, objects, plain, structure
+from slmjax.data.reading.fields import ABSENT, find_field
+from slmjax.errors import UserError, first_few
 
-from slmjax.errors import UserError, did_you_mean, first_few, one_line
-
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "tool": "tool",
-}
-_SEQUENCES = ("messages", "conversations", "prompt", "completion")  # of messages; TFDS stores them as columns
+# By what a shape is told: fields that it must have, and the one of them that must not be blank.
+_SHAPES = (
+    (("messages",), "messages"),
+    (("conversations",), "conversations"),
+    (("prompt", "completion"), "completion"),
+    (("instruction", "output"), "output"),
+    (("text",), "text"),
+)
+OPTIONAL = ("tools", "system", "input", "history")  # fields that a record may lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Passage:
 
 
 def parse_record(record: Any, fields: Mapping[str, str], system: str = "") -> Conversation | Passage:
-    """The record as what can be trained on, by the first of these that it has.
+    """The record as what can be trained on, by the first of these that it has and that is not blank.
 
     messages        OpenAI's: role, content (text, or parts of text), tool_calls; `tools` beside it
     conversations   ShareGPT's: from, value; `system` and `tools` beside it
@@ -51,9 +46,12 @@ def parse_record(record: Any, fields: Mapping[str, str], system: str = "") -> Co
     instruction, output   Alpaca's, a chat of two messages; with `input`, `system` and `history` if there
     text            a text
 
+    Lists and objects may be JSON text. What is blank (null, white space, an empty list) counts as missing; so does the
+    instruction where there is an input.
+
     Args:
-        record: a JSON object, a row of Parquet or a TFDS example.
-        fields: {our name: the record's}, where they differ.
+        record: a JSON object, a row of a table or a TFDS example.
+        fields: {our name: the record's, or the path there, as in "data.turns"}, where they differ.
         system: the system prompt of conversations that have none.
 
     Raises:
@@ -61,176 +59,88 @@ def parse_record(record: Any, fields: Mapping[str, str], system: str = "") -> Co
     """
     if not isinstance(record, Mapping):
         raise UserError(f"The record must be an object with fields, not {type(record).__name__}.")
-    if missing := [theirs for theirs in fields.values() if theirs not in record]:
-        raise UserError(f"The record has no field {missing[0]!r}, only {first_few(list(map(str, record)), 20)}.")
-    renamed = {**record, **{ours: record[theirs] for ours, theirs in fields.items()}}
-    values = {name: value for name, value in _plain(renamed).items() if value is not None}
-    tools = _json(values.get("tools"), list, "The value of tools")
-    if "messages" in values:
-        conversation = Conversation(_messages(values["messages"]), tools)
-    elif "conversations" in values:
-        conversation = Conversation(_with_system(_sharegpt(values["conversations"]), values.get("system")), tools)
-    elif "prompt" in values and "completion" in values:
-        pair = _prompt_completion(values["prompt"], values["completion"], tools)
-        if isinstance(pair, Passage):
-            return pair
-        conversation = pair
-    elif "instruction" in values and "output" in values:
-        conversation = Conversation(_with_system(_alpaca(values), values.get("system")), tools)
-    elif "text" in values:
-        return Passage(None, _filled(values["text"], "The text"))
-    else:
-        raise UserError(
-            "The record has none of messages, conversations, prompt and completion, instruction and output, or text, "
-            f"only {first_few(list(map(str, record)), 20)}: set the fields of its source."
-        )
+    renamed = {ours: find_field(record, theirs) for ours, theirs in fields.items()}
+    if missing := [fields[ours] for ours, value in renamed.items() if value is ABSENT and ours not in OPTIONAL]:
+        raise UserError(f"The record has no field {missing[0]!r}, only {_names(record)}.")
+    renamed = {ours: None if value is ABSENT else value for ours, value in renamed.items()}
+    values = plain({**record, **renamed})
+    shape = _shape(values)
+    values = {name: value for name, value in values.items() if name in shape or not is_blank(value)}
+    tools = objects(values.get("tools"), "The value of tools") or None
+    match shape:
+        case ("messages",):
+            conversation = Conversation(read_messages(values["messages"]), tools)
+        case ("conversations",):
+            conversation = Conversation(
+                _with_system(read_sharegpt(values["conversations"]), values.get("system")), tools
+            )
+        case ("prompt", "completion"):
+            pair = _prompt_completion(values["prompt"], values["completion"], tools)
+            if isinstance(pair, Passage):
+                return pair
+            conversation = pair
+        case ("instruction", "output"):
+            conversation = Conversation(_with_system(_alpaca(values), values.get("system")), tools)
+        case ("text",):
+            return Passage(None, filled(values["text"], "The text"))
+        case _:
+            raise UserError(
+                "The record has none of messages, conversations, prompt and completion, instruction and output, or "
+                f"text, only {_names(record)}: set the fields of its source."
+            )
     return dataclasses.replace(conversation, messages=_with_system(conversation.messages, system))
 
 
-def _messages(values: Any) -> list[dict[str, Any]]:
-    if not isinstance(values, list) or not values:
-        raise UserError("The messages must be a list of at least one.")
-    return [_message(value, number) for number, value in enumerate(values, 1)]
+def _shape(values: dict[str, Any]) -> tuple[str, ...]:
+    """The fields of the first shape that is there and says something; else of the first that is there."""
+    there = [
+        (names, needed)
+        for names, needed in _SHAPES
+        if all(values.get(name) is not None or (name == "instruction" and _has_input(values)) for name in names)
+    ]
+    return next((names for names, needed in there if not is_blank(values[needed])), there[0][0] if there else ())
 
 
-def _message(value: Any, number: int) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.get("role") not in _ROLES:
-        role = value.get("role") if isinstance(value, dict) else value
-        raise UserError(
-            f"Message {number} has the unknown role {str(role)[:60]!r}: {did_you_mean(str(role)[:60], _ROLES)}"
-        )
-    message = {name: field for name, field in value.items() if field is not None}
-    content = message.get("content", "")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise UserError(f"Message {number} has parts that are not text.")
-        content = message["content"] = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise UserError(f"The content of message {number} must be text, not {type(content).__name__}.")
-    message.setdefault("content", content)  # templates read it beside tool calls too
-    if message.get("tool_calls"):
-        message["tool_calls"] = [
-            _tool_call(call, number)
-            for call in _json(message["tool_calls"], list, f"The value of tool_calls in message {number}")
-        ]
-    elif value["role"] == "assistant":
-        _filled(content, f"Message {number}, of the assistant,")
-    return message
-
-
-def _tool_call(call: Any, number: int) -> dict[str, Any]:
-    """Arguments as a dict: OpenAI writes them as JSON text, which templates would quote a second time."""
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise UserError(f"Message {number} has a tool call without the name of its function.")
-    arguments = _json(
-        function.get("arguments") or {}, dict, f"The value of the arguments of a tool call in message {number}"
-    )
-    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
-
-
-def _sharegpt(values: Any) -> list[dict[str, Any]]:
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise UserError("The conversations must be a list of objects with from and value.")
-    messages = []
-    for number, value in enumerate(values, 1):
-        if "role" in value:
-            messages.append(value)
-            continue
-        speaker, text = value.get("from"), value.get("value")
-        if speaker not in _SHAREGPT:
-            raise UserError(
-                f"Turn {number} is from the unknown {str(speaker)[:60]!r}: {did_you_mean(str(speaker)[:60], _SHAREGPT)}"
-            )
-        message: dict[str, Any] = {"role": _SHAREGPT[speaker], "content": text}
-        if speaker == "function_call":
-            calls = _json(text, (dict, list), f"The function call of turn {number}")
-            message |= {"content": None, "tool_calls": calls if isinstance(calls, list) else [calls]}
-        messages.append(message)
-    return _messages(messages)
+def _has_input(values: dict[str, Any]) -> bool:
+    return "instruction" in values and not is_blank(values.get("input"))
 
 
 def _prompt_completion(prompt: Any, completion: Any, tools: list[dict[str, Any]] | None) -> Conversation | Passage:
     if isinstance(prompt, str) and isinstance(completion, str):
-        return Passage(prompt, _filled(completion, "The completion"))
+        pair = messages_in_text(prompt), messages_in_text(completion)
+        if all(pair):
+            return _prompt_completion(pair[0], pair[1], tools)
+        return Passage(prompt, filled(completion, "The completion"))
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     if not isinstance(asked, list) or not isinstance(answer, list):
         raise UserError("The prompt and the completion must be strings or lists of messages.")
-    turns = sum(isinstance(message, dict) and message.get("role") == "assistant" for message in answer)
+    messages = read_messages([*asked, *answer])
+    turns = sum(message["role"] == "assistant" for message in messages[len(asked) :])
     if not turns:
         raise UserError("The completion has no message of the assistant.")
-    return Conversation(_messages([*asked, *answer]), tools, completion=turns)
+    return Conversation(messages, tools, completion=turns)
 
 
 def _alpaca(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Instruction and input are one message, with a blank line between them."""
     messages = []
-    for turn in values.get("history", []):
+    for turn in structure(values.get("history"), list, "The value of history") or []:
         if not isinstance(turn, list) or len(turn) != 2:
             raise UserError("The history must be a list of pairs of instruction and answer.")
-        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    asked = _filled(values["instruction"], "The instruction")
-    if values.get("input"):
-        asked += "\n\n" + _filled(values["input"], "The input")
-    return _messages(
-        [*messages, {"role": "user", "content": asked}, {"role": "assistant", "content": values["output"]}]
-    )
+        if not all(map(is_blank, turn)):
+            messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    parts = {name: values[name] for name in ("instruction", "input") if not is_blank(values.get(name))}
+    asked = [filled(part, f"The {name}") for name, part in (parts or {"instruction": ""}).items()]
+    messages.append({"role": "user", "content": "\n\n".join(asked)})
+    return read_messages([*messages, {"role": "assistant", "content": values["output"]}])
 
 
 def _with_system(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
-    if not system or messages[0]["role"] in ("system", "developer"):
+    if is_blank(system) or messages[0]["role"] in ("system", "developer"):
         return messages
-    return [{"role": "system", "content": _filled(system, "The system prompt")}, *messages]
+    return [{"role": "system", "content": filled(system, "The system prompt")}, *messages]
 
 
-def _filled(text: Any, what: str) -> str:
-    if not isinstance(text, str):
-        raise UserError(f"{what} must be text, not {type(text).__name__}.")
-    if not text.strip():
-        raise UserError(f"{what} is empty.")
-    return text
-
-
-_JSON_NAMES = {list: "a list", dict: "an object", (dict, list): "an object or a list"}
-
-
-def _json(value: Any, kind: Any, what: str) -> Any:
-    """`value`, out of JSON text if it is such (Parquet has no other way for open structures), of the wanted type."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{what} is not valid JSON ({one_line(error)}).") from error
-    if value is not None and not isinstance(value, kind):
-        raise UserError(f"{what} must be {_JSON_NAMES[kind]}, not {type(value).__name__}.")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """TFDS's arrays and bytes as lists and text; its sequences of features, {name: list}, as lists of dicts."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise UserError(f"The record has text that is not UTF-8 (byte {error.start}).") from error
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, Mapping):
-        return {
-            name: _columns_to_records(_plain(item)) if name in _SEQUENCES else _plain(item)
-            for name, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _columns_to_records(value: Any) -> Any:
-    if not isinstance(value, dict) or not all(isinstance(column, list) for column in value.values()):
-        return value
-    if len({len(column) for column in value.values()}) > 1:
-        raise UserError("The messages have fields of different lengths.")
-    return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+def _names(record: Mapping[Any, Any]) -> str:
+    return first_few([str(name)[:60] for name in record], 20)

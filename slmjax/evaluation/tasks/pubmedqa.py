@@ -15,6 +15,7 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.evaluation.loglikelihood import loglikelihoods
 from slmjax.evaluation.tasks.task import Result, Settings, check_settings
+from slmjax.files import local_path
 from slmjax.inference.language_model import LanguageModel
 from slmjax.untrusted import read_json
 
@@ -27,7 +28,7 @@ def read_pubmedqa(directory: str | Path, split: str) -> list[dict[str, str]]:
     """{"prompt", "completion"} of each question of a split ("train" or "test"), in the order of the file."""
     if split not in SPLITS:
         raise UserError(f"The split {split!r} is unknown: choose train or test.")
-    directory = Path(directory).expanduser()
+    directory = local_path(directory, "The directory of the data")
     questions, test = _read(directory / QUESTIONS), _read(directory / TEST)
     records = []
     for number, entry in questions.items():
@@ -35,9 +36,15 @@ def read_pubmedqa(directory: str | Path, split: str) -> list[dict[str, str]]:
             try:
                 text = "\n".join(entry["CONTEXTS"])
                 prompt = f"Abstract: {text}\nQuestion: {entry['QUESTION']}\nAnswer:"
-                records.append({"prompt": prompt, "completion": f" {entry['final_decision']}"})
-            except (KeyError, TypeError) as error:
+                answer = entry["final_decision"].strip().lower()
+            except (KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{directory / QUESTIONS}: question {number} lacks {error}.") from error
+            if answer not in ANSWERS:
+                raise UserError(
+                    f"{directory / QUESTIONS}: question {number} has the answer {answer[:60]!r}, which is none of "
+                    f"{', '.join(ANSWERS)}."
+                )
+            records.append({"prompt": prompt, "completion": f" {answer}"})
     if not records:
         raise UserError(f"{directory / QUESTIONS} has no question of the split {split!r}.")
     return records

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slmjax.errors import UserError
+from slmjax.files import local_path
 from slmjax.formats.adapters import adapterhub
 from slmjax.formats.adapters.adapter import Adapter
 from slmjax.formats.adapters.names import Names, names_of
@@ -20,7 +21,7 @@ from slmjax.formats.huggingface.hub import is_hub_id
 from slmjax.formats.peft.read import open_peft
 from slmjax.formats.peft.write import save_peft
 from slmjax.formats.recognition import ADAPTER_CONFIG, ADAPTERS, CONFIG, kind_of
-from slmjax.formats.runs import open_run
+from slmjax.formats.runs import open_run, read_base
 from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.inference.finetuned import load_finetuned
 from slmjax.inference.language_model import LanguageModel
@@ -120,7 +121,7 @@ def read_adapter(directory: Path, load: Load, base: str | None = None) -> Tuned:
 
 
 def _load_base(path: str, load: Load, directory: Path, *, given: bool) -> LanguageModel:
-    place = Path(path).expanduser()
+    place = local_path(path, "The base")
     if kind_of(place) in ADAPTERS:
         raise UserError(f"{path} is an adapter itself: merge it into its base first (slmjax convert) and give that.")
     if given or is_hub_id(path) or place.exists():
@@ -135,8 +136,8 @@ def read_run(path: Path, load: Load, base: str | None = None) -> Tuned:
     peft, tokenizer = run.description.peft, run.tokenizer()
     if peft.method in ("full", "freeze"):
         raise UserError(f"{path} was trained with peft.method={peft.method}, which makes a model and not an adapter.")
-    where = base if base and Path(base).expanduser().exists() else peft.base
-    lm = load(where)
+    there = bool(base) and local_path(base or "", "The base").exists()
+    lm, where = read_base(run, load, base if there else None)
     encode = None if tokenizer is None else tokenizer.encode
     tuned = load_finetuned(run.description, run.checkpoints, lm.params, step=run.step, encode=encode)
     adapter = adapter_of(peft, tuned.method, tuned.trained, tuned.frozen)
@@ -163,7 +164,7 @@ def family_at(path: str, config: ModelConfig, modules: list[str]) -> HuggingFace
 
     UserError when no family can say the base.
     """
-    place = Path(path).expanduser()
+    place = local_path(path, "The base")
     if is_huggingface(place):
         return family_of(read_json(place / CONFIG).get("model_type"))
     families = families_for(config)

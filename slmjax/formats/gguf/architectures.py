@@ -16,7 +16,7 @@ from slmjax.formats.gguf.tensors import entries
 from slmjax.formats.unreadable import why_unreadable
 from slmjax.formats.weight_map import Entry
 from slmjax.models.config import ModelConfig, rope_fraction
-from slmjax.untrusted import MAX_LAYERS
+from slmjax.untrusted import MAX_LAYERS, shown
 
 # Where a network rounds is not its function, and a file's numbers are float32.
 ROUNDING = ("norm_scale_float32",)
@@ -175,17 +175,18 @@ def _arch_of(metadata: Mapping[str, Any], where: str) -> Arch:
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise UserError(f"{where} does not say its general.architecture.")
-    if metadata.get("general.type", "model") != "model":
-        raise UserError(f"{where} is a GGUF file of type {str(metadata['general.type'])[:40]!r}, not a model.")
+    kind = metadata.get("general.type", "model")
+    if not isinstance(kind, str) or kind != "model":
+        raise UserError(f"{where} is a GGUF file of type {shown(kind)}, not a model.")
     if name not in BY_NAME:
-        shown = name[:60]
+        found = name[:60]
         if (reason := why_unreadable(name)) is not None:
             raise UserError(
-                f"{where} has the architecture {shown!r}, which cannot be read, because {reason}: choose a model of "
+                f"{where} has the architecture {found!r}, which cannot be read, because {reason}: choose a model of "
                 "another family."
             )
         raise UserError(
-            f"{where} has the architecture {shown!r}, which is not supported: {did_you_mean(shown, BY_NAME)}"
+            f"{where} has the architecture {found!r}, which is not supported: {did_you_mean(found, BY_NAME)}"
         )
     return BY_NAME[name]
 

@@ -20,6 +20,7 @@ from slmjax.errors import UserError
 from slmjax.formats.gguf import split
 from slmjax.formats.gguf.blocks import BLOCK_TYPES, BlockType, dequantize, nbytes
 from slmjax.formats.tensors import StoredTensor
+from slmjax.untrusted import shown
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # where general.alignment says nothing
@@ -135,7 +136,9 @@ class _Header:
             metadata[key] = self.value(key, self.u32())
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or not 1 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
-            raise self.error(f"has general.alignment {alignment!r}, which is not a power of two up to {_MAX_ALIGNMENT}")
+            raise self.error(
+                f"has general.alignment {shown(alignment)}, which is not a power of two up to {_MAX_ALIGNMENT}"
+            )
         offsets: dict[str, tuple[tuple[int, ...], BlockType, int]] = {}
         for _ in range(num_tensors):
             name = self.string("the name of a tensor", _MAX_NAME)

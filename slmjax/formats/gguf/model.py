@@ -61,7 +61,7 @@ def load_gguf(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype:
     Raises:
         UserError: the file is damaged, inconsistent, or holds what is not supported; nothing large is allocated before.
     """
-    path = Path(path).expanduser()
+    path = local_path(path, "The model")
     file = open_gguf(path)
     config = read_config(file)
     found = entries_of(config, file.metadata, file.tensors, str(path))

@@ -20,7 +20,7 @@ from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
 from slmjax.tokenization.backends import SPACE, HuggingFaceBackend, SentencePieceBackend
 from slmjax.tokenization.chat_template import choose_template
 from slmjax.tokenization.tokenizer import Tokenizer
-from slmjax.untrusted import MAX_NAMES
+from slmjax.untrusted import MAX_NAMES, shown
 
 _PADDING = re.compile(r"\[PAD\d+\]")
 _PREFIX = "tokenizer.ggml"
@@ -96,7 +96,8 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
     """Whether a file has a tokenizer: llama.cpp writes the model "no_vocab" or "none" into those that have none."""
-    return f"{_PREFIX}.tokens" in metadata or metadata.get(f"{_PREFIX}.model") not in (None, "none", "no_vocab")
+    model = metadata.get(f"{_PREFIX}.model")
+    return f"{_PREFIX}.tokens" in metadata or not (model is None or shown(model) in ("'none'", "'no_vocab'"))
 
 
 def stop_ids_from(

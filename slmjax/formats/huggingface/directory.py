@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.files import local_path
 from slmjax.formats.catalog import require_float
 from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
@@ -70,7 +71,7 @@ def open_huggingface(directory: str | Path) -> HuggingFaceDirectory:
 
     No code of the directory is run: an architecture is known by its model_type, or refused.
     """
-    directory = Path(directory).expanduser()
+    directory = local_path(directory, "The model")
     values = read_json(inside(directory, CONFIG))
     family = family_of(values.get("model_type"))
     try:

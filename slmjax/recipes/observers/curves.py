@@ -8,6 +8,7 @@ from slmjax.recipes.observers.plots import plot_loss
 from slmjax.training.processes import is_primary
 from slmjax.training.recipe import End, Evaluation, Watching
 from slmjax.training.reporting.metrics import FILE_NAME as METRICS
+from slmjax.training.reporting.metrics import read_metrics
 
 
 class LossCurve(Watching):
@@ -26,5 +27,8 @@ class LossCurve(Watching):
 
     def finish(self, end: End) -> None:
         """Draw what was logged."""
-        if is_primary() and end.step and (self._workdir / METRICS).is_file():
-            plot_loss(self._workdir / METRICS, self._workdir / "loss.png", title=self._workdir.name)
+        if not is_primary() or not end.step or not (self._workdir / METRICS).is_file():
+            return
+        lines = read_metrics(self._workdir / METRICS)
+        if any(line.get("split") == "train" and line.get("loss") is not None for line in lines):  # else all were NaN
+            plot_loss(self._workdir / METRICS, self._workdir / "loss.png", title=self._workdir.resolve().name)

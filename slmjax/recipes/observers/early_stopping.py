@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from slmjax.training.loop import CHECKPOINTS
@@ -31,6 +32,8 @@ class EarlyStopping(Watching):
         """The reason to end the run, once it has waited long enough; "" before."""
         if not self.finished:
             return ""
+        if self.best is None:
+            return f"Stopped early: {self.waited} evaluations without a finite validation loss."
         return (
             f"Stopped early: {self.waited} evaluations without a validation loss below {self.best:.4f} of step "
             f"{self.best_step}."
@@ -48,19 +51,24 @@ class EarlyStopping(Watching):
         return {}
 
     def see(self, step: int, loss: float) -> None:
-        """Take note of a loss."""
-        if self.best is None or loss < self.best - self._delta:
+        """Take note of a loss; one that is not finite is never a best."""
+        if math.isfinite(loss) and (self.best is None or loss < self.best - self._delta):
             self.best, self.best_step, self.waited = loss, step, 0
         else:
             self.waited += 1
 
     def finish(self, end: End) -> int | None:
         """The best step, once the run has ended."""
-        if not end.complete or self.best_step is None:
+        if not end.complete:
             return None
         if self.verdict:
             end.say(self.verdict)
-        end.say(f"Best: step {self.best_step}, in {self._workdir / CHECKPOINTS / str(self.best_step)}.")
+        if self.best_step is None:
+            return None
+        end.say(
+            f"Best: step {self.best_step}, in {self._workdir / CHECKPOINTS / str(self.best_step)}, which is what the "
+            "commands load of this run, unless --checkpoint names another."
+        )
         return self.best_step
 
     def position(self) -> Position:
@@ -70,3 +78,5 @@ class EarlyStopping(Watching):
     def seek(self, position: Position) -> None:
         """Go on from `position()`."""
         self.best, self.best_step, self.waited = position["best"], position["best_step"], position["waited"]
+        if self.best is not None and not math.isfinite(self.best):  # of a version that took NaN for a loss to beat
+            self.best, self.best_step = None, None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.errors import UserError
+from slmjax.quantities import json_text
 from slmjax.recipes.config import RunConfig
 from slmjax.recipes.observers.plots import plot_forgetting
 from slmjax.training.processes import is_primary
@@ -103,7 +104,7 @@ class ForgettingReport:
             return
         path = workdir / FILE_NAME
         try:
-            path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            path.write_text(json_text(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"Cannot write {path} ({error.strerror or error}): free space there.") from error
         plot_forgetting(workdir / METRICS, workdir / PLOT, title=workdir.name)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from slmjax.data.packing import Row, empty_row, stack_rows
+from slmjax.objectives.next_token import METRIC_NAMES
 from slmjax.objectives.summing import sum_losses
 from slmjax.recipes.language_model import ModelProgram
 from slmjax.training.program import to_devices
@@ -24,7 +25,7 @@ class Losses(Watching):
         batches: Callable[[], Iterable[Row]],
         *,
         prefix: str = "validation_",
-        metrics: tuple[str, ...] = ("loss", "bits_per_byte", "accuracy"),
+        metrics: tuple[str, ...] = METRIC_NAMES,
     ):
         """`batches`: this process's rows of batches of the run's size, from the first each time it is called."""
         self.name = prefix.rstrip("_")

@@ -1,5 +1,6 @@
 """Curves of a run as PNG, from its metrics.jsonl."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
     loss_axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
     loss_axes.set_ylabel("loss (nats per token)")
     loss_axes.legend(frameon=False, loc="upper right")
-    loss_axes.set_title(title or Path(metrics_jsonl).resolve().parent.name, loc="left", fontweight="bold")
+    loss_axes.set_title(
+        title or Path(metrics_jsonl).resolve().parent.name, loc="left", fontweight="bold", parse_math=False
+    )
 
     rate_axes.plot(x, _column(train, "learning_rate", train), color="#31a354", linewidth=1.4)
     rate_axes.set_ylabel("learning rate")
@@ -55,7 +58,7 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
     for axes in (loss_axes, rate_axes):
         _plain(axes)
     Path(png).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png)
+    _save(figure, png)
 
 
 def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> None:
@@ -81,9 +84,14 @@ def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "")
         ax.set_ylabel(f"{name.replace('_', ' ')}\n(nats per token)")
         ax.margins(x=0.06, y=0.2)
         _plain(ax)
-    axes[0].set_title(f"{title}: gained and forgotten" if title else "Gained and forgotten", loc="left", weight="bold")
+    axes[0].set_title(
+        f"{title}: gained and forgotten" if title else "Gained and forgotten",
+        loc="left",
+        weight="bold",
+        parse_math=False,
+    )
     axes[-1].set_xlabel("step (dashed: before training)")
-    figure.savefig(png)
+    _save(figure, png)
 
 
 def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: str = "") -> None:
@@ -100,14 +108,20 @@ def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: s
             axes.plot(weights, [p[name] for p in points], "o-", color=color, markersize=4.5, linewidth=1.4, label=label)
     axes.set_xlabel("weight of the fine-tuned network (0: the base)")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title, loc="left", weight="bold")
+    axes.set_title(title, loc="left", weight="bold", parse_math=False)
     axes.legend(frameon=False)
     _plain(axes)
     Path(png).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png)
+    _save(figure, png)
 
 
 _COLORS = {"validation_loss": "#08519c", "general_loss": "#d94801"}
+
+
+def _save(figure: Any, png: str | Path) -> None:
+    with warnings.catch_warnings():  # a name in a script that matplotlib's font does not have is drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(png)
 
 
 def _figure() -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -32,10 +31,12 @@ from slmjax.training.checkpoints.files import (
     read_json,
     read_state,
 )
-from slmjax.training.checkpoints.orbax import is_full_disk, orbax
+from slmjax.training.checkpoints.orbax import is_full_disk, orbax, plainly_named
 from slmjax.training.checkpoints.positions import decode_position, encode_position, stored_sizes
+from slmjax.training.checkpoints.retention import Retention, best_first, steps_to_keep
 from slmjax.training.processes import barrier, is_primary, warn
 
+__all__ = ["Checkpointer", "Restored", "steps_to_keep"]
 _COMPRESSED = 0.8  # of a state's bytes: weights and moments shrink by about a tenth on disk
 
 
@@ -53,16 +54,6 @@ class Restored:
     run_config: dict[str, Any]
 
 
-def steps_to_keep(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
-    """The steps that stay, given each one's best_metric (None or NaN: not evaluated; lower is better)."""
-    steps = sorted(scores)
-    keep = set(steps[-config.keep_last :])
-    if config.keep_every:
-        keep |= {step for step in steps if step % config.keep_every == 0}
-    evaluated = [(score, -step) for step, score in scores.items() if score is not None and not math.isnan(score)]
-    return keep | {-negative for _, negative in sorted(evaluated)[: config.keep_best]}
-
-
 class Checkpointer:
     """Saves and restores training states in DIRECTORY/<step>/; in a multi-process run every process makes every call.
 
@@ -71,7 +62,8 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | Path, config: CheckpointConfig | None = None):
-        self._directory = Path(os.path.abspath(directory))
+        self._real = Path(os.path.abspath(directory))  # as it is called in messages
+        self._directory = plainly_named(self._real)
         self._config = config or CheckpointConfig()
         self._manager: Any = None  # opened by the first save, for it cleans up: a reader may look at a running job
         self._scores: dict[int, float | None] = {}
@@ -141,14 +133,14 @@ class Checkpointer:
                 restored = self._read(step, abstract_state)
             except DamagedError as error:
                 damaged[step] = str(error)
-                warn(f"checkpoint step {step} in {self._directory} is damaged ({error}); trying the one before it.")
+                warn(f"checkpoint step {step} in {self._real} is damaged ({error}); trying the one before it.")
                 continue
             self._passed_over = list(damaged)
             return restored
         if not steps:
             return None
         raise UserError(
-            f"None of the checkpoints in {self._directory} can be read (steps {_listed(steps)}; the newest: "
+            f"None of the checkpoints in {self._real} can be read (steps {_listed(steps)}; the newest: "
             f"{damaged[steps[-1]]}); bring them back from a copy, or begin anew in another --workdir."
         )
 
@@ -177,14 +169,18 @@ class Checkpointer:
             try:
                 return read_state(self._directory / str(candidate), {name: abstract_params}, partial=True)[name]
             except DamagedError as error:
-                warn(f"checkpoint step {candidate} in {self._directory} is damaged ({error}).")
-        raise UserError(f"No checkpoint in {self._directory} can be read (steps {_listed(steps)}).")
+                warn(f"checkpoint step {candidate} in {self._real} is damaged ({error}).")
+        raise UserError(f"No checkpoint in {self._real} can be read (steps {_listed(steps)}).")
 
     def all_steps(self) -> list[int]:
         """The steps whose checkpoints are complete on disk, ascending."""
         if not self._directory.exists():
             return []
         return sorted(orbax().utils.checkpoint_steps(self._directory))
+
+    def best_steps(self, metric: str) -> list[int]:
+        """The steps whose checkpoints carry an evaluation's `metric`, the best first."""
+        return best_first({step: self._score(step, metric) for step in self.all_steps()}, metric)
 
     def latest_step(self) -> int | None:
         """The newest of all_steps()."""
@@ -207,22 +203,24 @@ class Checkpointer:
         if self._manager is None:
             ocp = orbax()
             if self._config.keep_best:
-                self._scores = {step: self._score(step) for step in self.all_steps()}
+                self._scores = {step: self._score(step, self._config.best_metric) for step in self.all_steps()}
+            self._real.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
                 # Always asynchronous, so that the checksums are written before the step gets its final name.
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
-                preservation_policy=_Retention(self._scores, self._config),
+                preservation_policy=Retention(self._scores, self._config),
                 cleanup_tmp_directories=True,
                 save_root_metadata=False,
             )
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         return self._manager
 
-    def _score(self, step: int) -> float | None:
+    def _score(self, step: int, metric: str) -> float | None:
         try:
-            return read_json(self._directory / str(step), EVALUATION).get(self._config.best_metric)
+            score = read_json(self._directory / str(step), EVALUATION).get(metric)
         except DamagedError:
             return None
+        return float(score) if isinstance(score, int | float) else None
 
     def _read(self, step: int, abstract_state: Any) -> Restored:
         path = self._directory / str(step)
@@ -234,9 +232,9 @@ class Checkpointer:
     def _require(self, step: int | None) -> None:
         steps = self.all_steps()
         if not steps:
-            raise UserError(f"There is no checkpoint in {self._directory}; give that of a run that has saved one.")
+            raise UserError(f"There is no checkpoint in {self._real}; give that of a run that has saved one.")
         if step not in steps:
-            raise UserError(f"There is no checkpoint of step {step} in {self._directory}; there are {_listed(steps)}.")
+            raise UserError(f"There is no checkpoint of step {step} in {self._real}; there are {_listed(steps)}.")
 
     def _require_room(self) -> None:
         """Refuse what cannot fit before anything is written; one process alone, so that several do not part ways."""
@@ -251,7 +249,7 @@ class Checkpointer:
             if target.exists():
                 shutil.rmtree(target)
             (self._directory / str(step)).rename(target)
-            warn(f"the damaged checkpoint step {step} is kept as {target}.")
+            warn(f"the damaged checkpoint step {step} is kept as {self._real / target.name}.")
         barrier(f"slmjax_set_aside_{step}")
         if self._manager is not None:
             self._manager.reload()
@@ -270,7 +268,7 @@ class Checkpointer:
         except DamagedError as error:
             others = [other for other in self.all_steps() if other != step]
             raise UserError(
-                f"Checkpoint step {step} in {self._directory} is damaged ({error}); other steps: {_listed(others)}."
+                f"Checkpoint step {step} in {self._real} is damaged ({error}); other steps: {_listed(others)}."
             ) from error
 
     @contextlib.contextmanager
@@ -288,23 +286,10 @@ class Checkpointer:
                 if is_primary():
                     shutil.rmtree(scratch)
             raise UserError(
-                f"The disk holding {self._directory} is full: checkpoint step {self._saving} needs up to "
+                f"The disk holding {self._real} is full: checkpoint step {self._saving} needs up to "
                 f"{self._state_bytes / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room, keep fewer checkpoints "
                 f"or choose another --workdir (last good checkpoint: step {self.latest_step()})."
             ) from error
-
-
-@dataclasses.dataclass
-class _Retention:
-    """steps_to_keep as one of Orbax's preservation policies; it deletes only after the new step is whole on disk."""
-
-    scores: dict[int, float | None]
-    config: CheckpointConfig
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        keep = steps_to_keep({step: self.scores.get(step) for step in steps}, self.config)
-        return [step in keep or step == steps[-1] for step in steps]  # the last of them is the one just saved
 
 
 def _listed(steps: list[int]) -> str:

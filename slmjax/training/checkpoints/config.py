@@ -14,8 +14,8 @@ class CheckpointConfig:
     every: int = 1000  # steps between checkpoints
     keep_last: int = 3
     keep_every: int = 0  # also keep the multiples of this many steps; 0: none
-    keep_best: int = 0  # also keep this many with the lowest best_metric; 0: none
-    best_metric: str = "validation_loss"
+    keep_best: int = 0  # also keep this many with the best best_metric; 0: none
+    best_metric: str = "validation_loss"  # the lowest is best; of an accuracy or a task's score the highest
     asynchronous: bool = True  # write while training goes on
 
     def __post_init__(self) -> None:
@@ -23,3 +23,8 @@ class CheckpointConfig:
             raise UserError("checkpoint.every and checkpoint.keep_last must be 1 or more.")
         if self.keep_every < 0 or self.keep_best < 0:
             raise UserError("checkpoint.keep_every and checkpoint.keep_best must be 0 (off) or more.")
+
+
+def more_is_better(metric: str) -> bool:
+    """Whether the higher value of a metric is the better one: of accuracies and tasks' scores, not of losses."""
+    return metric.startswith("task/") or metric.endswith("accuracy")

@@ -4,7 +4,7 @@ import json
 import math
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -81,15 +81,19 @@ class MetricsWriter:
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, in order; a last line that a kill cut short is left out."""
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    return [line for _, line in _texts_and_lines(Path(path))]
+
+
+def _texts_and_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line as it is written and as it is read."""
+    # Not splitlines(), which cuts at U+2028 and others too: an answer of a network may hold them.
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
+            yield text, line
 
 
 def drop_lines_after(path: Path, step: int | None, *, unobserved: bool = False) -> None:
@@ -100,11 +104,11 @@ def drop_lines_after(path: Path, step: int | None, *, unobserved: bool = False) 
     if not path.exists():
         return
     last = -1 if step is None else step
-    lines = [line for line in read_metrics(path) if line["step"] <= last]
+    kept = [(text, line) for text, line in _texts_and_lines(path) if line["step"] <= last]
     if unobserved:
-        lines = [line for line in lines if line["step"] < last or line.get("split") == "train"]
+        kept = [(text, line) for text, line in kept if line["step"] < last or line.get("split") == "train"]
     with place_file(path) as partial:
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        partial.write_text("".join(text + "\n" for text, _ in kept), encoding="utf-8")
 
 
 def _write_tensorboard(directory: Path, resume_step: int, events: queue.SimpleQueue) -> None:

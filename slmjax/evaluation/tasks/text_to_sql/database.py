@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.errors import UserError
+from slmjax.files import local_path
 from slmjax.limited_process import LimitedProcess, ProcessEndedError
 
 _PROGRAM = Path(__file__).with_name("process.py")
@@ -30,7 +31,7 @@ class Database:
     """
 
     def __init__(self, path: str | Path, *, seconds: float = 2.0, max_rows: int = 10_000):
-        self._path = Path(path).expanduser().resolve()
+        self._path = local_path(path, "The database").resolve()
         if not self._path.is_file():
             raise UserError(f"There is no database {self._path}.")
         self._process = LimitedProcess(

@@ -15,6 +15,7 @@ from typing import Any
 
 from slmjax.errors import UserError
 from slmjax.evaluation.tasks.text_to_sql.forms import compact, lower_case
+from slmjax.files import local_path
 
 SPLITS = ("train", "dev", "test")
 PROMPT = "question: {question}\nsql:"
@@ -41,13 +42,13 @@ def read_questions(path: str | Path, split: str) -> list[Question]:
     """
     if split not in SPLITS:
         raise UserError(f"The split {split!r} is unknown: choose one of {', '.join(SPLITS)}.")
-    path = Path(path).expanduser()
+    path = local_path(path, "The directory of the data")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         questions = [
             Question(
-                _filled_in(sentence["text"], sentence["variables"]),
-                tuple(_filled_in(query, sentence["variables"]) for query in entry["sql"]),
+                _filled_in(sentence["text"], sentence.get("variables") or {}),
+                tuple(_filled_in(query, sentence.get("variables") or {}) for query in entry["sql"]),
             )
             for entry in entries
             for sentence in entry["sentences"]

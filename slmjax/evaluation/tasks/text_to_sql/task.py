@@ -20,6 +20,7 @@ from slmjax.evaluation.tasks.task import Result, Settings, check_settings
 from slmjax.evaluation.tasks.text_to_sql.database import Database, QueryError
 from slmjax.evaluation.tasks.text_to_sql.forms import tokens_of
 from slmjax.evaluation.tasks.text_to_sql.records import SPLITS, Question, read_questions, training_record
+from slmjax.files import local_path
 from slmjax.inference.generate import generate
 from slmjax.inference.language_model import LanguageModel
 
@@ -31,7 +32,7 @@ Rows = list[tuple[Any, ...]]
 
 def find_data(directory: str | Path) -> tuple[Path, Path]:
     """The questions (*.json) and the database (*.sqlite) of a data directory; UserError unless there is one of each."""
-    directory = Path(directory).expanduser()
+    directory = local_path(directory, "The directory of the data")
     found = [sorted(directory.glob(pattern)) for pattern in ("*.json", "*.sqlite")]
     if any(len(paths) != 1 for paths in found):
         raise UserError(
