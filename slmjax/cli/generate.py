@@ -7,7 +7,7 @@ import json
 
 from slmjax.cli.shared.model_arguments import add_checkpoint_argument
 from slmjax.cli.shared.numbers import whole_number
-from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
+from slmjax.cli.shared.sampling_arguments import add_context_argument, add_sampling_arguments, sampling_settings
 
 HELP = "continue one or more prompts with a model"
 EXAMPLE = "slmjax generate --model runs/quickstart --prompt 'def main(' --temperature 0.7"
@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
     parser.add_argument(
-        "--max-new-tokens", type=whole_number(1), default=64, help="maximum tokens per prompt (default: %(default)s)"
+        "--max-new-tokens", type=whole_number(1), help="maximum tokens per prompt (default: the model's, else 64)"
     )
+    add_context_argument(parser, "the model's, as its rope's scaling extends it")
     add_sampling_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.formats.models import load
     from slmjax.inference.generate import generate
 
-    lm = load(args.model, base=args.base, checkpoint=args.checkpoint)
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint).with_context(args.context)
     streaming = len(args.prompt) == 1 and not args.json
     begun = False
 

@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,18 @@ import tokenizers
 
 from slmjax.errors import UserError
 from slmjax.formats import sentencepiece_proto as sp
+from slmjax.formats.gguf.ends import adds_bos, corrected_types, implied_id
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
 from slmjax.tokenization.backends import SPACE, HuggingFaceBackend, SentencePieceBackend
-from slmjax.tokenization.chat_template import choose_template
+from slmjax.tokenization.named_templates import DEFAULT, named_templates, template_setting
 from slmjax.tokenization.tokenizer import Tokenizer
-from slmjax.untrusted import MAX_NAMES, shown
+from slmjax.untrusted import shown
 
 _PADDING = re.compile(r"\[PAD\d+\]")
 _PREFIX = "tokenizer.ggml"
 _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id", "unk": "unknown_token_id"}
-# What ends a turn, where a file has it as a special token: by key, and by the names that llama.cpp looks for too.
-_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_END_NAMES = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
-_STOP_IDS = "slmjax.stop_ids"  # all of a model's, in our own files
+_TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 NO_TOKENIZER = {f"{_PREFIX}.model": "none"}
 _MODELS = {"llama": sp.BPE, "t5": sp.UNIGRAM}  # SentencePiece's algorithms under llama.cpp's names
 
@@ -43,7 +41,7 @@ def tokenizer_from(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     settings = _settings(metadata, keys, tokens)
     while tokens and types[len(tokens) - 1] == sp.UNUSED and _PADDING.fullmatch(tokens[-1]):
         tokens = tokens[:-1]  # rows of the embedding that no token uses
-    kinds = [int(kind) for kind in types[: len(tokens)]]
+    kinds = corrected_types(metadata, tokens, types.tolist())
     model = keys.text("model", "gpt2")
     try:
         if model == "gpt2":
@@ -90,8 +88,7 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         if id is not None:
             keys[key] = id
     out = {f"{_PREFIX}.{key}": value for key, value in keys.items()}
-    template = choose_template(tokenizer.settings.get("chat_template"))
-    return out | ({} if template is None else {"tokenizer.chat_template": template})
+    return out | _templates_to(named_templates(tokenizer.settings.get("chat_template")))
 
 
 def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
@@ -100,51 +97,28 @@ def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
     return f"{_PREFIX}.tokens" in metadata or not (model is None or shown(model) in ("'none'", "'no_vocab'"))
 
 
-def stop_ids_from(
-    metadata: Mapping[str, Any], tokenizer: Tokenizer | None, vocab_size: int, where: str
-) -> tuple[int, ...]:
-    """The ids at which generation from a file's model ends: those that we wrote, else its ends of text, turn, message.
-
-    llama.cpp has a key for each of the three, and looks for the names of well-known tokens besides.
-    """
-    if (ours := metadata.get(_STOP_IDS)) is not None:
-        kind = getattr(ours, "dtype", np.dtype("f4")).kind
-        if kind not in "iu" or len(ours) > MAX_NAMES or not all(0 <= id < vocab_size for id in ours):
-            raise UserError(f"{where}: the key {_STOP_IDS} must list token ids.")
-        return tuple(int(id) for id in ours)
-    keys = Keys(metadata, _PREFIX, where)
-    special = {} if tokenizer is None else tokenizer.special_tokens()
-    named = [keys.integer(key, None) for key in _ENDS] + [special.get(name) for name in _END_NAMES]
-    size = vocab_size if tokenizer is None else tokenizer.vocab_size
-    return tuple(dict.fromkeys(id for id in named if id is not None and id < size))
-
-
-def stop_ids_to(stop_ids: Sequence[int], tokenizer: Tokenizer | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a model's stop ids: our own for all of them, and llama.cpp's for as many as it has keys.
-
-    metadata: of the file so far, whose eos is kept.
-    """
-    if not stop_ids:
-        return {}
-    special = {} if tokenizer is None else tokenizer.special_tokens()
-    known = {metadata.get(f"{_PREFIX}.{_ENDS[0]}"), *(special.get(name) for name in _END_NAMES)}
-    free = [key for key in _ENDS if f"{_PREFIX}.{key}" not in metadata]
-    rest = [id for id in stop_ids if id not in known]
-    return {
-        _STOP_IDS: np.array(stop_ids, np.int32),
-        **{f"{_PREFIX}.{key}": int(id) for key, id in zip(free, rest, strict=False)},
-    }
-
-
 def _settings(metadata: Mapping[str, Any], keys: Keys, tokens: list[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for role, key in _ROLES.items():
-        id = keys.integer(key, None)
+        id = keys.integer(key, implied_id(keys, role, tokens))
         settings[f"{role}_token"] = tokens[id] if id is not None and id < len(tokens) else None
-    implied = keys.text("model", "gpt2") == "llama" or keys.text("pre", "") in ("llama-bpe", "llama3", "llama-v3")
-    settings["add_bos_token"] = keys.flag("add_bos_token", implied)
-    template = metadata.get("tokenizer.chat_template")
-    return settings | ({"chat_template": template} if isinstance(template, str) else {})
+    settings["add_bos_token"] = keys.flag("add_bos_token", adds_bos(keys))
+    templates = template_setting(_templates_from(metadata))
+    return settings | ({} if templates is None else {"chat_template": templates})
+
+
+def _templates_from(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates by name: the default one, and those that tokenizer.chat_templates names."""
+    names = metadata.get(_TEMPLATES)
+    keys = {DEFAULT: _TEMPLATE} | {name: f"{_TEMPLATE}.{name}" for name in (names if isinstance(names, list) else [])}
+    return {name: metadata[key] for name, key in keys.items() if isinstance(metadata.get(key), str)}
+
+
+def _templates_to(templates: Mapping[str, str]) -> dict[str, Any]:
+    others = {re.sub(r"[^\w.-]", "_", name): text for name, text in templates.items() if name != DEFAULT}
+    keys: dict[str, Any] = {_TEMPLATE: templates[DEFAULT]} if DEFAULT in templates else {}
+    keys |= {f"{_TEMPLATE}.{name}": text for name, text in others.items()}
+    return keys | ({_TEMPLATES: list(others)} if others else {})
 
 
 def _numbers(keys: Keys, key: str, count: int, default: float) -> np.ndarray:

@@ -11,13 +11,12 @@ import tokenizers
 
 from slmjax.errors import UserError, one_line
 from slmjax.tokenization.backends import HuggingFaceBackend
-from slmjax.tokenization.chat_template import choose_template
+from slmjax.tokenization.named_templates import named_templates, read_templates, template_setting, write_templates
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
-from slmjax.untrusted import MAX_TEMPLATE_BYTES, Values, inside, read_json, read_text
+from slmjax.untrusted import Values, inside, read_json
 
 SETTINGS = "tokenizer_config.json"
 VOCABULARY = "tokenizer.json"
-TEMPLATE = "chat_template.jinja"
 _SUFFIXES = (".json", ".model", ".txt", ".jinja")
 # Of the settings of another directory or version: the class that cannot be found elsewhere, code, places on a disk.
 _DROPPED = {"tokenizer_class", "auto_map", "backend", "is_local", "name_or_path", "tokenizer_file", "processor_class"}
@@ -30,8 +29,8 @@ def read(directory: Path) -> Tokenizer:
         if path.suffix in _SUFFIXES and path.is_symlink():
             inside(directory, path.name)
     tokenizer = load_tokenizer(directory)
-    if (directory / TEMPLATE).exists():
-        tokenizer.settings["chat_template"] = read_text(inside(directory, TEMPLATE), most=MAX_TEMPLATE_BYTES)
+    if templates := read_templates(directory):
+        tokenizer.settings["chat_template"] = template_setting(templates)
     if not isinstance(tokenizer.settings.get("add_bos_token"), bool):
         tokenizer.settings["add_bos_token"] = _adds_bos(directory, tokenizer)
     return tokenizer
@@ -55,10 +54,10 @@ def write(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
     settings.setdefault("clean_up_tokenization_spaces", False)  # whose default in transformers 4 rewrites texts
     longest = settings.get("model_max_length")
     settings["model_max_length"] = min(longest, context_length) if isinstance(longest, int) else context_length
-    template = choose_template(tokenizer.settings.get("chat_template"))
-    if template is not None:
-        settings["chat_template"] = template
-        (directory / TEMPLATE).write_text(template, encoding="utf-8")
+    templates = named_templates(tokenizer.settings.get("chat_template"))
+    if templates:
+        settings["chat_template"] = template_setting(templates)
+        write_templates(templates, directory)
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (directory / SETTINGS).write_text(text + "\n", encoding="utf-8")
     if fast and settings.get("add_bos_token") is True and tokenizer.bos_id is not None:
