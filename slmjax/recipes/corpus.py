@@ -80,7 +80,8 @@ def open_corpus(
         if not config.cache_dir:
             raise UserError("The config names no text: set data.sources, or data.cache_dir to a prepared corpus.")
         prepared = local_path(config.cache_dir, "data.cache_dir")
-        tokenizer = load_tokenizer(config.tokenizer or prepared / "tokenizer")
+        own = prepared / "tokenizer"
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else load_tokenizer(own, as_saved=True)
     else:
         base = local_path(config.cache_dir, "data.cache_dir") if config.cache_dir else directory
         prepared = base / "corpus"
@@ -88,7 +89,7 @@ def open_corpus(
             tokenizer = tokenizer_for(config, base / "tokenizer", progress=progress)
             prepare(config, tokenizer, prepared, progress=progress)
         barrier("corpus prepared")
-        tokenizer = load_tokenizer(prepared / "tokenizer")
+        tokenizer = load_tokenizer(prepared / "tokenizer", as_saved=True)
     stores = open_stores(prepared, "train")
     weights = {name: config.sources[name].weight if name in config.sources else 1.0 for name in stores}
     return Corpus(

@@ -35,7 +35,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=whole_number(), default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="text to stop before; may be given several times"
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text or special token, such as '<|im_end|>', to stop before; may be given several times",
     )
 
 
