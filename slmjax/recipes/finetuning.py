@@ -18,7 +18,7 @@ from slmjax.recipes.corpus import open_corpus
 from slmjax.recipes.finetuned import expanded
 from slmjax.recipes.fisher import with_fisher
 from slmjax.recipes.general_text import GeneralText, open_general
-from slmjax.recipes.identity import record
+from slmjax.recipes.identity import begun_in, record
 from slmjax.recipes.language_model import ModelProgram, budget_of, build
 from slmjax.recipes.observers.forgetting import Forgetting, Task, Tasks
 from slmjax.recipes.observers.losses import Losses, batches_of
@@ -37,6 +37,7 @@ def finetuning(
     *,
     tokenizer: Tokenizer | None = None,
     stop_ids: Sequence[int] = (),
+    generation: Mapping[str, Any] | None = None,
     tasks: Mapping[str, Task] | None = None,
 ) -> Recipe:
     """The recipe of a config with a base.
@@ -46,22 +47,24 @@ def finetuning(
         workdir: where the data are prepared, if they are not yet.
         base: the parameters of `config.peft.base`; they are used up.
         tokenizer: of the base, for conversations.
-        stop_ids: of the base; the run's model ends its answers where its base does.
+        stop_ids, generation: of the base; the run's model ends its answers where its base does, and draws as it does.
         tasks: scores by name, measured before and after beside the losses.
     """
     config = dataclasses.replace(config, peft=dataclasses.replace(config.peft, fingerprint=fingerprint(base)))
     config, base = expanded(config, base)
     check(config, base=base)
     refuse_another(workdir, record(config))
-    corpus = open_corpus(config.data, workdir / "data", tokenizer=tokenizer, progress=is_primary())
-    config = settle(config, corpus)
+    begun = begun_in(workdir)
+    corpus = open_corpus(config.data, workdir / "data", tokenizer=tokenizer, progress=is_primary(), begun=begun)
+    config = settle(config, corpus, begun)
     encode = corpus.tokenizer.encode
     lm = build(config, token_bytes=corpus.tokenizer.token_bytes(), base=base, encode=encode)
     held = config.forgetting
     measuring = bool(held.tokens and held.corpus)
     general, replay = None, None
     if measuring or held.replay or held.ewc:
-        general = open_general(config, workdir / "data" / "general", corpus.tokenizer, progress=is_primary())
+        place = workdir / "data" / "general"
+        general = open_general(config, place, corpus.tokenizer, progress=is_primary(), begun=begun is not None)
         mark = "kl_weights" if held.general_rows_are_held else None
         replay = Interleaved(general.train, held.replay, mark) if held.replay else None
 
@@ -78,12 +81,17 @@ def finetuning(
         lm,
         corpus,
         workdir,
-        batches=TextBatches(corpus.batches(config, lm.rows, replay)),
+        batches=TextBatches(
+            corpus.batches(config, lm.rows, replay),
+            corpus.digest(general.train) if replay and general else corpus.digest(),
+            config.data.on_change,
+        ),
         observers=[*text_observers(lm, corpus, workdir, more), *after],
         start=start,
         resume=lambda state: lm.program.complete(state, base),
         budget=budget_of(config, min(1.0, trained / total)),
         stop_ids=stop_ids,
+        generation=generation,
         evaluate_first=measuring,
         description=(
             f"{trained:,} trained parameters ({config.peft.method}) on {count_parameters(config.model).total:,} of "

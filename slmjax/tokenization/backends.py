@@ -35,6 +35,7 @@ class Backend(Protocol):
     def token_to_id(self, token: str) -> int | None: ...
     def id_to_token(self, id: int) -> str | None: ...
     def special_ids(self) -> dict[str, int]: ...
+    def added_around(self) -> tuple[list[int], list[int]]: ...
     def declared(self, role: str) -> int | None: ...
     def token_bytes(self) -> np.ndarray: ...
     def digest(self) -> str: ...
@@ -105,6 +106,15 @@ class HuggingFaceBackend:
     def special_ids(self) -> dict[str, int]:
         """Special tokens and their ids."""
         return {token.content: id for id, token in self._plain.get_added_tokens_decoder().items() if token.special}
+
+    def added_around(self) -> tuple[list[int], list[int]]:
+        """Ids that the file's post-processor puts before and after a text."""
+        if self._plain.post_processor is None:
+            return [], []
+        encoding = self._plain.encode("a")
+        text = [at for at, added in enumerate(encoding.special_tokens_mask) if not added]
+        first, last = (text[0], text[-1] + 1) if text else (len(encoding.ids), len(encoding.ids))
+        return encoding.ids[:first], encoding.ids[last:]
 
     def declared(self, role: str) -> int | None:
         """`tokenizer.json` does not say which token ends a text."""
@@ -204,14 +214,14 @@ class SentencePieceBackend:
         return ids, offsets
 
     def decode(self, ids: Sequence[int], keep_special: bool) -> str:
-        """Text of `ids`; control pieces are written only with `keep_special`."""
+        """Text of `ids`; control pieces, and what is unknown, are written only with `keep_special`."""
         ids = [id for id in ids if 0 <= id < self.vocab_size]
         if not keep_special:
-            return self._processor.decode(ids)
+            return self._processor.decode([id for id in ids if not self._is_special(id)])
         text = ""
         run: list[int] = []
         for id in ids:
-            if self._processor.is_control(id):
+            if self._is_special(id):
                 text += self._processor.decode(run) + self._processor.id_to_piece(id)
                 run = []
             else:
@@ -228,9 +238,15 @@ class SentencePieceBackend:
         return self._processor.id_to_piece(id) if 0 <= id < self.vocab_size else None
 
     def special_ids(self) -> dict[str, int]:
-        """Control pieces and their ids."""
-        processor = self._processor
-        return {processor.id_to_piece(id): id for id in range(self.vocab_size) if processor.is_control(id)}
+        """Control pieces and their ids, and the one of what is unknown."""
+        return {self._processor.id_to_piece(id): id for id in range(self.vocab_size) if self._is_special(id)}
+
+    def _is_special(self, id: int) -> bool:
+        return self._processor.is_control(id) or self._processor.is_unknown(id)
+
+    def added_around(self) -> tuple[list[int], list[int]]:
+        """Nothing: a model does not say what is put around a text."""
+        return [], []
 
     def declared(self, role: str) -> int | None:
         """The id that the model itself gives to `role` ("bos", "eos" or "pad"), if any."""

@@ -30,6 +30,7 @@ from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.formats.weight_map import Leaf, layer_leaf
 from slmjax.models.parameters import Params, flatten
 from slmjax.peft.options import Options
+from slmjax.tokenization.tokenizer import Tokenizer
 
 WEIGHTS = "adapter.safetensors"
 PICKLE = "pytorch_adapter.bin"
@@ -166,7 +167,9 @@ def _add(pieces: Pieces, at: Leaf, arrays: dict[str, np.ndarray], width: int) ->
         pieces.add(at, part, array.T)
 
 
-def save_adapterhub(adapter: Adapter, names: Names, path: str | Path, *, base_name: str) -> Path:
+def save_adapterhub(
+    adapter: Adapter, names: Names, path: str | Path, *, base_name: str, tokenizer: Tokenizer | None = None
+) -> Path:
     """Write the directory, whole or not at all; returns it. UserError for what the library would compute otherwise."""
     directory = require_place(path)
     config, options, model_type = names.config, adapter.options, names.family.model_type
@@ -210,7 +213,8 @@ def save_adapterhub(adapter: Adapter, names: Names, path: str | Path, *, base_na
     }
     about = {"config": values, "hidden_size": config.embed_dim, "model_class": names.family.architecture}
     about |= {"model_name": base_name, "model_type": model_type, "name": _NAME, "version": "adapters.1.0.0"}
-    return write_adapter(directory, about, WEIGHTS, tensors)
+    beside: dict[str, Any] = {"tokenizer": tokenizer, "context_length": names.config.context_length}
+    return write_adapter(directory, about, WEIGHTS, tensors, **beside)
 
 
 def _reduction(width: int, m: int) -> float | int:
