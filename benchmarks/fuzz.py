@@ -308,6 +308,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="end after so many, with what was tried by then")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20, help="that a case may take")
     parser.add_argument("--megabytes", type=int, default=1024, help="of address space for a case; half of it resident")
@@ -324,6 +325,10 @@ def main() -> int:
     workers = [Worker(seeds, args, first, findings) for first in range(min(args.processes, args.cases))]
     with tqdm(total=args.cases, unit=" cases", smoothing=0.02) as bar:
         while [worker for worker in workers if worker.look()]:  # all are looked at
+            if time.monotonic() - start > 60 * args.minutes:
+                for worker in workers:
+                    worker.process.kill()
+                break
             time.sleep(0.1)
             bar.update(sum(int(worker.board.counts.sum()) for worker in workers) - bar.n)
             bar.set_postfix_str(f"{findings.seen.total()} findings", refresh=False)

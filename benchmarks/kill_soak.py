@@ -200,7 +200,7 @@ def jobs(texts: Path, base: Path, clock: Clock) -> dict[str, Job]:
     def evaluated(place: Path) -> None:
         clock.phase = "evaluation"
         output = str(place / "result.json")
-        command("evaluate", str(base), "--text", str(texts / "small.txt"), "--output", output)
+        command("evaluate", "--model", str(base), "--text", str(texts / "small.txt"), "--output", output)
 
     pretraining = training_job(lambda: pretraining_config(texts))
     whole = ("tokenizer training", "preparation", *pretraining.phases)
@@ -290,6 +290,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--each", type=int, default=6, help="kills of one run, at most (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after so many")
     parser.add_argument("--jobs", help="names of jobs, separated by commas (default: all)")
     args = parser.parse_args()
     start = time.monotonic()
@@ -311,7 +312,7 @@ def main() -> int:
             straight[name] = soak.digests(known[name], where)
         faults, compared, runs = [], Counter[str](), Counter[str]()
         with tqdm(total=args.kills, unit=" kills") as bar:
-            while bar.n < args.kills:
+            while bar.n < args.kills and time.monotonic() - start < 60 * args.minutes:
                 name = chosen[sum(runs.values()) % len(chosen)]
                 where = place / "killed"
                 where.mkdir()

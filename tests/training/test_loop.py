@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import random
 import re
 import shutil
 import signal
@@ -418,32 +417,3 @@ def test_sigterm_saves_the_step_it_names_and_exits_with_0(tiny_config, tmp_path,
     assert restored.step == int(said[1]) == int(restored.state.step) > 1
     assert restored.position["batches"]["next_index"] == restored.step
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] <= restored.step
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
-    tiny_config, tmp_path, start_training, saved, assert_bitwise_equal
-):
-    """SIGKILL at random moments, while every step saves: between steps, and in the middle of a save."""
-    changes = {"checkpoint.every": 1, "training.eval_every": 3}
-    config = tiny_config(steps=24, **changes)
-    train(config, tmp_path / "straight")
-    rng, workdir = random.Random(0), tmp_path / "killed"
-    checkpointer = Checkpointer(workdir / loop.CHECKPOINTS)
-    reached = []
-    for _ in range(6):
-        process = start_training(config, workdir)
-        target = min((reached or [0])[-1] + rng.randint(1, 6), 22)
-        wait_for(lambda: (checkpointer.latest_step() or 0) >= target, process)  # noqa: B023
-        time.sleep(rng.random() * 0.2)
-        process.kill()
-        process.wait()
-        reached.append(checkpointer.latest_step() or 0)
-    assert reached == sorted(reached) and reached[0] < 24, reached
-    process = start_training(config, workdir)
-    assert process.wait(timeout=120) == 0
-    straight, killed = saved(config, tmp_path / "straight"), saved(config, workdir)
-    assert straight.step == killed.step == 24 and straight.position == killed.position
-    assert_bitwise_equal(straight.state, killed.state)
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps)
