@@ -19,7 +19,7 @@ from slmjax.data.config import SourceConfig
 from slmjax.data.conversations.records import Conversation, parse_record
 from slmjax.data.sources import read_documents, read_records
 from slmjax.errors import UserError
-from slmjax.formats import facts, models, recognition, sentencepiece_proto
+from slmjax.formats import facts, models, recognition
 from slmjax.formats.adapters.door import open_adapter
 from slmjax.formats.adapters.names import names_of
 from slmjax.formats.gguf.file import open_gguf
@@ -36,7 +36,7 @@ from slmjax.limited_process import LimitedProcess, ProcessEndedError
 from slmjax.models.config import ModelConfig
 from slmjax.models.families.registry import families, model_config
 from slmjax.models.parameters import abstract_leaves, unflatten
-from slmjax.tokenization import chat_template, template_renderer
+from slmjax.tokenization import chat_template, sentencepiece_proto, template_renderer
 from slmjax.tokenization.backends import SentencePieceBackend
 from slmjax.tokenization.tokenizer import Tokenizer, train_bpe
 

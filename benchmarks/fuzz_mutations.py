@@ -242,7 +242,7 @@ def damage_parquet(content: bytes, rng: random.Random) -> bytes:
 
 def damage_sentencepiece(content: bytes, rng: random.Random) -> bytes:
     """Pieces, scores, types and settings changed; else its bytes."""
-    from slmjax.formats.sentencepiece_proto import SentencePieceModel, parse_sentencepiece
+    from slmjax.tokenization.sentencepiece_proto import SentencePieceModel, parse_sentencepiece
 
     if rng.random() < 0.5:
         return damage_bytes(content, rng)

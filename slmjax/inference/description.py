@@ -169,7 +169,8 @@ def _config_from(kind: type[Config], values: Mapping[str, Any], section: str, wh
     hints = get_type_hints(kind)
     for name, value in values.items():
         if not _is_of(value, hints[name]):
-            raise UserError(f"{path}: {section}.{name} is {shown(value)}, which is of another type than it can be.")
+            wrong = f"{section}.{name} is {shown(value)}, which is of another type than it can be"
+            raise UserError(f"{path} describes {what} that this version cannot read: {wrong}.")
     try:
         return kind(**fields)
     except (UserError, *_MALFORMED) as error:

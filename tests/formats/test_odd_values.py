@@ -9,10 +9,10 @@ from slmjax.data.conversations.records import parse_record
 from slmjax.errors import UserError
 from slmjax.formats import facts
 from slmjax.formats.adapters.adapterhub import WEIGHTS, open_adapterhub
-from slmjax.formats.sentencepiece_proto import SentencePieceModel
 from slmjax.inference.description import description_from
 from slmjax.models.config import ModelConfig
 from slmjax.tokenization.chat_template import choose_template
+from slmjax.tokenization.sentencepiece_proto import SentencePieceModel
 from slmjax.tokenization.tokenizer import load_tokenizer
 from slmjax.untrusted import inside, read_json
 
