@@ -39,6 +39,7 @@ from slmjax.models.parameters import abstract_leaves, unflatten
 from slmjax.tokenization import chat_template, sentencepiece_proto, template_renderer
 from slmjax.tokenization.backends import SentencePieceBackend
 from slmjax.tokenization.tokenizer import Tokenizer, train_bpe
+from slmjax.untrusted import read_text
 
 Files = dict[str, bytes]  # of one directory, by name
 TEXT = "The old river, 3 stones and a lïght 🙂\n\n<|endoftext|> <s>  x"
@@ -438,7 +439,7 @@ class TemplateReader:
         chat_template.TemplateRenderer = Renderer  # type: ignore[assignment, misc]
         try:
             path = folder / "chat_template.jinja"
-            source = huggingface_tokenizer.read_text(path) if path.exists() else ""
+            source = read_text(path) if path.exists() else ""
             template = chat_template.ChatTemplate(source, {"eos_token": "</s>", "bos_token": "<s>"})
             template.render(MESSAGES[:1], add_generation_prompt=True)
             template.render_with_spans(MESSAGES)
