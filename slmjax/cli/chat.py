@@ -11,7 +11,7 @@ from functools import partial
 
 from slmjax.cli.shared.model_arguments import add_checkpoint_argument
 from slmjax.cli.shared.option_types import whole_number
-from slmjax.cli.shared.sampling_arguments import add_sampling_arguments, sampling_settings
+from slmjax.cli.shared.sampling_arguments import add_context_argument, add_sampling_arguments, sampling_settings
 from slmjax.console import say
 
 HELP = "talk with a model"
@@ -25,11 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     parser.add_argument("--system", help="system prompt")
     parser.add_argument(
-        "--max-new-tokens", type=whole_number(1), default=512, help="maximum tokens per answer (default: %(default)s)"
+        "--max-new-tokens", type=whole_number(1), help="maximum tokens per answer (default: the model's, else 512)"
     )
-    parser.add_argument(
-        "--context", type=whole_number(1), default=4096, help="context length in tokens (default: %(default)s)"
-    )
+    add_context_argument(parser, "the model's, at most 4096")
     add_sampling_arguments(parser)
 
 
@@ -38,17 +36,16 @@ def run(args: argparse.Namespace) -> int:
     from slmjax.errors import UserError
     from slmjax.formats.models import load
     from slmjax.inference.chat import Conversation
-    from slmjax.inference.sampling import Sampling
 
-    sampling = Sampling(**sampling_settings(args))
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint).with_context(args.context)
     conversation = Conversation(
-        load(args.model, base=args.base, checkpoint=args.checkpoint),
+        lm,
         system=args.system,
-        sampling=sampling,
         max_new_tokens=args.max_new_tokens,
-        context=args.context,
+        context=args.context or 4096,
         seed=args.seed,
         stop=args.stop,
+        **sampling_settings(args),
     )
     for line in _lines():
         if line == "/exit":

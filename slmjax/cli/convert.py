@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=[format.name for format in WRITTEN],
-        default=SLMJAX.name,
         metavar="FORMAT",
-        help=f"format to write: {'; '.join(f'{f.name}, {f.help}' for f in WRITTEN)} (default: %(default)s)",
+        help=f"format to write: {'; '.join(f'{f.name}, {f.help}' for f in WRITTEN)} (default: gguf for a "
+        f"destination that ends with .gguf, else {SLMJAX.name})",
     )
     parser.add_argument(
         "--base",

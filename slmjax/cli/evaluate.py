@@ -7,6 +7,7 @@ from typing import Any
 
 from slmjax.cli.shared.model_arguments import add_checkpoint_argument
 from slmjax.cli.shared.option_types import whole_number
+from slmjax.cli.shared.sampling_arguments import add_context_argument
 from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
 from slmjax.quantities import json_text
 
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sequence-length", type=whole_number(0), default=0, help="context length in tokens (default: the model's)"
     )
+    add_context_argument(parser)
     add_format_arguments(parser)
     parser.add_argument("--tasks", help="names of tasks, separated by commas: text2sql, pubmedqa")
     parser.add_argument("--data-dir", help="directory of the tasks' data")
@@ -73,7 +75,7 @@ def _text(args: argparse.Namespace) -> dict[str, Any]:
 
     texts = list(texts_of(args.text, args))
     heldout = "".join(texts).encode()
-    lm = load(args.model, base=args.base, checkpoint=args.checkpoint)
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint).with_context(args.context)
     result: dict[str, Any] = evaluate_text(lm, texts, sequence_length=args.sequence_length)
     result["gzip_bits_per_byte"] = gzip_bits_per_byte(heldout)
     if args.baseline_text:
@@ -95,5 +97,5 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"--tasks needs the directory of their data: give --data-dir DIR (there is none at {args.data_dir})."
         )
-    lm = load(args.model, base=args.base, checkpoint=args.checkpoint)
+    lm = load(args.model, base=args.base, checkpoint=args.checkpoint).with_context(args.context)
     return evaluate_tasks(lm, names, args.data_dir, limit=args.limit, num_fewshot=args.num_fewshot)

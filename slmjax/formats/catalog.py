@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from slmjax.errors import UserError
 
@@ -28,6 +29,34 @@ GGUF = FormatName("gguf", "a file of llama.cpp", FLOATS + BLOCKS, "float16")
 PEFT = FormatName("peft", "an adapter of Hugging Face peft (LoRA, IA3, prefixes, prompts)", is_adapter=True)
 ADAPTERHUB = FormatName("adapterhub", "an adapter of AdapterHub (bottleneck adapters)", is_adapter=True)
 WRITTEN = (SLMJAX, HUGGINGFACE, GGUF, PEFT, ADAPTERHUB)
+
+
+# Ends of names that say a format which is not written, and what to write instead.
+_MODEL = "give a directory, whose model.safetensors transformers reads"
+_NOT_WRITTEN = {
+    **dict.fromkeys((".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5", ".msgpack"), _MODEL),
+    **dict.fromkeys((".onnx", ".tflite", ".mlpackage", ".mlmodel", ".engine", ".pte", ".task"), _MODEL),
+    **dict.fromkeys((".ggml", ".ggjt"), "give a name that ends with .gguf"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".zst", ".xz", ".7z"), "give a directory and pack it yourself"),
+    **dict.fromkeys((".json", ".txt", ".py", ".model"), "give a directory, or a name that ends with .gguf"),
+}
+
+
+def format_of_destination(destination: str | Path, name: str | None) -> str:
+    """The format to write: the one that is named, else what the destination's name ends with, else slmjax's own.
+
+    UserError where the two contradict each other, and for names that stand for files which are not written.
+    """
+    suffix = Path(destination).suffix.lower()
+    if suffix == ".gguf":
+        if name not in (None, GGUF.name):
+            raise UserError(
+                f"{destination} would be a GGUF file and --format {name} writes a directory: change the one."
+            )
+        return GGUF.name
+    if suffix in _NOT_WRITTEN and name != GGUF.name:
+        raise UserError(f"{destination} would be a file of a kind that is not written: {_NOT_WRITTEN[suffix]}.")
+    return name or SLMJAX.name
 
 
 def require_float(dtype: str | None) -> None:

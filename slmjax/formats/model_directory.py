@@ -20,11 +20,13 @@ from slmjax.files import local_path, place_directory
 from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.directory import open_huggingface, read_weights
-from slmjax.formats.huggingface.export import MAX_SHARD_BYTES, family_or_none, write_model, write_weights
+from slmjax.formats.huggingface.export import MAX_SHARD_BYTES, family_or_none, write_json, write_model, write_weights
 from slmjax.formats.recognition import CONFIG, OLD_WEIGHTS, Kind, kind_of, require_replaceable
 from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.formats.weight_map import TensorFile, check_tensors, own_entries, read_params, shardings_of
 from slmjax.inference.description import Description, model_config_from, token_ids
+from slmjax.inference.generation_settings import FILE_NAME as GENERATION
+from slmjax.inference.generation_settings import read_settings, with_known, without_known
 from slmjax.inference.language_model import LanguageModel, require_plain
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import Params
@@ -56,6 +58,9 @@ def save(
         else:
             if tokenizer is not None:
                 tokenizer.save(partial)
+            if lm.generation:
+                settings = with_known(lm.generation, tokenizer, lm.stop_ids, lm.config.vocab_size)
+                write_json(partial / GENERATION, settings)
             write_weights(lm, partial, own_entries(lm.config), dtype=dtype, max_shard_bytes=max_shard_bytes)
             changes = {} if tokenizer is None else huggingface_tokenizer.changes(tokenizer, partial)
             Description(names="slmjax", tokenizer_changes=changes, **about).write(partial)
@@ -74,11 +79,13 @@ def load(path: Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None
         params = read_weights(opened, mesh, dtype, config=description.model)
     else:
         params = _read_own(path, description.model, mesh, dtype)
+    tokenizer, settings = _tokenizer(path, description), read_settings(path)
     return LanguageModel(
         config=description.model,
         params=params,
-        tokenizer=_tokenizer(path, description),
+        tokenizer=tokenizer,
         stop_ids=description.stop_ids,
+        generation=without_known(settings, tokenizer, description.stop_ids) if settings else {},
         path=str(path),
     )
 
@@ -123,7 +130,7 @@ def _tokenizer(path: Path, description: Description) -> Tokenizer | None:
     if not huggingface_tokenizer.is_there(path):
         return None
     if kind_of(path) == "slmjax 1":
-        return load_tokenizer(path)
+        return load_tokenizer(path, as_saved=True)
     return huggingface_tokenizer.undo_changes(path, Values(description.tokenizer_changes, str(path)))
 
 

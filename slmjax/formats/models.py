@@ -128,15 +128,19 @@ def load(
     return format.load(place, mesh=mesh, dtype=dtype, merge=merge, base=None if base is None else str(base))
 
 
-def save(lm: LanguageModel, path: str | Path, *, format: str = "slmjax", dtype: str | None = None) -> Path:
+def save(lm: LanguageModel, path: str | Path, *, format: str | None = None, dtype: str | None = None) -> Path:
     """Write a model, whole or not at all; returns where.
 
-    format: "slmjax" and "huggingface" make a directory, "gguf" a file. dtype: float32, bfloat16 or float16, by default
+    format: "slmjax" and "huggingface" make a directory, "gguf" a file; None: gguf where the path ends with .gguf, else
+    slmjax. dtype: float32, bfloat16 or float16, by default
     what the parameters have; gguf has also q8_0, q5_1, q5_0, q4_1 and q4_0, and float16 by default. What it replaces
     must be a model of that format and nothing but that. "slmjax" is transformers' layout too, wherever a family of
     transformers can express the network, with slmjax.json beside it, from which the very same model is loaded.
     """
-    write = _named(format, [f.name for f in catalog.WRITTEN if not f.is_adapter]).save
+    known = [f.name for f in catalog.WRITTEN if not f.is_adapter]
+    if format is not None:
+        _named(format, known)
+    write = _named(catalog.format_of_destination(path, format), known).save
     assert write is not None
     return write(lm, path, dtype=dtype)
 
@@ -145,20 +149,25 @@ def convert(
     source: str | Path,
     destination: str | Path,
     *,
-    format: str = "slmjax",
+    format: str | None = None,
     dtype: str | None = None,
     base: str | Path | None = None,
     checkpoint: str | int | None = None,
 ) -> Path:
     """Write the model at `source` in another format or dtype; returns where.
 
-    format: one of `save`'s for a model, "peft" or "adapterhub" for what a fine-tuned run (or an adapter's directory)
-    adds, without the base. dtype: as in `save`; adapters are written in float32. base: of an adapter, where its base
-    is; of a run that is written as an adapter, the name or path that is written as its base's (its own when None).
+    format: one of `save`'s for a model (None: by the destination's name, as there), "peft" or "adapterhub" for what a
+    fine-tuned run (or an adapter's directory) adds, without the base. dtype: as in `save`; adapters are written in
+    float32. base: of an adapter, where its base is; of a run that is written as an adapter, the name or path that is
+    written as its base's (its own when None).
     """
-    wanted = _named(format, [f.name for f in catalog.WRITTEN])
+    known = [f.name for f in catalog.WRITTEN]
+    if format is not None:
+        _named(format, known)
+    wanted = _named(catalog.format_of_destination(destination, format), known)
     if wanted.save_adapter is None:
-        return save(load(source, base=base, checkpoint=checkpoint), destination, format=format, dtype=dtype)
+        model = load(source, base=base, checkpoint=checkpoint)
+        return save(model, destination, format=wanted.about.name, dtype=dtype)
     if dtype not in (None, "float32"):
         raise UserError(f"The dtype {dtype} cannot be chosen here: adapters are written in float32, as by peft itself.")
     place, found = _find(source, checkpoint, pick=True)

@@ -17,11 +17,20 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS = "params.safetensors"  # of a saved model before slmjax.json
 CHECKPOINTS = "checkpoints"
 # What the writers of models put into a directory, and nothing else; shards are model-<i>-of-<n>.safetensors.
-MODEL_FILES = {
-    *(FILE_NAME, CONFIG, "generation_config.json", "README.md", WEIGHTS, INDEX, OLD_WEIGHTS),
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+MODEL_FILES = {FILE_NAME, CONFIG, "generation_config.json", "README.md", WEIGHTS, INDEX, OLD_WEIGHTS}
+TEMPLATES = "additional_chat_templates"  # a directory of a tokenizer's templates beside the default one
+_TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"}
+_TOKENIZER_FILES |= {"chat_template.jinja", TEMPLATES}
+MODEL_FILES |= _TOKENIZER_FILES
+ADAPTER_FILES = {
+    ADAPTER_CONFIG,
+    "adapter_model.safetensors",
+    "adapter.safetensors",
+    "README.md",
+    "generation_config.json",
 }
-ADAPTER_FILES = {ADAPTER_CONFIG, "adapter_model.safetensors", "adapter.safetensors", "README.md"}
+ADAPTER_FILES |= _TOKENIZER_FILES
+_WEIGHTS_ALONE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz")
 
 Kind = Literal["run", "checkpoint", "slmjax", "slmjax 1", "huggingface", "gguf", "peft", "adapterhub"]
 MODELS: tuple[Kind, ...] = ("slmjax", "slmjax 1", "huggingface")
@@ -36,7 +45,7 @@ def kind_of(path: Path) -> Kind | None:
     written before it is told by its config.json: a run's sections, or the "format" that a saved model's has.
     """
     if path.is_file():
-        return "gguf" if path.suffix.lower() == ".gguf" else None
+        return "gguf" if path.suffix.lower() == ".gguf" or _begins_as_gguf(path) else None
     if not path.is_dir():
         return None
     if (path / ADAPTER_CONFIG).is_file() and not any((path / name).exists() for name in (WEIGHTS, INDEX)):
@@ -62,6 +71,10 @@ def require_kind(path: str | Path) -> tuple[Path, Kind]:
     if not place.exists():
         raise UserError(f"There is no model at {place}.")
     kind = kind_of(place)
+    if kind is None and place.is_file() and place.suffix in _WEIGHTS_ALONE:
+        raise UserError(
+            f"{place} holds weights alone: give its directory, {place.parent}, which has their {CONFIG} too."
+        )
     if kind is None and place.is_file():
         raise UserError(
             f"{place} is a file: give a run's workdir, one of its checkpoints, a model's or adapter's directory, or a "
@@ -73,6 +86,14 @@ def require_kind(path: str | Path) -> tuple[Path, Kind]:
             f"{ADAPTER_CONFIG} that says what it is."
         )
     return place, kind
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def require_replaceable(directory: Path, kinds: Collection[Kind]) -> None:

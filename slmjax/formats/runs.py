@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from slmjax.errors import UserError
 from slmjax.files import local_path
 from slmjax.formats.facts import describe_finetuning, describe_tokenizer
 from slmjax.formats.huggingface.hub import is_hub_id
 from slmjax.formats.recognition import CHECKPOINTS, kind_of, require_kind
-from slmjax.formats.weight_map import shardings_of
+from slmjax.formats.weight_map import cast_params, shardings_of
 from slmjax.inference.description import Description
 from slmjax.inference.finetuned import load_finetuned
 from slmjax.inference.language_model import LanguageModel
@@ -26,7 +25,6 @@ from slmjax.peft.config import MERGEABLE
 from slmjax.peft.fingerprint import fingerprint
 from slmjax.tokenization.tokenizer import STOP_IDS, Tokenizer, load_tokenizer
 
-_FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)  # codes of quantized weights are none
 LoadBase = Callable[[str], LanguageModel]
 
 
@@ -52,7 +50,7 @@ class Run:
         directory = self.directory / self.description.tokenizer
         if not directory.is_dir():
             return None
-        tokenizer = load_tokenizer(directory)
+        tokenizer = load_tokenizer(directory, as_saved=True)
         tokenizer.settings["add_bos_token"] = self.description.add_bos
         tokenizer.settings.pop(STOP_IDS, None)  # what runs wrote there before they had a description
         return tokenizer
@@ -106,7 +104,7 @@ def load_run(
         if base is not None:
             raise UserError(f"{path} has all of its weights itself, so it takes no base: leave base out.")
         params = _cast(_restore(run, mesh), dtype)
-        return LanguageModel(params=params, stop_ids=described.stop_ids, **about)
+        return LanguageModel(params=params, stop_ids=described.stop_ids, generation=described.generation, **about)
     on = read_base(run, load_base, base)[0]
     encode = None if tokenizer is None else tokenizer.encode
     tuned = load_finetuned(described, run.checkpoints, on.params, step=run.step, encode=encode)
@@ -115,6 +113,7 @@ def load_run(
     return LanguageModel(
         params=_cast(variables["params"], dtype),
         stop_ids=on.stop_ids,
+        generation=described.generation or on.generation,
         peft=variables.get("peft", {}),
         options=tuned.method.options,
         **about,
@@ -200,4 +199,4 @@ def _restore(run: Run, mesh: jax.sharding.Mesh | None) -> Params:
 def _cast(params: Params, dtype: str | None) -> Params:
     if dtype is None:
         return params
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype in _FLOATS else leaf, params)
+    return cast_params(params, dtype)

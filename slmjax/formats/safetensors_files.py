@@ -10,6 +10,7 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,9 +28,24 @@ FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dt
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 # Bytes an element of what a file may hold beside floats (masks, tables), which is never read.
 _OTHERS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4}
-_OTHERS |= {"F64": 8, "I64": 8, "U64": 8}
+_OTHERS |= {"F64": 8, "I64": 8, "U64": 8, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1}
 _MAX_HEADER = 1 << 24  # bytes; a thousand layers need a hundredth of it
 _MAX_RANK = 8
+_LFS = b"version https://git-lfs"
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+# Weights that are no safetensors: the ends of their names, what they are, and what makes them readable.
+_SAVE_AGAIN = "convert it once with transformers' from_pretrained and save_pretrained, which writes safetensors"
+_STRANGE = {
+    ".bin": ("a pickle, which could run code when it is read", _SAVE_AGAIN),
+    ".pt": ("a pickle, which could run code when it is read", _SAVE_AGAIN),
+    ".pth": ("a pickle, which could run code when it is read", _SAVE_AGAIN),
+    ".ckpt": ("a pickle, which could run code when it is read", _SAVE_AGAIN),
+    ".h5": ("a file of TensorFlow", _SAVE_AGAIN),
+    ".msgpack": ("a file of Flax", _SAVE_AGAIN),
+    ".onnx": ("a compiled network", "give the model that it was exported from"),
+    ".incomplete": ("a download that was cut off", "fetch it again"),
+    ".part": ("a download that was cut off", "fetch it again"),
+}
 
 
 class SafetensorsDirectory:
@@ -87,6 +103,9 @@ def read_header(path: Path) -> dict[str, StoredTensor[str]]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if file.seek(0) == 0 and file.read(len(_LFS)) == _LFS:
+            raise UserError(f"{path} is a pointer of Git LFS and not the file itself: fetch it (git lfs pull).")
+        file.seek(8)
         if size < 8 or length > min(size - 8, _MAX_HEADER):
             raise UserError(
                 f"{path} is not a complete safetensors file: its header would have {length:,} bytes of {size:,}."
@@ -173,14 +192,30 @@ def _files(directory: Path) -> list[Path]:
     if len(found) == 1:
         return [inside(directory, found[0])]
     if found:
-        raise UserError(f"{directory} holds {', '.join(found[:3])} ... but no {INDEX} that says which are its weights.")
-    pickles = sorted(path.name for path in directory.glob("*.bin"))
-    if pickles:
+        return [inside(directory, name) for name in _shards_of(directory, found)]
+    for end, (what, remedy) in _STRANGE.items():
+        if names := sorted(path.name for path in directory.glob(f"*{end}")):
+            raise UserError(f"{directory} holds its weights only in {names[0]}, {what}: {remedy}.")
+    if (directory / "latest").is_file() or any(directory.glob("global_step*")) or any(directory.glob("*.distcp")):
         raise UserError(
-            f"{directory} holds its weights only in {pickles[0]}, a pickle, which could run code when it is read: "
-            "convert it once with transformers' from_pretrained and save_pretrained, which writes safetensors."
+            f"{directory} holds the parts of a training with DeepSpeed or FSDP, not a model: join them with its tool "
+            "(zero_to_fp32.py, accelerate merge-weights) and give what that writes."
         )
     raise UserError(f"{directory} holds no weights: there is neither {SINGLE} nor {INDEX}.")
+
+
+def _shards_of(directory: Path, found: Sequence[str]) -> list[str]:
+    """The shards of one model, which say themselves how many they are, where no index says it."""
+    parts = [_SHARD.fullmatch(name) for name in found]
+    sets = {(part[1], int(part[3])) for part in parts if part is not None}
+    if None in parts or len(sets) != 1:
+        raise UserError(f"{directory} holds {', '.join(found[:3])} ... but no {INDEX} that says which are its weights.")
+    (stem, count), numbers = sets.pop(), {int(part[2]) for part in parts if part is not None}
+    missing = [number for number in range(1, min(count, 10**4) + 1) if number not in numbers]
+    if missing:
+        name = f"{stem}-{missing[0]:05}-of-{count:05}.safetensors"
+        raise UserError(f"{directory} is incomplete: it holds {len(found)} of {count} shards, and {name} is missing.")
+    return list(found)
 
 
 def write_safetensors(

@@ -199,7 +199,7 @@ def _part_reader(
         first = view(numbers[0], rest)
         out = _aligned((len(numbers), *first.shape), dtype or first.dtype)
         for n, layer in enumerate(numbers):
-            out[n] = view(layer, rest)
+            _fill(out[n : n + 1], view(layer, rest), path)
         return out
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -210,11 +210,54 @@ def _part_reader(
         elif bounds not in known:
             x = view(None, index)
             known[bounds] = _aligned(x.shape, dtype or x.dtype)
-            known[bounds][...] = x
+            _fill(known[bounds], x, path)
             warn_of_nan(known[bounds], path)
         return known[bounds]
 
     return read
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """The array in another dtype. UserError where that makes a finite number infinite: float16 ends at 65504."""
+    if array.dtype == dtype:
+        return array
+    made = np.empty(array.shape, dtype)
+    _fill(made, array, name)
+    return made
+
+
+def cast_params(params: Any, dtype: str) -> Any:
+    """Parameters in another dtype, where they are; codes of quantized weights stay. UserError as `cast`."""
+    flat = {}
+    for path, leaf in flatten(params).items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == dtype:
+            flat[path] = leaf
+            continue
+        flat[path] = leaf.astype(dtype)
+        if _is_narrower(flat[path].dtype, leaf.dtype) and bool((jnp.isinf(flat[path]) & jnp.isfinite(leaf)).any()):
+            raise _too_large(path, flat[path].dtype)
+    return unflatten(flat)
+
+
+def _is_narrower(dtype: Any, than: Any) -> bool:
+    return bool(dtype != than and jnp.finfo(dtype).max < jnp.finfo(than).max)
+
+
+def _too_large(name: str, dtype: np.dtype) -> UserError:
+    wider = "bfloat16 or float32" if dtype == np.float16 else "float32"
+    return UserError(f"The weights of {name} are too large for {dtype.name}: choose dtype {wider}.")
+
+
+def _fill(out: np.ndarray, array: np.ndarray, name: str) -> None:
+    """Copy the array's numbers into `out`, whose dtype may be another; UserError as `cast`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        out[...] = array
+        if not _is_narrower(out.dtype, array.dtype):
+            return
+        # A sum is not finite where a value is not: only then is each number looked at.
+        if np.isfinite(out.sum(dtype=np.float32)) or not (np.isinf(out) & np.isfinite(array)).any():
+            return
+    raise _too_large(name, out.dtype)
 
 
 def warn_of_nan(part: np.ndarray, path: str) -> None:

@@ -19,6 +19,7 @@ from slmjax.inference.generate import (
     seen_tokens,
     stop_ids_of,
 )
+from slmjax.inference.generation_settings import default_length, default_sampling, default_stop
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import decode_across_switches, longest_short, switches
 from slmjax.inference.sampling import Sampling, require_seed, sampling_from
@@ -35,7 +36,8 @@ class Conversation:
     """Messages so far, and the keys and values of their tokens.
 
     context: tokens that the conversation may come to, at most the model's; its cache is allocated at the first answer.
-    How tokens are drawn is said by `sampling`, or by its settings one by one; greedy by default.
+    How tokens are drawn is said by `sampling`, or by its settings one by one. What is not given is as the model's
+    generation_config.json has it, else greedy, without stop strings, and 512 tokens an answer.
     """
 
     def __init__(
@@ -49,20 +51,23 @@ class Conversation:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         context: int = 4096,
         seed: int = 0,
         stop: Sequence[str] = (),
     ):
+        max_new_tokens = default_length(lm.generation, 512, context) if max_new_tokens is None else max_new_tokens
         if max_new_tokens < 1 or context < 1:
             raise UserError(f"The limits max_new_tokens={max_new_tokens} and context={context} must be at least 1.")
         self._lm, self._tokenizer = lm, lm.require_tokenizer()
         self._template = ChatTemplate.of(self._tokenizer)
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        self._sampling = sampling_from(sampling, **settings, repetition_penalty=repetition_penalty)
-        self._max_new_tokens, self._stop = max_new_tokens, stop
-        self._context, self._key = min(context, lm.context_length), jax.random.key(require_seed(seed))
+        settings["repetition_penalty"] = repetition_penalty
+        own = sampling is None
+        self._sampling = default_sampling(lm.generation, **settings) if own else sampling_from(sampling, **settings)
+        self._max_new_tokens, self._stop = max_new_tokens, stop or default_stop(lm.generation)
+        self._context, self._key = min(context, lm.longest_context), jax.random.key(require_seed(seed))
         self._cache: KVCache | None = None
         self._held: list[int] = []  # the tokens whose keys and values the cache holds, from its first position
         self.messages: list[dict[str, str]] = []

@@ -41,6 +41,7 @@ class Description:
         averaged: a run's checkpoints hold an average of its weights, which is what is loaded.
         add_bos: texts began with the tokenizer's bos token in training.
         stop_ids: token ids at which generation ends; none: the tokenizer's end-of-text token alone.
+        generation: of a run, the settings of generation_config.json that its base has; a model's are in that file.
         total_steps: a run's budget in steps, None where it is not known.
         tokenizer: a run's tokenizer directory, relative to the run's own (or absolute).
         base_places: of a fine-tune whose base is on this disk, where that was when the run was last begun: absolute,
@@ -59,6 +60,7 @@ class Description:
     averaged: bool = False
     add_bos: bool = False
     stop_ids: tuple[int, ...] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict)
     total_steps: int | None = None
     tokenizer: str = "tokenizer"
     base_places: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class Description:
         if self.kind == "run":
             tuned = self.peft.base or self.peft.method != "full"
             values |= {"peft": dataclasses.asdict(self.peft)} if tuned else {}
+            values |= {"generation": dict(self.generation)} if self.generation else {}
             values |= {"averaged": self.averaged, "total_steps": self.total_steps, "tokenizer": self.tokenizer}
             values |= {"base_places": list(self.base_places)} if self.base_places else {}
             values |= {"loaded": self.loaded, "best_metric": self.best_metric}
@@ -134,6 +137,7 @@ def description_from(values: Mapping[str, Any], path: Path) -> Description:
         averaged=typed.flag("averaged"),
         add_bos=typed.flag("add_bos"),
         stop_ids=token_ids(values.get("stop_ids") or [], "stop_ids", path),
+        generation=typed.table("generation"),
         total_steps=typed.integer("total_steps", None, most=10**12),
         tokenizer=typed.text("tokenizer", "tokenizer"),
         base_places=tuple(typed.names("base_places", [])),
@@ -188,10 +192,10 @@ def _is_of(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_is_of(item, hints.get(name, Any)) for name, item in value.items())
     if get_origin(hint) is tuple:
         items = get_args(hint)
-        if items[-1] is not ... and isinstance(value, list) and len(value) != len(items):
+        if not isinstance(value, list | tuple) or (items[-1] is not ... and len(value) != len(items)):
             return False
         kinds = itertools.repeat(items[0]) if items[-1] is ... else items
-        return isinstance(value, list) and all(_is_of(item, kind) for item, kind in zip(value, kinds, strict=False))
+        return all(_is_of(item, kind) for item, kind in zip(value, kinds, strict=False))
     return type(value) is hint
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.inference.decoding import NONE, Decoder, DecodeState, decode, initial_state, prefill
+from slmjax.inference.generation_settings import default_length, default_sampling, default_stop
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import DecodeUntil, decode_across_switches, switches
 from slmjax.inference.sampling import GREEDY, Sampling, require_seed, sampling_from
@@ -19,6 +20,7 @@ from slmjax.inference.text import Continuation, encode_prompt
 TokenStream = Callable[[int, int], object]  # (row, token)
 TextStream = Callable[[str], object]  # a piece, in whole characters
 
+MAX_NEW_TOKENS = 64  # where neither the caller nor the model says it
 BUCKET = 64  # lengths are rounded up to multiples of this, so that few programs are compiled
 SMALL = (16, 32)  # and, below it, to these
 STOPS = 8  # stop ids are filled up to a multiple of this, so that stopping or not is one program
@@ -73,7 +75,7 @@ def generate_ids(
     depend on the rows beside it. stream: called with (row, token) as soon as each token is there; where it returns True
     the row ends with that token. Without it the host takes no part between the tokens.
     """
-    _check(prompts, max_new_tokens, lm.config.vocab_size, lm.context_length)
+    _check(prompts, max_new_tokens, lm.config.vocab_size, lm.longest_context)
     if not prompts:
         return []
     decoder, variables = lm.decoding(len(prompts))
@@ -153,7 +155,7 @@ def generate(
     lm: LanguageModel,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -163,25 +165,35 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
     stop_at_eos: bool = True,
+    special: bool = False,
     stream: TextStream | None = None,
 ) -> list[str]:
     """Continuations of the prompts as text, without the prompts.
 
-    A row ends before the first of the `stop` strings, and at the model's stop ids (else the tokenizer's end-of-text
-    token) unless `stop_at_eos` is False. Prompts are texts, or lists of token ids that are used as they are (see
-    `encode_prompt` for what a text begins with). stream: called with each new piece of the first prompt's continuation,
-    in whole characters; the pieces joined are the text that is returned, and where it returns True that row ends. How
-    tokens are drawn is said by `sampling`, or by its settings one by one; greedy by default.
+    A row ends before the first of the `stop` strings, which may be or have special tokens (`<|im_end|>`), and at the
+    model's stop ids (else the tokenizer's end-of-text token) unless `stop_at_eos` is False. Prompts are texts, or lists
+    of token ids that are used as they are (see `encode_prompt` for what a text begins with). special: whether the
+    strings of special tokens in the prompts are these tokens, as templates and fill-in-the-middle need it; by default
+    they are text, as outside text should be. stream: called with each new piece of the first prompt's continuation, in
+    whole characters; the pieces joined are the text that is returned, and where it returns True that row ends. How
+    tokens are drawn is said by `sampling`, or by its settings one by one. What is not given is as the model's
+    generation_config.json has it (`do_sample` and its settings, `stop_strings`, `max_new_tokens`), else greedy, without
+    stop strings, and 64 tokens; temperature=0 is greedy in any case.
     """
     if isinstance(prompts, str):
         raise UserError("The prompts must be a list of texts: write generate(lm, [prompt]).")
     if isinstance(stop, str) or "" in stop:
         raise UserError("The stop strings must be a list of texts, none of them empty.")
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    drawn_by = sampling_from(sampling, **settings, repetition_penalty=repetition_penalty)
+    settings["repetition_penalty"] = repetition_penalty
+    drawn_by = default_sampling(lm.generation, **settings) if sampling is None else sampling_from(sampling, **settings)
+    stop = stop or default_stop(lm.generation)
     tokenizer = lm.require_tokenizer()
-    ids = [encode_prompt(tokenizer, p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
+    ids = [encode_prompt(tokenizer, p, special=special) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
     texts = [Continuation(tokenizer, prompt, stop) for prompt in ids]
+    if max_new_tokens is None:
+        room = lm.longest_context - max(map(len, ids), default=0)
+        max_new_tokens = default_length(lm.generation, MAX_NEW_TOKENS, room)
 
     def show(row: int, token: int) -> bool:
         piece = texts[row].add(token)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,6 +38,8 @@ class LanguageModel:
     stop_ids: tuple[int, ...] = ()  # at which generation ends; none: the tokenizer's eos alone
     peft: dict[str, Any] = field(default_factory=dict)  # what a fine-tune adds beside `params`, if it is not merged
     options: Options = PLAIN  # of what is added
+    generation: Mapping[str, Any] = field(default_factory=dict)  # of generation_config.json, beyond the ids above
+    context: int = 0  # tokens of text that the model may be given where its user says it (`with_context`); 0: its own
     path: str = field(default="", compare=False)  # where it was read from, for what is said of it
 
     def require_tokenizer(self) -> Tokenizer:
@@ -63,8 +67,33 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        """Tokens of text that the model may be given: its context without the prefix, if it has one."""
-        return self.config.context_length - prefix_length(self.peft)
+        """Tokens of text that the model was made for: its context without the prefix, if it has one."""
+        return self.context or self.config.context_length - prefix_length(self.peft)
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens of text that the model may be given: `context_length`, or as far as its rope's scaling extends it."""
+        return self.context or self.config.extended_context_length - prefix_length(self.peft)
+
+    def with_context(self, context: int | None) -> LanguageModel:
+        """The model with another limit on what it may be given; None leaves it as it is.
+
+        A warning beyond what the model's config extends it to. UserError beyond the rows of a table of positions.
+        """
+        if context is None:
+            return self
+        own = self.config.extended_context_length - prefix_length(self.peft)
+        if context < 1:
+            raise UserError(f"The context {context} must be at least 1.")
+        if context > own and self.config.position == "learned":
+            raise UserError(
+                f"The context {context} is beyond the {own} positions that the model has learned: lower it."
+            )
+        if context > own:
+            warnings.warn(
+                f"A context of {context} is beyond the {own} tokens that the model was made for.", stacklevel=2
+            )
+        return dataclasses.replace(self, context=context)
 
     def decoding(self, num_rows: int) -> tuple[Decoder, dict[str, Any]]:
         """The decoder that generates so many rows, and its variables.

@@ -168,6 +168,21 @@ class ModelConfig:
         """E, the width of the token table and of what the head multiplies: embed_dim unless there is a projection."""
         return self.embedding_projection_dim or self.embed_dim
 
+    @property
+    def extended_context_length(self) -> int:
+        """Tokens that a text may come to: `context_length`, or what the rope's scaling makes of it where that is more.
+
+        Published configs give the one or the other: YaRN's recipe leaves `context_length` as it was trained, Llama 3.1
+        and Phi-3 give the extended length.
+        """
+        scaling = self.rope_scaling
+        if self.position != "rope" or scaling is None:
+            return self.context_length
+        original = scaling.original_context_length or self.context_length
+        if scaling.kind in ("llama3", "longrope") and self.context_length > original:
+            return self.context_length
+        return max(self.context_length, int(scaling.factor * original))
+
     @cached_property
     def ropes(self) -> tuple[tuple[float, RopeScaling | None], ...]:
         """The distinct rotary tables of the network: (theta, scaling); `LayerSpec.rope` indexes them."""

@@ -128,6 +128,26 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     return tree
 
 
+def resized(params: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat parameters in other shapes: cut, or filled up with zeros; what is not there is zeros, of a head the table.
+
+    For networks with other tokens, and with biases or a head that this one lacks.
+    """
+    made: dict[str, Any] = {}
+    for path, wanted in shapes.items():
+        array = params.get(path)
+        if array is None and path == "lm_head/kernel":
+            array = params["embedder/embedding"].T
+        if array is None or array.shape != wanted.shape:
+            new = np.zeros(wanted.shape, np.float32 if array is None else array.dtype)
+            if array is not None:
+                kept = tuple(slice(min(sizes)) for sizes in zip(array.shape, wanted.shape, strict=True))
+                new[kept] = np.asarray(array)[kept]
+            array = new
+        made[path] = array
+    return made
+
+
 @lru_cache(maxsize=8)  # a file's reading asks several times, and each answer traces the network
 def abstract_leaves(config: ModelConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Path -> shape and dtype of every array of a config's parameters, layers stacked. Nothing is allocated."""

@@ -110,7 +110,8 @@ def open_corpus(
         if not config.cache_dir:
             raise UserError("The config names no text: set data.sources, or data.cache_dir to a prepared corpus.")
         prepared = local_path(config.cache_dir, "data.cache_dir")
-        tokenizer = load_tokenizer(config.tokenizer or prepared / "tokenizer")
+        there = prepared / "tokenizer"
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else load_tokenizer(there, as_saved=True)
         _require_same(own, tokenizer, f"data.cache_dir={config.cache_dir}")
     else:
         base = local_path(config.cache_dir, "data.cache_dir") if config.cache_dir else directory
@@ -119,7 +120,7 @@ def open_corpus(
             tokenizer = own or tokenizer_for(config, base / "tokenizer", progress=progress)
             prepare(config, tokenizer, prepared, progress=progress)
         barrier("corpus prepared")
-        tokenizer = load_tokenizer(prepared / "tokenizer")
+        tokenizer = load_tokenizer(prepared / "tokenizer", as_saved=True)
     stores = open_stores(prepared, "train")
     weights = {name: config.sources[name].weight if name in config.sources else 1.0 for name in stores}
     return Corpus(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,16 @@ from slmjax.peft.method import Encode
 from slmjax.recipes.config import RunConfig
 
 
-def describe_run(config: RunConfig, stop_ids: Sequence[int] = (), workdir: Path | None = None) -> Description:
+def describe_run(
+    config: RunConfig,
+    stop_ids: Sequence[int] = (),
+    workdir: Path | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Description:
     """The description of a run for those who load it; its `write(workdir)` makes the run's slmjax.json.
 
-    config: with the base's fingerprint and new layers filled in. stop_ids: those of the base, for conversations.
-    workdir: of the run, from where its base is found again.
+    config: with the base's fingerprint and new layers filled in. stop_ids, generation: those of the base, for
+    conversations. workdir: of the run, from where its base is found again.
     """
     base = config.peft.base
     places: list[str] = []
@@ -33,6 +38,7 @@ def describe_run(config: RunConfig, stop_ids: Sequence[int] = (), workdir: Path 
         averaged=bool(config.training.ema_decay),
         add_bos=config.data.add_bos,
         stop_ids=tuple(stop_ids),
+        generation=dict(generation or {}),
         total_steps=config.total_steps,
         base_places=tuple(places),
         loaded="best" if early else "latest",

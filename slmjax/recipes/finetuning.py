@@ -37,6 +37,7 @@ def finetuning(
     *,
     tokenizer: Tokenizer | None = None,
     stop_ids: Sequence[int] = (),
+    generation: Mapping[str, Any] | None = None,
     tasks: Mapping[str, Task] | None = None,
 ) -> Recipe:
     """The recipe of a config with a base.
@@ -46,7 +47,7 @@ def finetuning(
         workdir: where the data are prepared, if they are not yet.
         base: the parameters of `config.peft.base`; they are used up.
         tokenizer: of the base, for conversations.
-        stop_ids: of the base; the run's model ends its answers where its base does.
+        stop_ids, generation: of the base; the run's model ends its answers where its base does, and draws as it does.
         tasks: scores by name, measured before and after beside the losses.
     """
     config = dataclasses.replace(config, peft=dataclasses.replace(config.peft, fingerprint=fingerprint(base)))
@@ -90,6 +91,7 @@ def finetuning(
         resume=lambda state: lm.program.complete(state, base),
         budget=budget_of(config, min(1.0, trained / total)),
         stop_ids=stop_ids,
+        generation=generation,
         evaluate_first=measuring,
         description=(
             f"{trained:,} trained parameters ({config.peft.method}) on {count_parameters(config.model).total:,} of "

@@ -126,7 +126,7 @@ def text_observers(lm: ModelProgram, corpus: Corpus, workdir: Path, more: list[O
 def text_recipe(lm: ModelProgram, corpus: Corpus, workdir: Path, **parts: Any) -> Recipe:
     """A recipe over text from its parts, with what is the same for all of them."""
     config = lm.config
-    stop_ids = parts.pop("stop_ids", ())
+    stop_ids, generation = parts.pop("stop_ids", ()), parts.pop("generation", None)
 
     def write_files(workdir: Path) -> None:
         if is_primary():
@@ -135,7 +135,7 @@ def text_recipe(lm: ModelProgram, corpus: Corpus, workdir: Path, **parts: Any) -
             if begun_in(workdir) is None or not (workdir / "tokenizer").is_dir():
                 with place_directory(workdir / "tokenizer") as partial:
                     corpus.tokenizer.save(partial)
-            describe_run(config, stop_ids, workdir).write(workdir)
+            describe_run(config, stop_ids, workdir, generation).write(workdir)
 
     branch = (lambda: restore_branch(config, lm.program)) if config.training.branch_from else None
     defaults: dict[str, Any] = {"budget": budget_of(config), "branch": branch, "write_files": write_files}

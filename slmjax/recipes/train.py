@@ -28,6 +28,7 @@ def train(
     base: Any = None,
     tokenizer: Tokenizer | None = None,
     stop_ids: Sequence[int] = (),
+    generation: Mapping[str, Any] | None = None,
     tasks: Mapping[str, Task] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> TrainResult:
@@ -41,7 +42,7 @@ def train(
         config: what `default_config` makes, changed; or a typed `RunConfig`.
         workdir: a directory of the run's own.
         base: the parameters that are fine-tuned, which are used up; None: those at `config.peft.base`, if it is set.
-        tokenizer, stop_ids: those that come with `base`.
+        tokenizer, stop_ids, generation: those that come with `base`.
         tasks: name -> function (model program, state) -> score, more being better; measured before and after.
         say: takes each message instead of stderr.
 
@@ -50,8 +51,9 @@ def train(
     """
     config = config if isinstance(config, RunConfig) else run_config(config)
     workdir = local_path(workdir, "The workdir")
+    came: dict[str, Any] = {"tokenizer": tokenizer, "stop_ids": stop_ids, "generation": generation}
     with hold(workdir):  # before the data are prepared there
-        recipe = make_recipe(config, workdir, base=base, tokenizer=tokenizer, stop_ids=stop_ids, tasks=tasks)
+        recipe = make_recipe(config, workdir, base=base, tasks=tasks, **came)
         return loop.train(recipe, workdir, say=say)
 
 
@@ -62,18 +64,20 @@ def make_recipe(
     base: Any = None,
     tokenizer: Tokenizer | None = None,
     stop_ids: Sequence[int] = (),
+    generation: Mapping[str, Any] | None = None,
     tasks: Mapping[str, Task] | None = None,
 ) -> Recipe:
     """The recipe that a config asks for; arguments as in `train`."""
     if base is None and config.peft.base:
         check(config)  # before a large base is read
-        base, tokenizer, stop_ids = _load_base(config, workdir)
+        base, tokenizer, stop_ids, generation = _load_base(config, workdir)
     if base is None:
         return pretraining(config, workdir)
-    return finetuning(config, workdir, base, tokenizer=tokenizer, stop_ids=stop_ids, tasks=tasks)
+    came: dict[str, Any] = {"tokenizer": tokenizer, "stop_ids": stop_ids, "generation": generation}
+    return finetuning(config, workdir, base, tasks=tasks, **came)
 
 
-def _load_base(config: RunConfig, workdir: Path) -> tuple[Any, Tokenizer | None, Sequence[int]]:
+def _load_base(config: RunConfig, workdir: Path) -> tuple[Any, Tokenizer | None, Sequence[int], Mapping[str, Any]]:
     from slmjax.formats.models import load
     from slmjax.formats.recognition import kind_of
     from slmjax.formats.runs import base_places, open_run
@@ -88,4 +92,4 @@ def _load_base(config: RunConfig, workdir: Path) -> tuple[Any, Tokenizer | None,
     except UserError as error:
         raise UserError(f"peft.base={config.peft.base} cannot be loaded: {str(error).rstrip('.')}.") from error
     require_same_model(config.model, lm.config, config.peft.base)
-    return lm.params, lm.tokenizer, lm.stop_ids
+    return lm.params, lm.tokenizer, lm.stop_ids, lm.generation

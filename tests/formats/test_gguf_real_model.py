@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from slmjax.formats.gguf.architectures import ROUNDING
+from slmjax.formats.gguf.ends import stop_ids_from
 from slmjax.formats.gguf.file import open_gguf
 from slmjax.formats.gguf.model import load_gguf, read_config, save_gguf
-from slmjax.formats.gguf.tokenizer import stop_ids_from, tokenizer_from
+from slmjax.formats.gguf.tokenizer import tokenizer_from
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from slmjax.errors import UserError
+from slmjax.formats.weight_map import cast_params
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
-from slmjax.models.parameters import flatten, unflatten
+from slmjax.models.parameters import abstract_leaves, flatten, resized, unflatten
 from slmjax.peft.config import MERGEABLE
 from slmjax.peft.merging import merge as merge_added
 from slmjax.peft.method import change_tables
@@ -28,6 +28,7 @@ class Adapter:
     options: Options = PLAIN
     whole: Mapping[str, Any] = field(default_factory=dict)  # path -> an array of the base that was trained wholly
     prompt: Any = None  # float32 [n, E], the input vectors that a prefix came from
+    network: ModelConfig | None = None  # that the adapter makes of its base: more tokens, biases, a head of its own
     unties: bool = False  # the head and the table go different ways, though the base ties them
     rslora: bool = False  # say scales as alpha / sqrt(r)
 
@@ -35,6 +36,9 @@ class Adapter:
 def parameters_under(adapter: Adapter, config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
     """(config, params) of the base with the arrays that the adapter replaces, before anything is added."""
     flat = flatten(params)
+    if adapter.network is not None and adapter.network != config:
+        config = adapter.network
+        flat = {path: jnp.asarray(array) for path, array in resized(flat, abstract_leaves(config)).items()}
     if adapter.unties and config.tie_embeddings:
         config = replace(config, tie_embeddings=False)
         flat["lm_head/kernel"] = flat["embedder/embedding"].T
@@ -59,7 +63,7 @@ def attached(
         variables = change_tables({"params": params, "peft": added})
         params, added = variables["params"], variables["peft"]
     if dtype is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        params = cast_params(params, dtype)
     return replace(base, config=config, params=params, peft=added, options=options, path=path or base.path)
 
 

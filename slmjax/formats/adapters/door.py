@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from slmjax.files import local_path
 from slmjax.formats.adapters import adapterhub
 from slmjax.formats.adapters.adapter import Adapter
 from slmjax.formats.adapters.names import Names, names_of
+from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.directory import is_huggingface
 from slmjax.formats.huggingface.export import families_for
 from slmjax.formats.huggingface.families import family_of
@@ -24,12 +26,15 @@ from slmjax.formats.recognition import ADAPTER_CONFIG, ADAPTERS, CONFIG, kind_of
 from slmjax.formats.runs import open_run, read_base
 from slmjax.formats.safetensors_files import SafetensorsDirectory
 from slmjax.inference.finetuned import load_finetuned
+from slmjax.inference.generation_settings import read_settings, stop_ids_from, without_known
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import Params, flatten
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.method import Method
 from slmjax.peft.methods.prompts import prompt_of
+from slmjax.tokenization.named_templates import named_templates, read_templates, template_setting
+from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.untrusted import inside, read_json
 
 Load = Callable[[str], LanguageModel]
@@ -43,6 +48,7 @@ class Tuned:
     base: LanguageModel  # float32
     base_name: str
     family: HuggingFaceFamily  # that names the base's tensors
+    has_own_tokenizer: bool = False  # the base's tokenizer here is the fine-tune's
 
 
 class OpenedAdapter(Protocol):
@@ -117,7 +123,30 @@ def read_adapter(directory: Path, load: Load, base: str | None = None) -> Tuned:
         raise UserError(f"{directory} is for {path} at the revision {opened.revision!r}: fetch it and give --base.")
     lm = _load_base(path, load, directory, given=base is not None)
     family = family_at(path, lm.config, opened.named())
-    return Tuned(opened.read(names_of(lm.config, family), lm.params, path), lm, path, family)
+    adapter = opened.read(names_of(lm.config, family), lm.params, path)
+    vocab_size = (adapter.network or lm.config).vocab_size
+    tuned = with_own_tokenizer(lm, directory, vocab_size)
+    return Tuned(adapter, tuned, path, family, has_own_tokenizer=tuned.tokenizer is not lm.tokenizer)
+
+
+def with_own_tokenizer(lm: LanguageModel, directory: Path, vocab_size: int) -> LanguageModel:
+    """The base with the tokenizer, chat template, ends and settings that lie beside an adapter's weights.
+
+    The ends of both are ends: what an adapter learned to end with, and what its base ends with.
+    """
+    tokenizer, own = lm.tokenizer, huggingface_tokenizer.is_there(directory)
+    if own:
+        tokenizer = huggingface_tokenizer.read(directory)
+    elif tokenizer is not None and (templates := read_templates(directory)):
+        tokenizer, own = copy.copy(tokenizer), True
+        tokenizer.settings = {**tokenizer.settings, "chat_template": template_setting(templates)}
+    settings = read_settings(directory)
+    if not own and not settings:
+        return lm
+    stops = dict.fromkeys([*lm.stop_ids, *stop_ids_from(settings, tokenizer, vocab_size)])
+    said = without_known(settings, tokenizer, tuple(stops))
+    generation = {**lm.generation, **{key: value for key, value in said.items() if key in settings}}
+    return replace(lm, tokenizer=tokenizer, stop_ids=tuple(stops), generation=generation)
 
 
 def _load_base(path: str, load: Load, directory: Path, *, given: bool) -> LanguageModel:
@@ -141,7 +170,17 @@ def read_run(path: Path, load: Load, base: str | None = None) -> Tuned:
     encode = None if tokenizer is None else tokenizer.encode
     tuned = load_finetuned(run.description, run.checkpoints, lm.params, step=run.step, encode=encode)
     adapter = adapter_of(peft, tuned.method, tuned.trained, tuned.frozen)
-    return Tuned(adapter, lm, base or peft.base, family_at(where, lm.config, []))
+    family, own = family_at(where, lm.config, []), tokenizer is not None and _differ(tokenizer, lm.tokenizer)
+    lm = replace(lm, tokenizer=tokenizer) if own else lm
+    return Tuned(adapter, lm, base or peft.base, family, has_own_tokenizer=own)
+
+
+def _differ(tokenizer: Tokenizer, base: Tokenizer | None) -> bool:
+    """Whether a fine-tune's tokenizer or its chat templates are others than its base's."""
+    if base is None or tokenizer.fingerprint != base.fingerprint:
+        return True
+    ours, theirs = (named_templates(each.settings.get("chat_template")) for each in (tokenizer, base))
+    return ours != theirs
 
 
 def adapter_of(config: PeftConfig, method: Method, trained: Any, frozen: Any) -> Adapter:
@@ -173,12 +212,16 @@ def family_at(path: str, config: ModelConfig, modules: list[str]) -> HuggingFace
 
 def save_as_peft(tuned: Tuned, path: str | Path) -> Path:
     """Write the adapter alone as Hugging Face's peft has it, whole or not at all; returns the directory."""
-    return save_peft(tuned.adapter, _names(tuned), tuned.base.params, path, base_name=tuned.base_name)
+    tokenizer = tuned.base.tokenizer if tuned.has_own_tokenizer else None
+    about: dict[str, Any] = {"base_name": tuned.base_name, "tokenizer": tokenizer}
+    return save_peft(tuned.adapter, _names(tuned), tuned.base.params, path, **about)
 
 
 def save_as_adapterhub(tuned: Tuned, path: str | Path) -> Path:
     """Write the adapter alone as AdapterHub has it, whole or not at all; returns the directory."""
-    return adapterhub.save_adapterhub(tuned.adapter, _names(tuned), path, base_name=tuned.base_name)
+    tokenizer = tuned.base.tokenizer if tuned.has_own_tokenizer else None
+    about: dict[str, Any] = {"base_name": tuned.base_name, "tokenizer": tokenizer}
+    return adapterhub.save_adapterhub(tuned.adapter, _names(tuned), path, **about)
 
 
 def _names(tuned: Tuned) -> Names:

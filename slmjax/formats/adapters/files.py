@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from slmjax.files import local_path, place_directory
+from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.recognition import ADAPTER_CONFIG, ADAPTERS, require_replaceable
 from slmjax.formats.safetensors_files import write_safetensors
 from slmjax.formats.tensors import PlannedTensor
+from slmjax.tokenization.tokenizer import Tokenizer
 
 Tensors = dict[str, np.ndarray]
 
@@ -25,9 +27,19 @@ def require_place(path: str | Path) -> Path:
 
 
 def write_adapter(
-    directory: Path, values: Mapping[str, Any], weights: str, tensors: Tensors, *, card: str | None = None
+    directory: Path,
+    values: Mapping[str, Any],
+    weights: str,
+    tensors: Tensors,
+    *,
+    card: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    context_length: int = 0,
 ) -> Path:
-    """Write the config with sorted keys, the tensors in the file `weights`, and a README.md; returns the directory."""
+    """Write the config with sorted keys, the tensors in the file `weights`, and a README.md; returns the directory.
+
+    tokenizer: the fine-tune's own, for a model of this context; None: it has its base's.
+    """
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
     arrays = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
     plan = [PlannedTensor(name, array.shape, array.dtype) for name, array in arrays.items()]
@@ -36,4 +48,6 @@ def write_adapter(
         write_safetensors(partial, plan, arrays.items(), max_shard_bytes=1 << 62, name=weights)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
+        if tokenizer is not None:
+            huggingface_tokenizer.write(tokenizer, partial, context_length)
     return directory

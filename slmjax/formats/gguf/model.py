@@ -21,15 +21,9 @@ from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.gguf import rope as gguf_rope
 from slmjax.formats.gguf.architectures import config_from, config_to, entries_of
 from slmjax.formats.gguf.blocks import BLOCK_TYPES, BlockType
+from slmjax.formats.gguf.ends import settings_from, settings_to, stop_ids_from, stop_ids_to
 from slmjax.formats.gguf.file import GgufFile, open_gguf
-from slmjax.formats.gguf.tokenizer import (
-    NO_TOKENIZER,
-    has_tokenizer,
-    stop_ids_from,
-    stop_ids_to,
-    tokenizer_from,
-    tokenizer_to,
-)
+from slmjax.formats.gguf.tokenizer import NO_TOKENIZER, has_tokenizer, tokenizer_from, tokenizer_to
 from slmjax.formats.gguf.writer import write_gguf
 from slmjax.formats.tensors import PlannedTensor
 from slmjax.formats.weight_map import check_tensors, joined_shapes, read_params, shardings_of, write_tensors
@@ -75,6 +69,7 @@ def load_gguf(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype:
         params=read_params(config, found, weights, dtype=dtype or "float32", shardings=shardings_of(config, mesh)),
         tokenizer=tokenizer,
         stop_ids=stop_ids_from(file.metadata, tokenizer, config.vocab_size, str(path)),
+        generation=settings_from(file.metadata, str(path)),
         path=str(path),
     )
 
@@ -132,7 +127,7 @@ def save_gguf(
         "general.quantization_version": _QUANTIZATION_VERSION,
         **(NO_TOKENIZER if lm.tokenizer is None else tokenizer_to(lm.tokenizer, config.vocab_size)),
     }
-    metadata |= stop_ids_to(lm.stop_ids, lm.tokenizer, metadata)
+    metadata |= stop_ids_to(lm.stop_ids, lm.tokenizer, metadata) | settings_to(lm.generation)
     if license:
         metadata["general.license"] = license
 

@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,27 @@ import numpy as np
 import tokenizers
 
 from slmjax.errors import UserError
-from slmjax.formats import sentencepiece_proto as sp
+from slmjax.formats.gguf.ends import adds_bos, corrected_types, implied_id
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
-from slmjax.tokenization.backends import SPACE, HuggingFaceBackend, SentencePieceBackend
-from slmjax.tokenization.chat_template import choose_template
+from slmjax.formats.gguf.tokenizer_json import (
+    backend_from_json,
+    escaped_spaces,
+    json_of,
+    of_sentencepiece_in_json,
+    raw_spaces,
+    warn_of_difference,
+)
+from slmjax.tokenization import sentencepiece_proto as sp
+from slmjax.tokenization.backends import HuggingFaceBackend, SentencePieceBackend
+from slmjax.tokenization.named_templates import DEFAULT, named_templates, template_setting
 from slmjax.tokenization.tokenizer import Tokenizer
-from slmjax.untrusted import MAX_NAMES, shown
+from slmjax.untrusted import shown
 
 _PADDING = re.compile(r"\[PAD\d+\]")
 _PREFIX = "tokenizer.ggml"
 _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id", "unk": "unknown_token_id"}
-# What ends a turn, where a file has it as a special token: by key, and by the names that llama.cpp looks for too.
-_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_END_NAMES = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
-_STOP_IDS = "slmjax.stop_ids"  # all of a model's, in our own files
+_TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 NO_TOKENIZER = {f"{_PREFIX}.model": "none"}
 _MODELS = {"llama": sp.BPE, "t5": sp.UNIGRAM}  # SentencePiece's algorithms under llama.cpp's names
 
@@ -43,9 +49,11 @@ def tokenizer_from(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     settings = _settings(metadata, keys, tokens)
     while tokens and types[len(tokens) - 1] == sp.UNUSED and _PADDING.fullmatch(tokens[-1]):
         tokens = tokens[:-1]  # rows of the embedding that no token uses
-    kinds = [int(kind) for kind in types[: len(tokens)]]
+    kinds = corrected_types(metadata, tokens, types.tolist())
     model = keys.text("model", "gpt2")
     try:
+        if (exact := backend_from_json(metadata, tokens, kinds)) is not None:
+            return Tokenizer(exact, settings)
         if model == "gpt2":
             return Tokenizer(HuggingFaceBackend(_byte_level(metadata, keys, tokens, kinds)), settings)
         if model in _MODELS:
@@ -67,13 +75,15 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """
     if tokenizer.vocab_size > vocab_size:
         raise UserError(f"The tokenizer has {tokenizer.vocab_size} tokens, more than the model's {vocab_size}.")
+    exact: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         tokenizer.save(name)
         model, description = Path(name) / "tokenizer.model", Path(name) / "tokenizer.json"
         if model.is_file():
             found = _of_sentencepiece(sp.parse_sentencepiece(model.read_bytes()))
         else:
-            found = _of_hugging_face(json.loads(description.read_text(encoding="utf-8")))
+            described = json.loads(description.read_text(encoding="utf-8"))
+            found, exact = _of_hugging_face(described), json_of(described)
     tokens, types = found.pop("tokens"), found.pop("token_type")
     padding = range(len(tokens), vocab_size)
     keys: dict[str, Any] = {
@@ -90,8 +100,9 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         if id is not None:
             keys[key] = id
     out = {f"{_PREFIX}.{key}": value for key, value in keys.items()}
-    template = choose_template(tokenizer.settings.get("chat_template"))
-    return out | ({} if template is None else {"tokenizer.chat_template": template})
+    if exact:
+        warn_of_difference(tokenizer.encode, tokenizer_from(out, "The file").encode)
+    return out | exact | _templates_to(named_templates(tokenizer.settings.get("chat_template")))
 
 
 def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
@@ -100,51 +111,28 @@ def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
     return f"{_PREFIX}.tokens" in metadata or not (model is None or shown(model) in ("'none'", "'no_vocab'"))
 
 
-def stop_ids_from(
-    metadata: Mapping[str, Any], tokenizer: Tokenizer | None, vocab_size: int, where: str
-) -> tuple[int, ...]:
-    """The ids at which generation from a file's model ends: those that we wrote, else its ends of text, turn, message.
-
-    llama.cpp has a key for each of the three, and looks for the names of well-known tokens besides.
-    """
-    if (ours := metadata.get(_STOP_IDS)) is not None:
-        kind = getattr(ours, "dtype", np.dtype("f4")).kind
-        if kind not in "iu" or len(ours) > MAX_NAMES or not all(0 <= id < vocab_size for id in ours):
-            raise UserError(f"{where}: the key {_STOP_IDS} must list token ids.")
-        return tuple(int(id) for id in ours)
-    keys = Keys(metadata, _PREFIX, where)
-    special = {} if tokenizer is None else tokenizer.special_tokens()
-    named = [keys.integer(key, None) for key in _ENDS] + [special.get(name) for name in _END_NAMES]
-    size = vocab_size if tokenizer is None else tokenizer.vocab_size
-    return tuple(dict.fromkeys(id for id in named if id is not None and id < size))
-
-
-def stop_ids_to(stop_ids: Sequence[int], tokenizer: Tokenizer | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a model's stop ids: our own for all of them, and llama.cpp's for as many as it has keys.
-
-    metadata: of the file so far, whose eos is kept.
-    """
-    if not stop_ids:
-        return {}
-    special = {} if tokenizer is None else tokenizer.special_tokens()
-    known = {metadata.get(f"{_PREFIX}.{_ENDS[0]}"), *(special.get(name) for name in _END_NAMES)}
-    free = [key for key in _ENDS if f"{_PREFIX}.{key}" not in metadata]
-    rest = [id for id in stop_ids if id not in known]
-    return {
-        _STOP_IDS: np.array(stop_ids, np.int32),
-        **{f"{_PREFIX}.{key}": int(id) for key, id in zip(free, rest, strict=False)},
-    }
-
-
 def _settings(metadata: Mapping[str, Any], keys: Keys, tokens: list[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for role, key in _ROLES.items():
-        id = keys.integer(key, None)
+        id = keys.integer(key, implied_id(keys, role, tokens))
         settings[f"{role}_token"] = tokens[id] if id is not None and id < len(tokens) else None
-    implied = keys.text("model", "gpt2") == "llama" or keys.text("pre", "") in ("llama-bpe", "llama3", "llama-v3")
-    settings["add_bos_token"] = keys.flag("add_bos_token", implied)
-    template = metadata.get("tokenizer.chat_template")
-    return settings | ({"chat_template": template} if isinstance(template, str) else {})
+    settings["add_bos_token"] = keys.flag("add_bos_token", adds_bos(keys))
+    templates = template_setting(_templates_from(metadata))
+    return settings | ({} if templates is None else {"chat_template": templates})
+
+
+def _templates_from(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates by name: the default one, and those that tokenizer.chat_templates names."""
+    names = metadata.get(_TEMPLATES)
+    keys = {DEFAULT: _TEMPLATE} | {name: f"{_TEMPLATE}.{name}" for name in (names if isinstance(names, list) else [])}
+    return {name: metadata[key] for name, key in keys.items() if isinstance(metadata.get(key), str)}
+
+
+def _templates_to(templates: Mapping[str, str]) -> dict[str, Any]:
+    others = {re.sub(r"[^\w.-]", "_", name): text for name, text in templates.items() if name != DEFAULT}
+    keys: dict[str, Any] = {_TEMPLATE: templates[DEFAULT]} if DEFAULT in templates else {}
+    keys |= {f"{_TEMPLATE}.{name}": text for name, text in others.items()}
+    return keys | ({_TEMPLATES: list(others)} if others else {})
 
 
 def _numbers(keys: Keys, key: str, count: int, default: float) -> np.ndarray:
@@ -193,7 +181,7 @@ def _sentencepiece(
     unknown = tokens[types.index(sp.UNKNOWN)]
     ids = {role: keys.integer(key, len(tokens)) for role, key in _ROLES.items() if role != "unk"}
     model = sp.SentencePieceModel(
-        tokens,
+        escaped_spaces(tokens, types),
         [float(s) for s in scores],
         types,
         algorithm,
@@ -215,7 +203,7 @@ def _of_sentencepiece(model: sp.SentencePieceModel) -> dict[str, Any]:
     if model.charsmap:
         found["precompiled_charsmap"] = np.frombuffer(model.charsmap, np.uint8)
     return found | {
-        "tokens": list(model.pieces),
+        "tokens": raw_spaces(model.pieces, model.types),
         "scores": list(model.scores),
         "token_type": list(model.types),
         "add_space_prefix": model.add_dummy_prefix,
@@ -225,9 +213,12 @@ def _of_sentencepiece(model: sp.SentencePieceModel) -> dict[str, Any]:
 
 def _of_hugging_face(description: dict[str, Any]) -> dict[str, Any]:
     model = description["model"]
-    if model.get("type", "BPE") != "BPE":
+    if model.get("type", "BPE") not in ("BPE", "Unigram"):
         raise UserError(f"GGUF holds byte-pair tokenizers; this one is of type {model.get('type')}.")
+    unigrams = model.get("type") == "Unigram"
     vocabulary: dict[str, int] = model["vocab"]
+    if unigrams:
+        vocabulary = {piece: id for id, (piece, _) in enumerate(model["vocab"])}
     added = {token["id"]: token for token in description.get("added_tokens") or []}
     names = {id: token for token, id in vocabulary.items()} | {id: token["content"] for id, token in added.items()}
     size = max(names) + 1
@@ -235,9 +226,9 @@ def _of_hugging_face(description: dict[str, Any]) -> dict[str, Any]:
     types = [sp.NORMAL if id in names else sp.UNUSED for id in range(size)]
     for id, token in added.items():
         types[id] = sp.CONTROL if token["special"] else sp.USER_DEFINED
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    if model.get("byte_fallback"):
-        return _of_sentencepiece_in_json(description, merges, tokens, types)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+    if unigrams or model.get("byte_fallback"):
+        return of_sentencepiece_in_json(description, merges, tokens, types)
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
     normalizer = description.get("normalizer") or {"type": None}
     ignore = bool(model.get("ignore_merges"))
@@ -247,34 +238,6 @@ def _of_hugging_face(description: dict[str, Any]) -> dict[str, Any]:
     if pre is None:
         raise UserError("GGUF has no name for how this tokenizer cuts or normalizes text before it merges.")
     return {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": types, "merges": merges}
-
-
-def _of_sentencepiece_in_json(
-    description: dict[str, Any], merges: list[str], tokens: list[str], types: list[int]
-) -> dict[str, Any]:
-    """SentencePiece's BPE as `tokenizers` writes it (Llama-2, Mistral, Gemma). A piece's score is the order in which it
-    is merged."""
-    rank: dict[str, int] = {}
-    for i, merge in enumerate(merges):
-        rank.setdefault(merge.replace(" ", ""), i)
-    unknown = description["model"].get("unk_token")
-    for id, token in enumerate(tokens):
-        if token == unknown:
-            types[id] = sp.UNKNOWN
-        elif types[id] == sp.NORMAL and re.fullmatch("<0x[0-9A-F]{2}>", token):
-            types[id] = sp.BYTE
-    before = json.dumps([description.get("normalizer"), description.get("pre_tokenizer")], ensure_ascii=False)
-    prefixed = '"Prepend"' in before or ('"Metaspace"' in before and '"never"' not in before)
-    if SPACE not in before:
-        raise UserError("GGUF has no name for how this tokenizer cuts or normalizes text before it merges.")
-    return {
-        "model": "llama",
-        "pre": "default",
-        "tokens": tokens,
-        "token_type": types,
-        "scores": [-float(rank.get(token, len(merges))) for token in tokens],
-        "add_space_prefix": prefixed,
-    }
 
 
 def _id_of(tokenizer: Tokenizer, role: str, types: list[int]) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 
 from slmjax.errors import UserError
@@ -64,12 +65,13 @@ def _refuse_overflow(name: str, tensor: np.ndarray, data: np.ndarray, kind: Bloc
     """float16 ends at 65504, and every block's scale is one."""
     blocks = data.view(kind.dtype)
     scales = [blocks[field] for field in ("d", "m") if field in (kind.dtype.names or ())] or [blocks]
-    if kind.name == "BF16" or all(np.isfinite(s).all() for s in scales):
+    if kind.name == "BF16":
+        scales = [blocks.view(ml_dtypes.bfloat16)]
+    if all(np.isfinite(s).all() for s in scales):
         return
     if np.isfinite(tensor.astype(np.float32)).all():
-        raise UserError(
-            f"The weights of {name} are too large for {kind.name.lower()}: choose dtype bfloat16 or float32."
-        )
+        wider = "float32" if kind.name == "BF16" else "bfloat16 or float32"
+        raise UserError(f"The weights of {name} are too large for {kind.name.lower()}: choose dtype {wider}.")
 
 
 def _pad(file: BinaryIO) -> None:

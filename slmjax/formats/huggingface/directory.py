@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,16 +19,17 @@ from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
 from slmjax.formats.huggingface.families import family_of
 from slmjax.formats.huggingface.family import HuggingFaceFamily
+from slmjax.formats.quantized_checkpoints import method_in, refuse_quantized
 from slmjax.formats.recognition import CONFIG, kind_of
 from slmjax.formats.safetensors_files import SafetensorsDirectory
+from slmjax.formats.tensor_names import own_names
 from slmjax.formats.weight_map import check_tensors, read_params, shardings_of
+from slmjax.inference.generation_settings import read_settings, stop_ids_from, without_known
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import Params
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.untrusted import inside, read_json
-
-GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class NamedTensors:
     def read(self, name: str) -> np.ndarray:
         """One tensor, a view of its file."""
         return self.file.read(self.names[name])
+
+    def kinds(self) -> dict[str, str]:
+        """Every tensor and its dtype, as safetensors writes it."""
+        return {name: self.file.tensors[theirs].kind for name, theirs in self.names.items()}
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def open_huggingface(directory: str | Path) -> HuggingFaceDirectory:
         raise UserError(
             f"{directory / CONFIG} describes a {family.model_type} that cannot be read ({error})."
         ) from error
-    tensors = _named(SafetensorsDirectory(directory), family)
+    tensors = _named(_file(directory, values), family, config)
+    refuse_quantized(directory, values, tensors.kinds(), _needed(config, family, tensors))
     config, tensors = _resolve_head(config, family, tensors)
     check_tensors(config, family.entries(config), tensors, str(directory))
     return HuggingFaceDirectory(directory, values, family, config, tensors)
@@ -96,11 +101,13 @@ def load_huggingface(
     """
     place = open_huggingface(path)
     tokenizer = huggingface_tokenizer.read(place.path) if huggingface_tokenizer.is_there(place.path) else None
+    stops = stop_ids(place, tokenizer)
     return LanguageModel(
         config=place.config,
         params=read_weights(place, mesh, dtype),
         tokenizer=tokenizer,
-        stop_ids=stop_ids(place, tokenizer),
+        stop_ids=stops,
+        generation=without_known(read_settings(place.path, place.values), tokenizer, stops),
         path=str(path),
     )
 
@@ -135,26 +142,42 @@ def read_weights(
 
 def stop_ids(place: HuggingFaceDirectory, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """The ids that end a text: generation_config.json's, else config.json's, and the tokenizer's own."""
-    generation = place.path / GENERATION
-    values = read_json(inside(place.path, GENERATION)) if generation.exists() else {}
-    named = values["eos_token_id"] if values.get("eos_token_id") is not None else place.values.get("eos_token_id")
-    ids = named if isinstance(named, list) else [named]
-    known = [id for id in ids if type(id) is int and 0 <= id < place.config.vocab_size]
-    eos = None if tokenizer is None else tokenizer.eos_id
-    return tuple(dict.fromkeys([*known, *([] if eos is None else [eos])]))
+    return stop_ids_from(read_settings(place.path, place.values), tokenizer, place.config.vocab_size)
 
 
-def _named(file: SafetensorsDirectory, family: HuggingFaceFamily) -> NamedTensors:
-    """Other spellings of the family's names undone; what it ignores left out."""
-    names: dict[str, str] = {}
-    for theirs in file.shapes():
-        if any(re.fullmatch(pattern, theirs) for pattern in family.ignored):
-            continue
-        name = family.own_name(theirs)
-        if name in names:
-            raise UserError(f"The tensors {names[name]} and {theirs} are the same one of {family.model_type}.")
-        names[name] = theirs
+def _file(directory: Path, values: dict[str, Any]) -> SafetensorsDirectory:
+    """The weights' files; one that cannot be read because it is quantized says so."""
+    try:
+        return SafetensorsDirectory(directory)
+    except UserError as error:
+        if (method := method_in(values)) is None:
+            raise
+        raise UserError(f"{str(error).rstrip('.')}; {directory} is quantized by {method}.") from error
+
+
+def _named(file: SafetensorsDirectory, family: HuggingFaceFamily, config: ModelConfig) -> NamedTensors:
+    """Other spellings of the family's names undone; what it ignores left out.
+
+    Of a tied model that has its table under the head's name alone, the head is the table.
+    """
+    table, head = _ends(config, family)
+    names = own_names(file.shapes(), family, {*(entry.name for entry in family.entries(config)), head or table})
+    if config.tie_embeddings and head in names and table not in names:
+        names = {table if name == head else name: theirs for name, theirs in names.items()}
     return NamedTensors(file, names)
+
+
+def _ends(config: ModelConfig, family: HuggingFaceFamily) -> tuple[str, str | None]:
+    """The family's names of the token table and of the head, where it has one; whether or not they are tied here."""
+    untied = family.entries(dataclasses.replace(config, tie_embeddings=False))
+    table = next(entry.name for entry in untied if entry.leaves[0].path == "embedder/embedding")
+    return table, next((entry.name for entry in untied if entry.leaves[0].path == "lm_head/kernel"), None)
+
+
+def _needed(config: ModelConfig, family: HuggingFaceFamily, tensors: NamedTensors) -> set[str]:
+    """The tensors of the network, a tied one's head among them where the file repeats it."""
+    _, head = _ends(config, family)
+    return {*(entry.name for entry in family.entries(config)), *({head} & tensors.names.keys())}  # type: ignore[arg-type]
 
 
 def _resolve_head(
@@ -163,15 +186,13 @@ def _resolve_head(
     """Drop a head that a tied model's file repeats. Where it differs from the embedding, the model is not tied."""
     if not config.tie_embeddings:
         return config, tensors
-    untied = dataclasses.replace(config, tie_embeddings=False)
-    embedding = next(e.name for e in family.entries(config) if e.leaves[0].path == "embedder/embedding")
-    head = next((e.name for e in family.entries(untied) if e.leaves[0].path == "lm_head/kernel"), None)
+    embedding, head = _ends(config, family)
     if head is None or head not in tensors.names or embedding not in tensors.names:
         return config, tensors
     if _equal(tensors.read(embedding), tensors.read(head)):
         return config, NamedTensors(tensors.file, {k: v for k, v in tensors.names.items() if k != head})
     warnings.warn(f"{head} is not the embedding, though the config ties them: they are kept apart.", stacklevel=4)
-    return untied, tensors
+    return dataclasses.replace(config, tie_embeddings=False), tensors
 
 
 def _equal(a: np.ndarray, b: np.ndarray, rows: int = 4096) -> bool:

@@ -16,14 +16,15 @@ from slmjax.errors import UserError
 from slmjax.files import local_path, place_directory
 from slmjax.formats.catalog import FLOATS, require_float
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
-from slmjax.formats.huggingface.directory import GENERATION
 from slmjax.formats.huggingface.families import FAMILIES, family_of
 from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.huggingface.model_card import model_card
 from slmjax.formats.recognition import CONFIG, MODELS, require_replaceable
 from slmjax.formats.safetensors_files import write_safetensors
 from slmjax.formats.tensors import PlannedTensor
-from slmjax.formats.weight_map import Entry, joined_dtypes, joined_shapes, write_tensors
+from slmjax.formats.weight_map import Entry, cast, joined_dtypes, joined_shapes, write_tensors
+from slmjax.inference.generation_settings import FILE_NAME as GENERATION
+from slmjax.inference.generation_settings import ids_in, with_known
 from slmjax.inference.language_model import LanguageModel, require_plain
 from slmjax.models.config import ModelConfig
 
@@ -69,15 +70,12 @@ def write_model(
 ) -> None:
     """All files of a model of transformers, into a directory that is there. name: of the model, on its card."""
     config, tokenizer = lm.config, lm.tokenizer
-    roles = {role: getattr(tokenizer, f"{role}_id", None) for role in ("bos", "eos", "pad")}
-    stops = list(dict.fromkeys([*lm.stop_ids, *([] if roles["eos"] is None else [roles["eos"]])]))
-    ids = {"bos_token_id": roles["bos"], "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
-    ids["pad_token_id"] = roles["pad"]
+    generation = with_known(lm.generation, tokenizer, lm.stop_ids, config.vocab_size)
     values = {"architectures": [family.architecture], "model_type": family.model_type, **family.config_to(config)}
     stored = write_weights(lm, directory, family.entries(config), dtype=dtype, max_shard_bytes=max_shard_bytes)
-    values |= {**ids, "dtype": stored, "torch_dtype": stored, "use_cache": True}
-    _write_json(directory / CONFIG, values)
-    _write_json(directory / GENERATION, ids)
+    values |= {**ids_in(generation), "dtype": stored, "torch_dtype": stored, "use_cache": True}
+    write_json(directory / CONFIG, values)
+    write_json(directory / GENERATION, generation)
     if tokenizer is not None:
         huggingface_tokenizer.write(tokenizer, directory, config.context_length)
     card = model_card(config, family, stored, name=name, license=license, base_model=base_model)
@@ -101,7 +99,9 @@ def write_weights(
     unknown = sorted(sizes.keys() - set(FLOATS))
     if unknown:
         raise UserError(f"The model has parameters of dtype {unknown[0]}: give dtype, one of {', '.join(FLOATS)}.")
-    arrays = ((name, a.astype(t.kind)) for (name, a), t in zip(write_tensors(lm.params, entries), plan, strict=True))
+    arrays = (
+        (name, cast(a, t.kind, name)) for (name, a), t in zip(write_tensors(lm.params, entries), plan, strict=True)
+    )
     write_safetensors(directory, plan, arrays, max_shard_bytes=max_shard_bytes)
     return sizes.most_common(1)[0][0]
 
@@ -140,5 +140,6 @@ def _lacks(family: HuggingFaceFamily, config: ModelConfig) -> list[str]:
     return [f"model.{name}={ours}" for name, (ours, _) in config.differences(read).items()]
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file as transformers does: indented, text as it is."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -19,6 +19,9 @@ FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "added_tokens.json",
+    "quantize_config.json",
     "adapter_config.json",
 )
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

@@ -17,7 +17,12 @@ from slmjax.errors import UserError
 from slmjax.untrusted import MAX_NAMES, MAX_RANK, Values, shown
 
 LORA, IA3, PREFIX, PROMPT, P_TUNING = "LORA", "IA3", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"
-TYPES = (LORA, IA3, PREFIX, PROMPT, P_TUNING)
+TOKENS = "TRAINABLE_TOKENS"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX_OF_NAMES = "base_model.model."
+EMBEDDINGS = "prompt_embeddings"
+TYPES = (LORA, IA3, PREFIX, PROMPT, P_TUNING, TOKENS)
+OF_WEIGHTS = (LORA, IA3, TOKENS)  # that change a base's weights
 
 # What a file may say without changing what its tensors compute.
 _COMMON = {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"}
@@ -27,7 +32,8 @@ _OF_TYPE: dict[str, set[str]] = {
     LORA: {"r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "init_lora_weights", "layers_to_transform"}
     | {"layers_pattern", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "ensure_weight_tying"}
     | {"loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_core"}
-    | {"qalora_group_size", "velora_config"},
+    | {"qalora_group_size", "velora_config", "trainable_token_indices"},
+    TOKENS: {"token_indices"},
     IA3: {"feedforward_modules", "init_ia3_weights"},
 }
 _PROMPTS = {"num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
@@ -113,7 +119,7 @@ def peft_file(values: Mapping[str, Any], path: Path) -> PeftFile:
             merged = ": merge the adapter into its base with peft (merge_and_unload) and load that"
             raise UserError(
                 f"{path}: {str(key)[:60]} is {shown(value)}, which this version cannot follow"
-                f"{merged if kind in (LORA, IA3) else ''}."
+                f"{merged if kind in OF_WEIGHTS else ''}."
             )
     init = values.get("init_lora_weights")
     if kind == LORA and init not in _PLAIN_INITS:

@@ -15,21 +15,39 @@ from slmjax.errors import UserError
 from slmjax.formats.adapters.adapter import Adapter, parameters_under, require_plain_inputs, require_plain_positions
 from slmjax.formats.adapters.files import Tensors, require_place, write_adapter
 from slmjax.formats.adapters.names import Names, names_of, within_layer
-from slmjax.formats.peft.config import IA3, LORA, P_TUNING, PREFIX, PROMPT
+from slmjax.formats.peft.config import (
+    EMBEDDINGS,
+    IA3,
+    LORA,
+    P_TUNING,
+    PREFIX,
+    PREFIX_OF_NAMES,
+    PROMPT,
+    WEIGHTS,
+)
 from slmjax.formats.peft.factors import Found, ia3_factors, lora_factors, modules_of
-from slmjax.formats.peft.read import EMBEDDINGS, PREFIX_OF_NAMES, WEIGHTS
 from slmjax.formats.weight_map import write_tensors
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import flatten, layers_by_block
+from slmjax.tokenization.tokenizer import Tokenizer
 
 _KINDS = {"lora": LORA, "ia3": IA3, "prefix": PREFIX, "prompt": PROMPT, "p_tuning": P_TUNING}
 
 
-def save_peft(adapter: Adapter, names: Names, base: Any, path: str | Path, *, base_name: str) -> Path:
+def save_peft(
+    adapter: Adapter,
+    names: Names,
+    base: Any,
+    path: str | Path,
+    *,
+    base_name: str,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
     """Write adapter_config.json and adapter_model.safetensors (float32), whole or not at all; returns the directory.
 
     names, base: of the network that was fine-tuned, and its parameters, not quantized. base_name: how peft finds it, a
-    name on the hub or a path. UserError for what peft cannot say; what it replaces must be an adapter alone.
+    name on the hub or a path. tokenizer: the fine-tune's own, which is written beside it, where it is not the base's.
+    UserError for what peft cannot say; what it replaces must be an adapter alone.
     """
     directory = require_place(path)
     kind = _KINDS.get(adapter.method)
@@ -50,7 +68,9 @@ def save_peft(adapter: Adapter, names: Names, base: Any, path: str | Path, *, ba
         "task_type": "CAUSAL_LM",
         **values,
     }
-    return write_adapter(directory, values, WEIGHTS, tensors, card=_card(directory.name, base_name, kind, tensors))
+    card = _card(directory.name, base_name, kind, tensors)
+    beside: dict[str, Any] = {"tokenizer": tokenizer, "context_length": names.config.context_length}
+    return write_adapter(directory, values, WEIGHTS, tensors, card=card, **beside)
 
 
 def _of_weights(adapter: Adapter, names: Names, base: Any, kind: str) -> tuple[dict[str, Any], Tensors]:
@@ -61,7 +81,7 @@ def _of_weights(adapter: Adapter, names: Names, base: Any, kind: str) -> tuple[d
     if tied:  # peft would leave the head as it was
         config, params = parameters_under(replace(adapter, unties=True), config, params)
         added |= _head_like_table(added)
-    names = names_of(config, names.family)
+    plain, names = flatten(base), names_of(config, names.family)
     found = modules_of(names, added)
     trained = {*adapter.whole, *(["lm_head/kernel"] if tied and "embedder/embedding" in adapter.whole else [])}
     saved = [module for module in _holding(names, trained) if module not in found]
@@ -76,6 +96,10 @@ def _of_weights(adapter: Adapter, names: Names, base: Any, kind: str) -> tuple[d
         values = _lora(adapter, names, found, flatten(params), tensors)
     else:
         values = _ia3(names, found, tensors)
+    if kind == LORA and (new := {path for path in adapter.whole if path.endswith("/bias") and path not in plain}):
+        _add_lora_biases(names, found, new, flatten(params), tensors)
+        values["lora_bias"], trained = True, trained - new
+        saved = [module for module in _holding(names, trained) if module not in found]
     entries = [
         entry
         for entry in names.entries.values()
@@ -147,6 +171,21 @@ def _lora(
         "layers_pattern": None,
         "lora_bias": False,
     }
+
+
+def _add_lora_biases(
+    names: Names, found: Mapping[str, Found], new: set[str], params: Mapping[str, Any], tensors: Tensors
+) -> None:
+    """Biases that the base has not, as those of LoRA's B: divided by the scale, zeros where there is none."""
+    for name, parts in found.items():
+        weight, rows = names.weights[name], []
+        for module, leaves, size in zip(weight.modules, parts, weight.outputs, strict=True):
+            path = f"{module.path}/bias"
+            bias = np.asarray(params[path], np.float32) if path in new and leaves is not None else np.zeros(size)
+            bias = bias if module.repeat is None or path not in new or leaves is None else bias[module.repeat]
+            scale = 1.0 if leaves is None else float(leaves["lora_scale"])
+            rows.append((bias / scale)[None])
+        tensors[f"{PREFIX_OF_NAMES}{name}.lora_B.bias"] = weight.join(rows)[:, 0]
 
 
 def _ia3(names: Names, found: Mapping[str, Found], tensors: Tensors) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from slmjax.evaluation.tasks.text_to_sql.records import SPLITS, Question, read_q
 from slmjax.files import local_path
 from slmjax.inference.generate import generate
 from slmjax.inference.language_model import LanguageModel
+from slmjax.inference.sampling import GREEDY
 
 BATCH = 16  # prompts generated at once
 MAX_NEW_TOKENS = 192
@@ -93,7 +94,7 @@ class TextToSQL:
             for first in range(0, len(questions), self.batch_size):
                 part = questions[first : first + self.batch_size]
                 prompts = [shots + question.prompt for question in part]
-                texts = generate(lm, prompts, max_new_tokens=MAX_NEW_TOKENS, stop=["\n"])
+                texts = generate(lm, prompts, max_new_tokens=MAX_NEW_TOKENS, sampling=GREEDY, stop=["\n"])
                 answers += [text.strip() for text in texts]
                 bar.update(len(part))
         with Database(database_path) as database:
