@@ -77,6 +77,10 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
         elif number in (2, 3) and isinstance(value, bytes):
             (trainer if number == 2 else normalizer).update(_fields(value))
     charsmap = normalizer.get(2, b"")
+    if isinstance(charsmap, bytes) and charsmap:  # the size of its trie, for which tokenizers takes memory at once
+        size = int.from_bytes(charsmap[:4], "little")
+        if len(charsmap) < 4 or size % 4 or size > len(charsmap) - 4:
+            raise UserError(f"{_DAMAGED}: its map of characters has another size than it says.")
     named = {role: trainer[number] for number, role in _ROLES.items() if number in trainer}
     return SentencePieceModel(
         pieces,

@@ -1,6 +1,7 @@
 """Values of another type than meant, at every place of the JSON files that describe models, adapters and records."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from slmjax.formats.adapters.adapterhub import WEIGHTS, open_adapterhub
 from slmjax.inference.description import description_from
 from slmjax.models.config import ModelConfig
 from slmjax.tokenization.chat_template import choose_template
-from slmjax.tokenization.sentencepiece_proto import SentencePieceModel
+from slmjax.tokenization.sentencepiece_proto import SentencePieceModel, parse_sentencepiece
 from slmjax.tokenization.tokenizer import load_tokenizer
 from slmjax.untrusted import inside, read_json
 
@@ -144,6 +145,15 @@ def test_a_piece_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(pieces.replace(b"bc", b"b\xab"))
     with pytest.raises(UserError, match="not a readable tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("charsmap", [b"\0", b"\xff" * 64, (2**31).to_bytes(4, "little") + b"abcd"])
+def test_a_map_of_characters_of_another_size_than_it_says_is_refused(charsmap):
+    """tokenizers takes as much memory as the map says before it looks at it."""
+    sound = SentencePieceModel(["<unk>", "a"], [0.0, -1.0], [2, 1], charsmap=b"\4\0\0\0abcd")
+    assert parse_sentencepiece(sound.to_bytes()).charsmap == sound.charsmap
+    with pytest.raises(UserError, match="damaged: its map of characters has another size"):
+        parse_sentencepiece(dataclasses.replace(sound, charsmap=charsmap).to_bytes())
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "é" * 200, "a\0b", "..", "a/b", ""])
