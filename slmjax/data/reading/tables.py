@@ -26,7 +26,7 @@ def parquet_records(
             columns = _columns(file.schema_arrow, fields, path)
             share = path.stat().st_size / max(1, file.metadata.num_rows)
             number = 0
-            for batch in file.iter_batches(batch_size=_batch_size(file.metadata), columns=columns):
+            for batch in file.iter_batches(batch_size=_batch_size(file), columns=columns):
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{path} row {number}", record
@@ -61,13 +61,15 @@ def arrow_records(
         raise UserError(f"{path} is not a readable Arrow file ({one_line(error)}).") from error
 
 
-def _batch_size(metadata: Any) -> int:
+def _batch_size(file: Any) -> int:
     """Rows to read at once: fewer where a column is much larger than its part of the file.
 
     A value that is stored once, in a dictionary or as the prefix of others, may stand in every row.
     """
-    most = _ROWS
+    most, metadata = _ROWS, file.metadata
     for group in range(metadata.num_row_groups):
+        # One row of each column first: what is damaged is an exception there, and ends the process in `column` below.
+        next(file.iter_batches(batch_size=1, row_groups=[group]), None)
         for number in range(metadata.num_columns):
             column = metadata.row_group(group).column(number)
             size = column.total_uncompressed_size
