@@ -336,7 +336,7 @@ def main() -> int:
     print(table(sum(worker.board.counts for worker in workers)))
     slowest = max(worker.board.times[1] for worker in workers)
     print(
-        f"{args.cases:,} cases of seed {args.seed} in {time.monotonic() - start:,.0f} s; the slowest {slowest:.2f} s."
+        f"{tried:,} cases of seed {args.seed} in {time.monotonic() - start:,.0f} s; the slowest {slowest:.2f} s."
     )
     for signature, count in findings.seen.most_common():
         print(f"{count:8,} {signature}")
