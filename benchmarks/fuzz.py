@@ -335,9 +335,8 @@ def main() -> int:
         bar.update(sum(int(worker.board.counts.sum()) for worker in workers) - bar.n)
     print(table(sum(worker.board.counts for worker in workers)))
     slowest = max(worker.board.times[1] for worker in workers)
-    print(
-        f"{tried:,} cases of seed {args.seed} in {time.monotonic() - start:,.0f} s; the slowest {slowest:.2f} s."
-    )
+    tried = sum(int(worker.board.counts.sum()) for worker in workers)
+    print(f"{tried:,} cases of seed {args.seed} in {time.monotonic() - start:,.0f} s; the slowest {slowest:.2f} s.")
     for signature, count in findings.seen.most_common():
         print(f"{count:8,} {signature}")
     return int(bool(findings.seen))
