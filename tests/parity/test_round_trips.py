@@ -27,7 +27,9 @@ def test_transformers_sees_no_difference(model_type, by_way_of, vocabulary, tmp_
     for text in TEXTS:
         ids = [tokenizer(text)["input_ids"] for tokenizer in tokenizers]
         assert ids[0] == ids[1]
-        texts = [tokenizer.decode(ids[0], skip_special_tokens=skip) for tokenizer in tokenizers for skip in (0, 1)]
+        texts = [
+            tokenizer.decode(ids[0], skip_special_tokens=skip) for tokenizer in tokenizers for skip in (False, True)
+        ]
         assert texts[:2] == texts[2:]
     assert tokenizers[0].special_tokens_map == tokenizers[1].special_tokens_map
     assert tokenizers[0].chat_template == tokenizers[1].chat_template
