@@ -1,7 +1,9 @@
 """The kinds of files that fuzz.py damages: how sound ones are made, and what reads them."""
 
 import dataclasses
+import gzip
 import json
+import lzma
 import random
 import tempfile
 import zlib
@@ -42,8 +44,8 @@ Files = dict[str, bytes]  # of one directory, by name
 TEXT = "The old river, 3 stones and a lïght 🙂\n\n<|endoftext|> <s>  x"
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}A: {% generation %}{{ message['content'] }}"
-    "{{ eos_token }}{% endgeneration %}{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+    "{{ eos_token }}{% endgeneration %}{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
 )
 MARKED = (
     "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{%- endfor -%}"
@@ -448,13 +450,16 @@ RECORDS: list[dict[str, Any]] = [
     {"text": "A river. " * 3, "meta": {"source": "x"}},
     {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "text": "a"},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": None,
-     "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]}, {"role": "tool", "content": "1"}], "text": ""},
+     "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "content": "1"}], "text": "a"},
     {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s", "text": "b"},
-    {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f"}'}], "text": "b"},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f"}'}]},
     {"prompt": "a", "completion": "b", "text": "c"},
     {"prompt": MESSAGES[:1], "completion": MESSAGES[1:], "text": "c"},
     {"instruction": "a", "input": "b", "output": "c", "history": [["a", "b"]], "text": "d"},
 ]  # fmt: skip
+
+
+CSV = b'text,n\n"A river, old.",1\n"a ""b""\nc",2\nd,\n'
 
 
 def lines(records: list[Any]) -> bytes:
@@ -467,14 +472,13 @@ def jsonl_seeds(folder: Path) -> list[Files]:
 
 
 def compressed_seeds(folder: Path) -> list[Files]:
-    import gzip
-
     import zstandard
 
     content = lines(RECORDS)
     squeezed, zipped = zstandard.ZstdCompressor().compress(content), gzip.compress(content, mtime=0)
     texts = {"a.txt.zst": zstandard.ZstdCompressor().compress(TEXT.encode()), "b.md": TEXT.encode()}
-    return [{"a.jsonl.zst": squeezed}, {"a.jsonl.gz": zipped}, {"a.json.zst": squeezed}, texts]
+    tables = [{"a.csv": CSV}, {"a.tsv": CSV.replace(b",", b"\t")}, {"a.jsonl.xz": lzma.compress(content)}]
+    return [{"a.jsonl.zst": squeezed}, {"a.jsonl.gz": zipped}, {"a.json.zst": squeezed}, texts, *tables]
 
 
 def parquet_seeds(folder: Path) -> list[Files]:
@@ -528,6 +532,13 @@ KINDS: dict[str, Kind] = {
     "compressed": Kind(12, compressed_seeds, read_data),
     "Parquet": Kind(6, parquet_seeds, read_data),
 }
+
+
+def keep(names: list[str]) -> None:
+    """Leave out all kinds but these."""
+    kept = {name: KINDS[name] for name in names}
+    KINDS.clear()
+    KINDS.update(kept)
 
 
 def schedule() -> list[str]:

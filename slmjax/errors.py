@@ -12,8 +12,8 @@ class UserError(Exception):
     """A mistake in what the user gave: one sentence that says what, where, and what to do instead.
 
     The command line prints it to stderr without a traceback and exits with status 2. It may quote what a file holds:
-    characters that would break the line or steer a terminal are shown as escapes, and the middle of a very long sentence
-    is left out.
+    characters that would break the line or steer a terminal are shown as escapes, and the middle of a very long
+    sentence is left out.
     """
 
     def __str__(self) -> str:

@@ -27,10 +27,8 @@ def local_path(path: str | Path, what: str) -> Path:
 
 
 def expanded_path(path: str | Path, what: str) -> Path:
-    """`path` with ~ expanded. UserError for a home that is not there, no text at all, and what UTF-8 cannot hold."""
+    """`path` with ~ expanded. UserError for a home that is not there, and what UTF-8 cannot hold."""
     text = os.fspath(path)
-    if not text:
-        raise UserError(f"{what} is an empty path: give the path of a file or directory.")
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"{what} is {text!r}, which is not text in UTF-8: rename it.")
     try:

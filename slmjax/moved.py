@@ -29,6 +29,7 @@ MOVED = {
     "formats.model_card": "formats.huggingface.model_card",
     "formats.peft_adapter": "formats.adapters.adapter",
     "formats.peft_config": "formats.peft.config",
+    "formats.sentencepiece_proto": "tokenization.sentencepiece_proto",
     "models.layers_apart": "models.unstacked",
     "objectives.held_to_base": "objectives.regularized",
     "peft.base": "peft.fingerprint",

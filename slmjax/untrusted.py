@@ -148,7 +148,7 @@ def inside(directory: Path, name: str) -> Path:
     The cache of huggingface_hub keeps its files beside the directories of its snapshots and links to them: for a
     directory models--X/snapshots/Y, models--X/blobs counts as inside.
     """
-    if not name or Path(name).name != name or name in (".", ".."):
+    if not name or Path(name).name != name or name in (".", "..") or "\0" in name or len(name.encode()) > 255:
         raise UserError(f"{directory} names the file {name[:200]!r}, which is not a file's plain name.")
     path = directory / name
     root = directory.resolve()

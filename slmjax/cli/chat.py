@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from slmjax.cli.shared.model_arguments import add_checkpoint_argument
-from slmjax.cli.shared.numbers import whole_number
+from slmjax.cli.shared.option_types import whole_number
 from slmjax.cli.shared.sampling_arguments import add_context_argument, add_sampling_arguments, sampling_settings
 from slmjax.console import say
 

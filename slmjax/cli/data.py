@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmjax.cli.shared.numbers import real_number
+from slmjax.cli.shared.option_types import real_number
 from slmjax.cli.shared.text_sources import add_format_arguments, source_of
 from slmjax.quantities import json_text
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from slmjax.cli.shared.model_arguments import add_checkpoint_argument
-from slmjax.cli.shared.numbers import whole_number
+from slmjax.cli.shared.option_types import whole_number
 from slmjax.cli.shared.sampling_arguments import add_context_argument
 from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
 from slmjax.quantities import json_text

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.cli.shared.model_arguments import add_checkpoint_argument
-from slmjax.cli.shared.numbers import whole_number
+from slmjax.cli.shared.option_types import whole_number
 from slmjax.quantities import json_text
 
 HELP = "describe a run, checkpoint, config, saved model or named model, and what it costs"

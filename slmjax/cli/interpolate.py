@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from slmjax.cli.shared.numbers import whole_number
+from slmjax.cli.shared.option_types import whole_number
 from slmjax.quantities import json_text
 
 HELP = "mix a fine-tuned run with its base (WiSE-FT): a curve of what is gained and forgotten, and the mix to keep"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 
-from slmjax.cli.shared.numbers import whole_number
+from slmjax.cli.shared.option_types import not_empty, whole_number
 from slmjax.quantities import json_text
 
 HELP = "train a small language model on the text that every Python installation carries"
@@ -14,7 +14,9 @@ EXAMPLE = "slmjax quickstart --workdir runs/quickstart"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--workdir", default="runs/quickstart", help="directory of the run (default: %(default)s)")
+    parser.add_argument(
+        "--workdir", type=not_empty, default="runs/quickstart", help="directory of the run (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=whole_number(0), default=0, help="training steps (default: the config's)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
 

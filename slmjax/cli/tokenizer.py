@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from slmjax.cli.shared.numbers import whole_number
+from slmjax.cli.shared.option_types import whole_number
 from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
 from slmjax.quantities import json_text
 

@@ -6,7 +6,7 @@ import argparse
 import signal
 from typing import Any
 
-from slmjax.cli.shared.numbers import whole_number
+from slmjax.cli.shared.option_types import not_empty, whole_number
 from slmjax.quantities import json_text
 
 HELP = "pretrain, over-train or fine-tune a model from a config file"
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="config file in Python, or FILE:ARGUMENT for its get_config(); --config.KEY=VALUE overrides a key",
     )
-    parser.add_argument("--workdir", required=True, help="directory of the run; an existing run is continued")
+    parser.add_argument(
+        "--workdir", type=not_empty, required=True, help="directory of the run; an existing run is continued"
+    )
     parser.add_argument("--json", action="store_true", help="print the final metrics as one JSON object")
     parser.add_argument(
         "--distributed", action="store_true", help="join several processes (on a TPU pod this alone is enough)"

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 from slmjax.errors import UserError, did_you_mean
 from slmjax.files import local_path
 
+OnChange = Literal["error", "use"]
 DataKind = Literal["text", "conversations"]
 SourceFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "arrow", "array_record", "tfds", "python"]
 Packing = Literal["concat", "best_fit"]
@@ -54,6 +55,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
             raise UserError(f"A source needs the path of a file, directory or glob as text, not {self.path!r}.")
+        if not self.path.startswith(("tfds:", "python:")):
+            local_path(self.path, "The source")
         require_choice(f"The format {self.format!r} of the source {self.path}", self.format, SourceFormat)
         if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight > 0):
             raise UserError(f"The weight of the source {self.path} must be a number above 0, not {self.weight!r}.")
@@ -76,6 +79,8 @@ class BaseDataConfig:
         add_bos: put the tokenizer's bos before each document (eos always ends it).
         seed: of the split, the order and the shuffle.
         num_threads, prefetch: threads that make batches, and batches made ahead. 0 threads make them in the caller's.
+        on_change: of a run that goes on, where its data are no longer those that it was trained on: "error" goes on
+            with the corpus that was prepared, and refuses where there is none; "use" goes on with the data as they are.
     """
 
     kind: DataKind = "text"
@@ -86,6 +91,7 @@ class BaseDataConfig:
     seed: int = 0
     num_threads: int = 2
     prefetch: int = 8
+    on_change: OnChange = "error"
 
     source_class: ClassVar[type] = SourceConfig
 
@@ -100,6 +106,7 @@ class BaseDataConfig:
         require_integer("data.seed", self.seed, 0)
         require_integer("data.num_threads", self.num_threads, 0)
         require_integer("data.prefetch", self.prefetch, 0)
+        require_choice(f"data.on_change={self.on_change!r}", self.on_change, OnChange)
         if not (isinstance(self.validation_fraction, int | float) and 0 <= self.validation_fraction < 1):
             raise UserError(
                 f"data.validation_fraction={self.validation_fraction!r} must be a number of at least 0 and below 1."

@@ -38,7 +38,8 @@ def describe(directory: str | Path, *, samples: int = 3, sample_tokens: int = 64
 
 
 def _tokenizer_of(corpus: Path) -> Tokenizer | None:
-    return load_tokenizer(corpus / "tokenizer") if (corpus / "tokenizer").is_dir() else None
+    directory = corpus / "tokenizer"
+    return load_tokenizer(directory, as_saved=True) if directory.is_dir() else None
 
 
 def _describe_store(store: TokenStore, tokenizer: Tokenizer | None, samples: int, sample_tokens: int) -> dict[str, Any]:

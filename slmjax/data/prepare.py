@@ -95,7 +95,7 @@ def tokenizer_for(config: DataConfig, directory: str | Path, *, progress: bool =
     directory = local_path(directory, "The corpus")
     key = _digest([_RULES, size, config.seed, config.validation_fraction, _source_keys(config, weights=True)])
     if _trained_key(directory) == key:
-        return load_tokenizer(directory)
+        return load_tokenizer(directory, as_saved=True)
     if _is_foreign(directory, "trained.json"):
         raise UserError(f"{directory} holds something that is not a trained tokenizer: give a new or empty directory.")
     tokenizer = train_bpe(_training_texts(config), size, progress=progress)
@@ -257,7 +257,7 @@ def _is_prepared(directory: Path, fingerprint: str) -> bool:
         for name in description["config"]["sources"]:
             for split in ("train", "validation"):
                 TokenStore(directory / split / name)
-        load_tokenizer(directory / "tokenizer")
+        load_tokenizer(directory / "tokenizer", as_saved=True)
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return False
     return True

@@ -71,10 +71,12 @@ class SftConfig(BaseDataConfig):
         chat_template: empty for the tokenizer's own, "plain" for `PLAIN_TEMPLATE`, or a file of Jinja.
         system: the system prompt of conversations that have none; empty adds none.
         loss: what is learned: every turn of the "assistant" (in prompt/completion records the completion), only the
-            "completion" (the last turn), or "all" tokens. The end of what is learned is learned too.
+            "completion" (the last turn), or "all" tokens. The end of what is learned is learned too. A turn that says
+            so itself (`weight`, `train`, `training` or `loss`: 0 or false) is not learned.
         add_bos: put the tokenizer's bos before text and prompt/completion strings; a chat template writes its own.
         on_invalid: records that cannot be learned from (unknown roles, an empty answer, no turn of the assistant, a
-            conversation that the template refuses) stop the run, or are skipped, counted and reported.
+            conversation that the template refuses or whose tool calls it drops) stop the run, or are skipped, counted
+            and reported.
         on_long: the same for examples that are too long; "truncate" cuts their end off, counted and reported.
     """
 

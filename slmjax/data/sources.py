@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -137,22 +138,28 @@ def _parts(source: SourceConfig) -> list[Part]:
         return []
     path = local_path(source.path, "The source")
 
-    def known(files: list[Path]) -> list[Path]:
-        found = [file for file in files if kind != "auto" or _format_of(file) is not None]
-        if not found:
-            names = first_few([file.name for file in files], 5)
-            what = f"has no file of a known format, only {names}" if names else "has no files"
-            raise UserError(f"{source.path} {what}: give another path, or set the format of the source.")
-        return found
-
     if path.is_file():
         return choose_parts(path.parent, [path], source.split)
     if path.is_dir():
-        return parts_of_directory(path, known(files_below(path)), source.split, _is_record_file)
+        files = _found(source, partial(files_below, path))
+        return parts_of_directory(path, files, source.split, _is_record_file)
     if glob.has_magic(str(path)):
-        files = known(files_matching(path))
+        files = _found(source, partial(files_matching, path))
         return choose_parts(Path(os.path.commonpath([file.parent for file in files])), files, source.split)
     raise UserError(f"There is no data at {source.path}: give a file, a directory, a glob, tfds:… or python:stdlib.")
+
+
+def _found(source: SourceConfig, search: Callable[..., list[Path]]) -> list[Path]:
+    """The files that `search` finds and that can be read; at least one."""
+    if source_format(source) != "auto":
+        files = search()
+    else:
+        files = search(lambda path: _format_of(path) is not None)
+    if not files:
+        names = first_few([file.name for file in search()], 5)
+        what = f"has no file of a known format, only {names}" if names else "has no files"
+        raise UserError(f"{source.path} {what}: give another path, or set the format of the source.")
+    return files
 
 
 def _texts(source: SourceConfig, consumed: Consumed) -> Iterator[str]:

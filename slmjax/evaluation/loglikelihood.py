@@ -32,9 +32,9 @@ def loglikelihoods(
     tokenizer = lm.require_tokenizer()
     wanted: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = {}  # what is run: what is asked of it
     for r, (prompt, continuations) in enumerate(requests):
-        start = encode_prompt(tokenizer, prompt)
+        start = encode_prompt(tokenizer, prompt, special=False)
         for c, continuation in enumerate(continuations):
-            tail = encode_prompt(tokenizer, prompt + continuation)[len(start) :]
+            tail = encode_prompt(tokenizer, prompt + continuation, special=False)[len(start) :]
             if not tail:
                 raise UserError(f"The continuation {continuation!r} has no tokens of its own after its prompt.")
             run = (start + tail)[:-1][-lm.context_length :]

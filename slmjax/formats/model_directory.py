@@ -130,7 +130,7 @@ def _tokenizer(path: Path, description: Description) -> Tokenizer | None:
     if not huggingface_tokenizer.is_there(path):
         return None
     if kind_of(path) == "slmjax 1":
-        return load_tokenizer(path)
+        return load_tokenizer(path, as_saved=True)
     return huggingface_tokenizer.undo_changes(path, Values(description.tokenizer_changes, str(path)))
 
 

@@ -50,7 +50,7 @@ class Run:
         directory = self.directory / self.description.tokenizer
         if not directory.is_dir():
             return None
-        tokenizer = load_tokenizer(directory)
+        tokenizer = load_tokenizer(directory, as_saved=True)
         tokenizer.settings["add_bos_token"] = self.description.add_bos
         tokenizer.settings.pop(STOP_IDS, None)  # what runs wrote there before they had a description
         return tokenizer

@@ -192,10 +192,10 @@ def _is_of(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_is_of(item, hints.get(name, Any)) for name, item in value.items())
     if get_origin(hint) is tuple:
         items = get_args(hint)
-        if items[-1] is not ... and isinstance(value, list) and len(value) != len(items):
+        if not isinstance(value, list | tuple) or (items[-1] is not ... and len(value) != len(items)):
             return False
         kinds = itertools.repeat(items[0]) if items[-1] is ... else items
-        return isinstance(value, list) and all(_is_of(item, kind) for item, kind in zip(value, kinds, strict=False))
+        return all(_is_of(item, kind) for item, kind in zip(value, kinds, strict=False))
     return type(value) is hint
 
 

@@ -165,14 +165,17 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
     stop_at_eos: bool = True,
+    special: bool = False,
     stream: TextStream | None = None,
 ) -> list[str]:
     """Continuations of the prompts as text, without the prompts.
 
-    A row ends before the first of the `stop` strings, and at the model's stop ids (else the tokenizer's end-of-text
-    token) unless `stop_at_eos` is False. Prompts are texts, or lists of token ids that are used as they are (see
-    `encode_prompt` for what a text begins with). stream: called with each new piece of the first prompt's continuation,
-    in whole characters; the pieces joined are the text that is returned, and where it returns True that row ends. How
+    A row ends before the first of the `stop` strings, which may be or have special tokens (`<|im_end|>`), and at the
+    model's stop ids (else the tokenizer's end-of-text token) unless `stop_at_eos` is False. Prompts are texts, or lists
+    of token ids that are used as they are (see `encode_prompt` for what a text begins with). special: whether the
+    strings of special tokens in the prompts are these tokens, as templates and fill-in-the-middle need it; by default
+    they are text, as outside text should be. stream: called with each new piece of the first prompt's continuation, in
+    whole characters; the pieces joined are the text that is returned, and where it returns True that row ends. How
     tokens are drawn is said by `sampling`, or by its settings one by one. What is not given is as the model's
     generation_config.json has it (`do_sample` and its settings, `stop_strings`, `max_new_tokens`), else greedy, without
     stop strings, and 64 tokens; temperature=0 is greedy in any case.
@@ -186,7 +189,7 @@ def generate(
     drawn_by = default_sampling(lm.generation, **settings) if sampling is None else sampling_from(sampling, **settings)
     stop = stop or default_stop(lm.generation)
     tokenizer = lm.require_tokenizer()
-    ids = [encode_prompt(tokenizer, p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
+    ids = [encode_prompt(tokenizer, p, special=special) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
     texts = [Continuation(tokenizer, prompt, stop) for prompt in ids]
     if max_new_tokens is None:
         room = lm.longest_context - max(map(len, ids), default=0)

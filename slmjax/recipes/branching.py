@@ -24,6 +24,7 @@ def restore_branch(config: RunConfig, program: Program) -> tuple[Restored, str]:
             f"{config.total_steps}: raise its budget or choose an earlier training.branch_step."
         )
     restored = source.restore(step, program.stored)
+    restored.position["batches"].pop("data", None)  # a branch may go on with other data
     return restored, f"Continuing after step {step} of {t.branch_from}{_rates(program, restored)}."
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 
+from slmjax.data.config import SourceConfig
 from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
+from slmjax.files import local_path
 from slmjax.models.parameters import abstract_params
 from slmjax.models.transformer import Transformer
 from slmjax.objectives.next_token import METRIC_NAMES
@@ -30,6 +32,10 @@ def check(config: RunConfig, devices: Sequence[jax.Device] | None = None, base: 
     Raises:
         UserError: what does not fit, and what to change.
     """
+    if config.training.branch_from:
+        local_path(config.training.branch_from, "training.branch_from")
+    if config.forgetting.corpus:
+        SourceConfig(config.forgetting.corpus)
     _check_base(config, base)
     _check_batch(config, devices)
     _check_data(config)

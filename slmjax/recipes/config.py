@@ -45,6 +45,7 @@ class RunConfig:
     peft: PeftConfig = dataclasses.field(default_factory=PeftConfig)
     forgetting: ForgettingConfig = dataclasses.field(default_factory=ForgettingConfig)
     rows_per_epoch: int | None = None  # no key of the config: counted once the data are there
+    begun_steps: int | None = None  # no key either: the budget that a run began with, if it goes on with another
 
     @property
     def tokens_per_step(self) -> int:
@@ -65,6 +66,15 @@ class RunConfig:
             tokens = t.tokens or t.tokens_per_param * count_parameters(self.model).total
             steps = max(1, -(-int(tokens) // self.tokens_per_step))
         return _countable(steps)
+
+    @property
+    def laid_out_schedule(self) -> ScheduleConfig:
+        """The schedule, with the warmup that the run began with if that was a share of another budget."""
+        schedule = self.schedule
+        if self.begun_steps is None or schedule.warmup_steps:
+            return schedule
+        warmup = round(schedule.warmup_fraction * self.begun_steps)
+        return dataclasses.replace(schedule, warmup_steps=warmup, warmup_fraction=0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values, with the version of their layout; `run_config(d)` gives the same config back."""

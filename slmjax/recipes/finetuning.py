@@ -18,7 +18,7 @@ from slmjax.recipes.corpus import open_corpus
 from slmjax.recipes.finetuned import expanded
 from slmjax.recipes.fisher import with_fisher
 from slmjax.recipes.general_text import GeneralText, open_general
-from slmjax.recipes.identity import record
+from slmjax.recipes.identity import begun_in, record
 from slmjax.recipes.language_model import ModelProgram, budget_of, build
 from slmjax.recipes.observers.forgetting import Forgetting, Task, Tasks
 from slmjax.recipes.observers.losses import Losses, batches_of
@@ -54,15 +54,17 @@ def finetuning(
     config, base = expanded(config, base)
     check(config, base=base)
     refuse_another(workdir, record(config))
-    corpus = open_corpus(config.data, workdir / "data", tokenizer=tokenizer, progress=is_primary())
-    config = settle(config, corpus)
+    begun = begun_in(workdir)
+    corpus = open_corpus(config.data, workdir / "data", tokenizer=tokenizer, progress=is_primary(), begun=begun)
+    config = settle(config, corpus, begun)
     encode = corpus.tokenizer.encode
     lm = build(config, token_bytes=corpus.tokenizer.token_bytes(), base=base, encode=encode)
     held = config.forgetting
     measuring = bool(held.tokens and held.corpus)
     general, replay = None, None
     if measuring or held.replay or held.ewc:
-        general = open_general(config, workdir / "data" / "general", corpus.tokenizer, progress=is_primary())
+        place = workdir / "data" / "general"
+        general = open_general(config, place, corpus.tokenizer, progress=is_primary(), begun=begun is not None)
         mark = "kl_weights" if held.general_rows_are_held else None
         replay = Interleaved(general.train, held.replay, mark) if held.replay else None
 
@@ -79,7 +81,11 @@ def finetuning(
         lm,
         corpus,
         workdir,
-        batches=TextBatches(corpus.batches(config, lm.rows, replay)),
+        batches=TextBatches(
+            corpus.batches(config, lm.rows, replay),
+            corpus.digest(general.train) if replay and general else corpus.digest(),
+            config.data.on_change,
+        ),
         observers=[*text_observers(lm, corpus, workdir, more), *after],
         start=start,
         resume=lambda state: lm.program.complete(state, base),

@@ -9,10 +9,11 @@ import numpy as np
 
 from slmjax.data.config import DataConfig, SourceConfig
 from slmjax.data.packing import PackedRows, Row
-from slmjax.data.prepare import open_stores, prepare
+from slmjax.data.prepare import open_stores
 from slmjax.data.store import TokenStore
 from slmjax.errors import UserError
 from slmjax.recipes.config import RunConfig
+from slmjax.recipes.corpus import prepare_or_keep
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.training.processes import barrier, is_primary
 
@@ -33,13 +34,20 @@ class GeneralText:
         return _spread_rows(self.train, sequence_length, count)
 
 
-def open_general(config: RunConfig, directory: Path, tokenizer: Tokenizer, *, progress: bool = True) -> GeneralText:
-    """The corpus that `forgetting.corpus` names, prepared in `directory` if it is not yet; a tenth is held out."""
+def open_general(
+    config: RunConfig, directory: Path, tokenizer: Tokenizer, *, progress: bool = True, begun: bool = False
+) -> GeneralText:
+    """The corpus that `forgetting.corpus` names, prepared in `directory` if it is not yet; a tenth is held out.
+
+    begun: by a run that has a checkpoint, which keeps what was prepared for it.
+    """
     source = SourceConfig(config.forgetting.corpus, text_field=config.forgetting.text_field)
     add_bos = config.data.add_bos
-    wanted = DataConfig(sources={"general": source}, validation_fraction=0.1, add_bos=add_bos)
+    wanted = DataConfig(
+        sources={"general": source}, validation_fraction=0.1, add_bos=add_bos, on_change=config.data.on_change
+    )
     if is_primary():
-        prepare(wanted, tokenizer, directory, progress=progress)
+        prepare_or_keep(wanted, tokenizer, directory, begun=begun, progress=progress)
     barrier("general text prepared")
     stores = [open_stores(directory, split) for split in ("train", "validation")]
     if not all(stores):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 from slmjax.recipes.config import RunConfig, run_config
 from slmjax.training.config import BUDGETS
+from slmjax.training.loop import CHECKPOINTS
 from slmjax.training.recipe import Record
+from slmjax.training.run_directory import CONFIG_FILE
+from slmjax.untrusted import read_json
 
 # Keys that may change when a run is continued: they alter speed, memory, reports or what is kept, not the mathematics.
 # What ends in a dot is a section.
@@ -16,6 +21,7 @@ FREE = (
     "data.num_threads",
     "data.prefetch",
     "data.cache_dir",
+    "data.on_change",
     "training.accumulation",
     "training.attention",
     "training.remat",
@@ -32,13 +38,34 @@ FREE = (
     "training.sample_tokens",
     "forgetting.tokens",
 )
-# With these the rate does not depend on the total, so such a run may simply go on.
+# With these, after the warmup, the rate does not depend on the total, so such a run may simply go on.
 ENDLESS = ("constant", "inverse_sqrt")
 
 
 def record(config: RunConfig) -> Record:
     """The identity of a run for the engine."""
     return Record(config.to_dict(), lambda stored: differing_keys(run_config(stored), config))
+
+
+def begun_in(workdir: Path) -> Path | None:
+    """The workdir, where a run has saved a checkpoint in it; else None."""
+    checkpoints = workdir / CHECKPOINTS
+    begun = checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+    return workdir if begun and (workdir / CONFIG_FILE).is_file() else None
+
+
+def with_begun_warmup(config: RunConfig, begun: Path | None) -> RunConfig:
+    """The config with the warmup that the run began with, which another budget must not stretch over what was trained.
+
+    config: its total steps are known.
+    """
+    if begun is None or config.schedule.warmup_steps or config.schedule.name not in ENDLESS:
+        return config
+    before = run_config(read_json(begun / CONFIG_FILE))
+    before = dataclasses.replace(before, rows_per_epoch=config.rows_per_epoch)
+    if before.training.epochs and config.rows_per_epoch is None:
+        return config
+    return dataclasses.replace(config, begun_steps=before.total_steps)
 
 
 def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:

@@ -74,10 +74,11 @@ def interpolate(
 
     tuned = load(run, dtype="float32")
     base_params = expanded(config, read_base(place, lambda base: load(base, dtype="float32"))[0].params)[1]
-    corpus = open_corpus(config.data, place.directory / "data", tokenizer=tuned.tokenizer)
+    begun = place.directory
+    corpus = open_corpus(config.data, begun / "data", tokenizer=tuned.tokenizer, begun=begun)
     # Elsewhere than the run's own general text, unless it is that.
     folder = "general" if general == wanted.corpus else "general-interpolation"
-    text = open_general(config, place.directory / "data" / folder, tuned.require_tokenizer())
+    text = open_general(config, begun / "data" / folder, tuned.require_tokenizer(), begun=folder == "general")
     rows = text.measured_rows(config.data.sequence_length, tokens)
     results = curve(config, base_params, tuned.params, points, corpus=corpus, general=rows, say=say)
     plot = output.with_name(output.name + ".png")

@@ -116,7 +116,7 @@ def build(
     mesh = make_mesh(config.mesh, devices)
     model = Transformer(config.model, execution_for(config, mesh))
     method = training_method(config, model, encode)
-    schedule = make_schedule(config.schedule, config.total_steps)
+    schedule = make_schedule(config.laid_out_schedule, config.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     if method.scales_rates:
         optimizer = with_multipliers(optimizer, method.multipliers)

@@ -11,20 +11,21 @@ import numpy as np
 
 from slmjax.errors import UserError
 from slmjax.files import place_directory
+from slmjax.inference.description import Description
 from slmjax.models.counting import count_parameters
 from slmjax.recipes.branching import restore_branch
 from slmjax.recipes.check import NEEDS_VALIDATION, check
 from slmjax.recipes.config import RunConfig
 from slmjax.recipes.corpus import Corpus, check_vocabulary, open_corpus
 from slmjax.recipes.finetuned import describe_run
-from slmjax.recipes.identity import record
+from slmjax.recipes.identity import ENDLESS, begun_in, record, with_begun_warmup
 from slmjax.recipes.language_model import ModelProgram, budget_of, build
 from slmjax.recipes.observers.curves import LossCurve
 from slmjax.recipes.observers.early_stopping import EarlyStopping
 from slmjax.recipes.observers.losses import Losses
 from slmjax.recipes.observers.samples import Samples
 from slmjax.training.checkpoints.config import CheckpointConfig
-from slmjax.training.processes import is_primary
+from slmjax.training.processes import is_primary, warn
 from slmjax.training.program import TRAIN
 from slmjax.training.recipe import Observer, Position, Recipe
 from slmjax.training.reporting.scaling_laws import chinchilla_report
@@ -36,14 +37,15 @@ def pretraining(config: RunConfig, workdir: Path) -> Recipe:
     """The recipe of a config without a base. Prepares the corpus under `workdir` where it is not prepared yet."""
     check(config)
     refuse_another(workdir, record(config))
-    corpus = open_corpus(config.data, workdir / "data", progress=is_primary())
-    config = settle(config, corpus)
+    begun = begun_in(workdir)
+    corpus = open_corpus(config.data, workdir / "data", progress=is_primary(), begun=begun)
+    config = settle(config, corpus, begun)
     lm = build(config, token_bytes=corpus.tokenizer.token_bytes())
     return text_recipe(
         lm,
         corpus,
         workdir,
-        batches=TextBatches(corpus.batches(config, lm.rows)),
+        batches=TextBatches(corpus.batches(config, lm.rows), corpus.digest(), config.data.on_change),
         observers=text_observers(lm, corpus, workdir),
         start=lm.program.initialize,
         description=f"{_size(config):,} parameters on {run_length(lm, corpus)}\n{_scaling(config)}",
@@ -53,9 +55,12 @@ def pretraining(config: RunConfig, workdir: Path) -> Recipe:
 class TextBatches:
     """The batches of a resumable iterator over text, which do not depend on the state."""
 
-    def __init__(self, iterator: Any):
-        """`iterator`: with `get_state` and `set_state`, over batches of this process's rows."""
-        self._iterator = iterator
+    def __init__(self, iterator: Any, data: str = "", on_change: str = "error"):
+        """`iterator`: with `get_state` and `set_state`, over batches of this process's rows.
+
+        data: a digest of what the batches are made of. on_change: whether to "use" other data than a position is of.
+        """
+        self._iterator, self._data, self._on_change = iterator, data, on_change
 
     def next(self, state: TrainState) -> tuple[str, Mapping[str, np.ndarray]]:
         """The next batch."""
@@ -63,25 +68,45 @@ class TextBatches:
         return TRAIN, next(self._iterator)
 
     def position(self) -> Position:
-        """The number of the next batch, as the iterator writes it."""
-        return dict(self._iterator.get_state())
+        """The number of the next batch, as the iterator writes it, and which data it is of."""
+        return dict(self._iterator.get_state()) | ({"data": self._data} if self._data else {})
 
     def seek(self, position: Position) -> None:
-        """Jump there at once."""
-        self._iterator.set_state(dict(position))
+        """Jump there at once. UserError where the position is one in other data."""
+        place = dict(position)
+        if place.pop("data", self._data) != self._data:
+            if self._on_change == "error":
+                raise UserError(
+                    "The data are not those that the checkpoint was trained on: bring them back, or go on with them as "
+                    "they are by data.on_change=use."
+                )
+            warn("the data are not those that the checkpoint was trained on; the run goes on with them as they are.")
+        self._iterator.set_state(place)
 
 
-def settle(config: RunConfig, corpus: Corpus) -> RunConfig:
-    """The config with what only the data decide: the steps of a budget in epochs. UserError where they do not fit."""
+def settle(config: RunConfig, corpus: Corpus, begun: Path | None = None) -> RunConfig:
+    """The config with what only the data, or a run that goes on, decide: the steps of a budget in epochs, the warmup.
+
+    begun: the workdir of a run that has a checkpoint. UserError where the data do not fit.
+    """
     check_vocabulary(corpus, config.model.vocab_size)
     if config.training.early_stopping and not corpus.validation:
         raise UserError(f"training.early_stopping={config.training.early_stopping} {NEEDS_VALIDATION}")
     keep = config.checkpoint
     if keep.keep_best and keep.best_metric.startswith("validation_") and not corpus.validation:
         raise UserError(f"checkpoint.best_metric={keep.best_metric} {NEEDS_VALIDATION}")
-    if not config.training.epochs:
-        return config
-    return dataclasses.replace(config, rows_per_epoch=corpus.rows_per_epoch(config.data, config.forgetting.replay))
+    if config.training.epochs:
+        config = dataclasses.replace(
+            config, rows_per_epoch=corpus.rows_per_epoch(config.data, config.forgetting.replay)
+        )
+        before = None if begun is None else Description.read(begun).total_steps
+        if before not in (None, config.total_steps) and config.schedule.name not in ENDLESS:
+            raise UserError(
+                f"training.epochs={config.training.epochs:g} are {config.total_steps} steps of the data as they are, "
+                f"and the learning rate was laid out for {before}: bring the data back, or begin another run "
+                f"from its weights (training.branch_from={begun})."
+            )
+    return with_begun_warmup(config, begun)
 
 
 def text_observers(lm: ModelProgram, corpus: Corpus, workdir: Path, more: list[Observer] | None = None) -> list[Any]:

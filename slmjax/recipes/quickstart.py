@@ -110,7 +110,7 @@ def _quickstart(workdir: Path, steps: int, say: Callable[[str], None]) -> Quicks
 def _text(workdir: Path, split: Literal["train", "validation"]) -> bytes:
     """The text of one split, decoded from the prepared corpus: what the model was trained on or measured with."""
     corpus = workdir / "data" / "corpus"
-    tokenizer = load_tokenizer(corpus / "tokenizer")
+    tokenizer = load_tokenizer(corpus / "tokenizer", as_saved=True)
     texts = []
     for store in open_stores(corpus, split).values():
         texts += [tokenizer.decode(store.document(i)) for i in range(store.num_documents)]

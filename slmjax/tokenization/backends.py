@@ -3,18 +3,19 @@
 Both encode without ever emitting a special token: raw text that happens to contain `<|endoftext|>` or `</s>` is text.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, one_line
 
 SPACE = "▁"  # how SentencePiece writes a space inside a piece
 Offsets = list[tuple[int, int]]  # of each token: where in the text it begins and ends, in characters
@@ -33,6 +34,7 @@ class Backend(Protocol):
     def token_to_id(self, token: str) -> int | None: ...
     def id_to_token(self, id: int) -> str | None: ...
     def special_ids(self) -> dict[str, int]: ...
+    def added_around(self) -> tuple[list[int], list[int]]: ...
     def declared(self, role: str) -> int | None: ...
     def token_bytes(self) -> np.ndarray: ...
     def digest(self) -> str: ...
@@ -55,29 +57,32 @@ class HuggingFaceBackend:
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """Token ids of `text`; `allow_special` lets strings such as `<|endoftext|>` become their special token."""
-        return self._encoder(allow_special).encode(text, add_special_tokens=False).ids
+        with _told():
+            return self._encoder(allow_special).encode(text, add_special_tokens=False).ids
 
     def _encoder(self, allow_special: bool) -> tokenizers.Tokenizer:
         if not allow_special:
             return self._plain
         if self._special is None:
-            self._special = tokenizers.Tokenizer.from_str(self._plain.to_str())
+            self._special = _read_again(json.loads(self._plain.to_str()))
             self._special.encode_special_tokens = False
         return self._special
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, computed on the library's threads; offsets are not tracked, which is faster."""
-        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with _told():
+            return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str, allow_special: bool) -> tuple[list[int], Offsets]:
         """Token ids of `text` and the characters that each stands for; tokens that share a character overlap."""
         if allow_special not in self._tracking:
             # A post-processor adds nothing here, and that of GPT-2 takes the spaces out of the offsets.
             description = json.loads(self._plain.to_str()) | {"post_processor": None}
-            encoder = tokenizers.Tokenizer.from_str(json.dumps(description))
+            encoder = _read_again(description)
             encoder.encode_special_tokens = not allow_special
             self._tracking[allow_special] = encoder
-        encoding = self._tracking[allow_special].encode(text, add_special_tokens=False)
+        with _told():
+            encoding = self._tracking[allow_special].encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], keep_special: bool) -> str:
@@ -95,6 +100,15 @@ class HuggingFaceBackend:
     def special_ids(self) -> dict[str, int]:
         """Special tokens and their ids."""
         return {token.content: id for id, token in self._plain.get_added_tokens_decoder().items() if token.special}
+
+    def added_around(self) -> tuple[list[int], list[int]]:
+        """Ids that the file's post-processor puts before and after a text."""
+        if self._plain.post_processor is None:
+            return [], []
+        encoding = self._plain.encode("a")
+        text = [at for at, added in enumerate(encoding.special_tokens_mask) if not added]
+        first, last = (text[0], text[-1] + 1) if text else (len(encoding.ids), len(encoding.ids))
+        return encoding.ids[:first], encoding.ids[last:]
 
     def declared(self, role: str) -> int | None:
         """`tokenizer.json` does not say which token ends a text."""
@@ -128,6 +142,21 @@ class HuggingFaceBackend:
         (directory / "tokenizer.json").write_text(self._plain.to_str(pretty=True), encoding="utf-8")
 
 
+def _read_again(description: dict[str, Any]) -> tokenizers.Tokenizer:
+    """A tokenizer of its description; UserError where the library does not read what it wrote."""
+    with _told():
+        return tokenizers.Tokenizer.from_str(json.dumps(description))
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """UserError for what the library raises on a file that it has read: plain Exception, of vocabularies with holes."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"The tokenizer's file cannot be used ({one_line(error)}): fetch it again.") from error
+
+
 class SentencePieceBackend:
     """A `sentencepiece.SentencePieceProcessor`, made from the bytes of its `.model` file."""
 
@@ -137,6 +166,7 @@ class SentencePieceBackend:
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
+        self._processor.id_to_piece(list(range(self.vocab_size)))  # raises where a piece is not UTF-8
         self._threads = os.cpu_count() or 1
 
     def __reduce__(self) -> tuple[type["SentencePieceBackend"], tuple[bytes]]:
@@ -178,14 +208,14 @@ class SentencePieceBackend:
         return ids, offsets
 
     def decode(self, ids: Sequence[int], keep_special: bool) -> str:
-        """Text of `ids`; control pieces are written only with `keep_special`."""
+        """Text of `ids`; control pieces, and what is unknown, are written only with `keep_special`."""
         ids = [id for id in ids if 0 <= id < self.vocab_size]
         if not keep_special:
-            return self._processor.decode(ids)
+            return self._processor.decode([id for id in ids if not self._is_special(id)])
         text = ""
         run: list[int] = []
         for id in ids:
-            if self._processor.is_control(id):
+            if self._is_special(id):
                 text += self._processor.decode(run) + self._processor.id_to_piece(id)
                 run = []
             else:
@@ -202,9 +232,15 @@ class SentencePieceBackend:
         return self._processor.id_to_piece(id) if 0 <= id < self.vocab_size else None
 
     def special_ids(self) -> dict[str, int]:
-        """Control pieces and their ids."""
-        processor = self._processor
-        return {processor.id_to_piece(id): id for id in range(self.vocab_size) if processor.is_control(id)}
+        """Control pieces and their ids, and the one of what is unknown."""
+        return {self._processor.id_to_piece(id): id for id in range(self.vocab_size) if self._is_special(id)}
+
+    def _is_special(self, id: int) -> bool:
+        return self._processor.is_control(id) or self._processor.is_unknown(id)
+
+    def added_around(self) -> tuple[list[int], list[int]]:
+        """Nothing: a model does not say what is put around a text."""
+        return [], []
 
     def declared(self, role: str) -> int | None:
         """The id that the model itself gives to `role` ("bos", "eos" or "pad"), if any."""

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from slmjax.errors import UserError
 from slmjax.tokenization.assistant_spans import Rendering, Span, find_spans
+from slmjax.tokenization.named_templates import named_templates
 from slmjax.tokenization.template_renderer import TemplateRenderer, shorten
 from slmjax.tokenization.tokenizer import Tokenizer
 
@@ -144,22 +145,19 @@ def choose_template(setting: Any, *, tools: bool = False) -> str | None:
 
     Of several named ones it is the one named "default", or "tool_use", if there, for `tools`.
     """
-    if isinstance(setting, list):  # transformers' older way to name several
-        named = [item for item in setting if isinstance(item, dict) and isinstance(item.get("name"), str)]
-        setting = {item["name"]: item.get("template") for item in named}
-    if isinstance(setting, dict):
-        setting = (setting.get("tool_use") if tools else None) or setting.get("default")
-    return setting if isinstance(setting, str) else None
+    named = named_templates(setting)
+    return (named.get("tool_use") if tools else None) or named.get("default")
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The special tokens that a template may write, by name: bos_token, eos_token ..., as transformers names them."""
     found = {f"{role}_token": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
     names: dict[str, Any] = {name: tokenizer.id_to_token(id) for name, id in found.items() if id is not None}
-    for name in ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"):
-        if name in tokenizer.settings:
-            token = tokenizer.settings[name]
+    for name, token in tokenizer.settings.items():
+        if name.endswith("_token"):
             names[name] = token.get("content") if isinstance(token, dict) else token
+    extra = tokenizer.settings.get("extra_special_tokens")
+    names |= extra if isinstance(extra, dict) else {}
     return {name: token for name, token in names.items() if isinstance(token, str)}
 
 

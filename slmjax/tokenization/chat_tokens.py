@@ -8,6 +8,7 @@ import functools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from slmjax.tokenization.assistant_spans import Span
 from slmjax.tokenization.chat_template import ChatTemplate, Message
 from slmjax.tokenization.tokenizer import Tokenizer
 
-# Put into a special token's string that stands in a message: then it is no longer one. No text can hold it.
-_MARK = f"\ue010{secrets.token_hex(8)}"
+# Put around a special token's string that stands in a message: then it is text. No text can hold them.
+_OPEN, _CLOSE = (f"{sign}{secrets.token_hex(8)}" for sign in ("\ue010", "\ue011"))
 
 
 def encode_messages(
@@ -38,7 +39,7 @@ def encode_messages(
     special = tokenizer.special_tokens()
     marked, marked_tools = _with_marks(list(messages), special), _with_marks(tools, special)
     text = template.render(marked, add_generation_prompt=add_generation_prompt, tools=marked_tools, variables=variables)
-    return _encode(tokenizer, text, special)[0]
+    return [id for piece in _pieces(text, special) for id in _encode(tokenizer, piece)]
 
 
 def encode_conversation(
@@ -62,7 +63,7 @@ def encode_conversation(
     special = tokenizer.special_tokens()
     marked, marked_tools = _with_marks(list(messages), special), _with_marks(tools, special)
     text, spans = template.render_with_spans(marked, tools=marked_tools)
-    ids, offsets = _encode(tokenizer, text, special)
+    ids, offsets = _encode_with_offsets(tokenizer, _pieces(text, special))
     if weights is not None and len(weights) != len(spans):
         raise UserError(
             f"The chat template marks {len(spans)} stretches of text for the {len(weights)} messages of the assistant, "
@@ -70,10 +71,10 @@ def encode_conversation(
         )
     if last is not None:
         spans = spans[len(spans) - last :]
-    if _MARK in text:
-        marks = [found.start() for found in re.finditer(_MARK, text)]
+    marks = [found.start() for found in re.finditer(f"{_OPEN}|{_CLOSE}", text)]
+    if marks:
         places = np.asarray(spans)
-        spans = (places - len(_MARK) * np.searchsorted(marks, places)).tolist()
+        spans = (places - len(_OPEN) * np.searchsorted(marks, places)).tolist()
     if weights is None:
         return ids, tokens_within(offsets, spans)
     learned = np.zeros(len(ids), np.float32)
@@ -96,29 +97,55 @@ def tokens_within(offsets: Sequence[Span], spans: Sequence[Span]) -> np.ndarray:
     return within
 
 
-def _encode(tokenizer: Tokenizer, text: str, special: dict[str, int]) -> tuple[list[int], list[Span]]:
-    """Ids and places in the text without marks."""
-    if _MARK not in text:
-        return tokenizer.encode_with_offsets(text, allow_special=True)
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of a text, in which special tokens count or not; first: the beginning of the text."""
+
+    text: str
+    allow_special: bool
+    first: bool
+
+
+def _pieces(text: str, special: dict[str, int]) -> list[_Piece]:
+    """A text cut where messages have special tokens' strings, without the marks: those are pieces of their own.
+
+    Source: transformers' `encode_marked_chat`, of `apply_chat_template(..., sanitize_control_tokens=True)`.
+    """
+    parts = enumerate(_marked_pattern(tuple(special)).split(text))
+    return [_Piece(part, number % 2 == 0, number == 0) for number, part in parts if part]
+
+
+def _encode(tokenizer: Tokenizer, piece: _Piece) -> list[int]:
+    """Ids of a piece, without the space that tokenizers put before a text unless it is the first."""
+    if not piece.first:
+        newline = tokenizer.encode("\n", allow_special=True)
+        ids = tokenizer.encode(f"\n{piece.text}", piece.allow_special)
+        if ids[: len(newline)] == newline:  # else the line break has become a part of what follows
+            return ids[len(newline) :]
+    return tokenizer.encode(piece.text, piece.allow_special)
+
+
+def _encode_with_offsets(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> tuple[list[int], list[Span]]:
+    """Ids of pieces, and their characters in the text that they come to."""
     ids: list[int] = []
     offsets: list[Span] = []
     begin = 0
-    for part in _pattern(tuple(special)).split(text):
-        if part in special:
-            part_ids, places = [special[part]], [(0, len(part))]
-        else:
-            part = part.replace(_MARK, "")
-            part_ids, places = tokenizer.encode_with_offsets(part)
-        ids += part_ids
+    for piece in pieces:
+        part = _encode(tokenizer, piece)
+        found, places = tokenizer.encode_with_offsets(piece.text, piece.allow_special)
+        if found != part:  # with the line break before it
+            _, places = tokenizer.encode_with_offsets(f"\n{piece.text}", piece.allow_special)
+            places = [(max(start - 1, 0), max(end - 1, 0)) for start, end in places[len(places) - len(part) :]]
+        ids += part
         offsets += [(begin + start, begin + end) for start, end in places]
-        begin += len(part)
+        begin += len(piece.text)
     return ids, offsets
 
 
 def _with_marks(value: Any, special: dict[str, int]) -> Any:
-    """`value` with a mark inside each special token's string of its texts."""
+    """`value` with marks around each special token's string of its texts."""
     if isinstance(value, str) and special:
-        return _pattern(tuple(special)).sub(lambda found: found[0][0] + _MARK + found[0][1:], value)
+        return _pattern(tuple(special)).sub(f"{_OPEN}\\g<0>{_CLOSE}", value)
     if isinstance(value, Mapping):
         return {key: _with_marks(item, special) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -129,4 +156,11 @@ def _with_marks(value: Any, special: dict[str, int]) -> Any:
 @functools.lru_cache(maxsize=8)
 def _pattern(special: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted(filter(None, special), key=len, reverse=True)
-    return re.compile(f"((?:{'|'.join(map(re.escape, longest_first))})(?!{_MARK}))")
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+@functools.lru_cache(maxsize=8)
+def _marked_pattern(special: tuple[str, ...]) -> re.Pattern[str]:
+    """A special token with a mark on either side, one of which a template may have cut off, or a mark alone."""
+    token = f"(?:{_pattern(special).pattern})"
+    return re.compile(f"(?:{_OPEN})?({token}(?={_CLOSE})|(?<={_OPEN}){token})(?:{_CLOSE})?|{_OPEN}|{_CLOSE}")

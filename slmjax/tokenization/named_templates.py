@@ -23,7 +23,8 @@ def named_templates(setting: Any) -> dict[str, str]:
     if isinstance(setting, str):
         return {DEFAULT: setting}
     if isinstance(setting, list):
-        setting = {item.get("name"): item.get("template") for item in setting if isinstance(item, Mapping)}
+        listed = [item for item in setting if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
+        setting = {item["name"]: item.get("template") for item in listed}
     if not isinstance(setting, Mapping):
         return {}
     return {str(name): text for name, text in setting.items() if name and isinstance(text, str)}

@@ -1,5 +1,6 @@
 """Text to token ids and back: one class over Hugging Face `tokenizers` and SentencePiece, loading, saving, training."""
 
+import contextlib
 import hashlib
 import json
 import warnings
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from slmjax.errors import UserError, first_few, one_line
 from slmjax.files import local_path
 from slmjax.tokenization.backends import Backend, HuggingFaceBackend, SentencePieceBackend
+from slmjax.tokenization.huggingface_directory import is_of_transformers, read_directory
 from slmjax.tokenization.long_words import cut_long_words
 from slmjax.untrusted import parse_json, read_text
 
@@ -51,11 +53,14 @@ class Tokenizer:
         bos_id, eos_id, pad_id: ids of the tokens that begin a document, end it, and pad, None where there is none.
         fingerprint: 16 hex digits; equal for equal vocabularies, rules and special tokens.
         settings: what `tokenizer_config.json` held (its chat template, for one), written back by `save`.
+        begin_ids: what a prompt begins with, where a directory of transformers says more than the bos token.
     """
 
     def __init__(self, backend: Backend, settings: dict[str, Any] | None = None):
         self._backend = backend
         self.settings = dict(settings or {})
+        self.begin_ids: tuple[int, ...] = ()
+        self._splits_special = self.settings.get("split_special_tokens") is True  # a setting of transformers
         self.vocab_size = backend.vocab_size
         self.bos_id, self.eos_id, self.pad_id = (_find_role(backend, self.settings, r) for r in ("bos", "eos", "pad"))
         roles = f"{backend.digest()} {self.bos_id} {self.eos_id} {self.pad_id}"
@@ -73,11 +78,13 @@ class Tokenizer:
         Raises:
             UserError: `text` holds a lone surrogate, which no UTF-8 stands for.
         """
-        return self._backend.encode(_encodable(text), allow_special)
+        with _refusal():
+            return self._backend.encode(_encodable(text), allow_special and not self._splits_special)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`[encode(text) for text in texts]`, on all cores."""
-        return self._backend.encode_batch([_encodable(text) for text in texts])
+        with _refusal():
+            return self._backend.encode_batch([_encodable(text) for text in texts])
 
     def encode_with_offsets(self, text: str, allow_special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode as `encode` does, and give for each token the characters [begin, end) of `text` that it stands for.
@@ -87,11 +94,16 @@ class Tokenizer:
         Raises:
             UserError: a lone surrogate, or a SentencePiece model that rewrites the text.
         """
-        return self._backend.encode_with_offsets(_encodable(text), allow_special)
+        with _refusal():
+            return self._backend.encode_with_offsets(_encodable(text), allow_special and not self._splits_special)
 
     def special_tokens(self) -> dict[str, int]:
         """The special tokens, as text writes them, and their ids."""
         return self._backend.special_ids()
+
+    def added_around(self) -> tuple[list[int], list[int]]:
+        """The token ids that a `tokenizer.json` puts before and after a text, which `encode` leaves out."""
+        return self._backend.added_around()
 
     def decode(self, ids: Sequence[int] | np.ndarray, keep_special: bool = False) -> str:
         """Text of `ids`. Special tokens and ids beyond the vocabulary stand for nothing, unless `keep_special`."""
@@ -118,20 +130,26 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._backend.save(directory)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
+        # Of whatever class it was read: its file now says all, and the settings nothing that is not in it.
+        settings = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast"}
+        settings.pop("added_tokens_decoder", None)
         for role, id in (("bos", self.bos_id), ("eos", self.eos_id), ("pad", self.pad_id)):
             settings[f"{role}_token"] = None if id is None else self._backend.id_to_token(id)
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         (directory / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path, *, as_saved: bool = False) -> Tokenizer:
     """Load a tokenizer from a file or from the directory that holds it.
+
+    A directory is read as transformers reads it: by its class, with the tokens that any of its files adds, and without
+    a bos or eos token where none is set. A file is taken as it is, and so is a directory without settings.
 
     Args:
         path: a `tokenizer.json`, a SentencePiece `.model`, or a directory with one of these or with a pair
             `*vocab.json` and `*merges.txt` (GPT-2). `tokenizer_config.json` and `special_tokens_map.json` beside it
             name the special tokens; a `chat_template.jinja` there is the chat template (settings["chat_template"]).
+        as_saved: take the file of a directory that `Tokenizer.save` wrote as it is.
 
     Raises:
         UserError: nothing there, more than one candidate, or a file that does not parse.
@@ -145,6 +163,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     file = _tokenizer_file(path) if path.is_dir() else path
     settings = _settings(directory)
     try:
+        if path.is_dir() and not as_saved and is_of_transformers(directory):
+            found = read_directory(directory)
+            if found is not None:
+                backend, roles = found
+                return Tokenizer(backend, settings | roles)
         if file.name.endswith("vocab.json"):
             return Tokenizer(HuggingFaceBackend(_gpt2(file)), settings)
         if file.suffix == ".json":
@@ -200,6 +223,19 @@ def _watched(texts: Iterable[str], vocab_size: int, progress: bool) -> Iterator[
             yield _encodable(text)
             bar.update(len(text))
         bar.set_postfix_str("merging ...")
+
+
+@contextlib.contextmanager
+def _refusal() -> Iterator[None]:
+    """A sentence for what the tokenizer's library raises, which is plain Exception, or its own panic beyond it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"The tokenizer cannot encode the text ({one_line(error)}): check its files.") from error
 
 
 def _encodable(text: str) -> str:

@@ -131,6 +131,8 @@ def _begin(recipe: Recipe, checkpointer: Checkpointer) -> _Begun:
             if observer.name in restored.position["observers"]:
                 observer.seek(restored.position["observers"][observer.name])
         message = f"Continuing after step {restored.step} of {recipe.budget.total_steps}."
+        if restored.step > recipe.budget.total_steps:
+            message = f"The run has {restored.step} steps, more than its budget of {recipe.budget.total_steps}."
         unobserved = bool(restored.position.get("unobserved"))
         return _Begun(restored.step, recipe.resume(restored.state), unobserved, message)
     if recipe.branch is not None:

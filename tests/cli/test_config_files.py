@@ -100,6 +100,7 @@ def test_any_field_of_a_source_can_be_set_though_the_file_names_only_its_path(co
         "weight": 4.0,
         "format": "auto",
         "text_field": "text",
+        "split": "",
     }
     assert config.data.sources.more.path == "more.txt"
     with pytest.raises(UserError, match=r"sources\.other names a source.*other\.path=x"):

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmjax.data.config import SourceConfig
+from slmjax.data.config import DataConfig, SourceConfig
+from slmjax.data.prepare import prepare, tokenizer_for
 from slmjax.data.reading.compression import blocks, lines
 from slmjax.data.sources import read_documents, read_records
 from slmjax.errors import UserError
+from slmjax.tokenization.tokenizer import train_bpe
 
 zstandard = pytest.importorskip("zstandard")
 
@@ -131,6 +133,18 @@ def test_every_kind_of_records_may_be_compressed(write, kind):
         assert [record["text"] for _, record in read_records(source)] == ["a"]
     with pytest.raises(UserError, match="compressed Parquet file"):
         list(read_documents(SourceConfig(str(write(f"a.parquet.{kind}", COMPRESS[kind](b"PAR1"))))))
+
+
+@KINDS
+def test_nothing_is_prepared_from_a_file_that_was_cut(write, tmp_path, kind):
+    lines = b"".join(b'{"text": "%d is a number"}\n' % i for i in range(5000))
+    path = write(f"a.jsonl.{kind}", COMPRESS[kind](lines)[:-20])
+    config = DataConfig(sources={"a": {"path": str(path)}}, tokenizer="train:300")
+    with pytest.raises(UserError, match="damaged or incomplete"):
+        tokenizer_for(config, tmp_path / "out/tokenizer", progress=False)
+    with pytest.raises(UserError, match="damaged or incomplete"):
+        prepare(config, train_bpe(["ab"], 257, progress=False), tmp_path / "out/corpus", progress=False)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 def test_lines_of_any_length_keep_their_order(write):

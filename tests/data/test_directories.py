@@ -65,6 +65,17 @@ def test_a_link_that_leads_nowhere_is_told(tmp_path):
     assert _read(tmp_path / "*.txt") == ["a"]
 
 
+def test_the_cache_of_the_hub_is_read_by_the_names_that_lead_to_its_blobs(tmp_path):
+    root = _fill(tmp_path / "datasets--a--b", {"blobs/0123abcd": _jsonl("a"), "refs/main": "f00"})
+    for revision in ("f00", "f01"):
+        (root / "snapshots" / revision).mkdir(parents=True)
+        (root / "snapshots" / revision / "train.jsonl").symlink_to("../../blobs/0123abcd")
+    for path in (root, root / "snapshots/f00", root / "**/*.jsonl", root / "**"):
+        assert _read(path) == ["a"]
+    (root / "snapshots/f01/picture.png").symlink_to("../../blobs/nowhere")
+    assert _read(root) == ["a"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
 def test_a_directory_that_may_not_be_read_is_told(tmp_path):
     _fill(tmp_path, {"a/a.txt": "a", "b.txt": "b"})

@@ -73,7 +73,7 @@ def test_alpacas_instruction_may_be_blank_where_there_is_an_input():
 
 ROLES = {
     "user": ["user", "User", "HUMAN", " human ", "prompter"],
-    "assistant": ["assistant", "Assistant", "GPT", "model", "bot"],
+    "assistant": ["assistant", "Assistant", "GPT", "model", "bot", "AI"],
     "system": ["system", "System"],
     "tool": ["tool", "Tool", "function", "ipython", "observation", "tool_response"],
 }
@@ -103,6 +103,14 @@ def test_structures_may_be_text_in_json_or_as_python_prints_them():
     for text in ("{", "[[", "[1", "__import__('os')", "(" * 10_000, "[" * 10_000, "[x]"):
         with pytest.raises(UserError, match=r"The value of messages (is not valid JSON|must be a list)"):
             parse_record({"messages": text}, {})
+
+
+def test_a_bare_list_of_turns_is_a_conversation(load):
+    assert parse_record([USER, ANSWER], {}) == parse_record(SHAREGPT, {}) == Conversation([USER, ANSWER])
+    assert load([[USER, ANSWER], SHAREGPT])[0].examples == 2
+    for record in ([], [1], [USER, SHAREGPT[0]]):
+        with pytest.raises(UserError, match="must be an object with fields, not list"):
+            parse_record(record, {})
 
 
 def test_fields_are_found_inside_others():

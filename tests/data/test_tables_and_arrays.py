@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 
 import pytest
@@ -146,6 +147,11 @@ def test_nested_fields_are_found_by_their_path_in_every_kind_of_file(tmp_path):
             assert list(read_documents(SourceConfig(str(path), text_field=field))) == expected, name
         with pytest.raises(UserError, match=r"no field 'meta\.body'"):
             list(read_documents(SourceConfig(str(path), text_field="meta.body")))
+    for name in ("jsonl", "parquet", "stream.arrow"):
+        path = tmp_path / f"dotted.{name}"
+        path.write_bytes(WRITERS[name]([{"meta.text": "d", "list": [{"text": "e"}, {"text": "f"}], "more": 1}]))
+        assert list(read_documents(SourceConfig(str(path), text_field="meta.text"))) == ["d"], name
+        assert list(read_documents(SourceConfig(str(path), text_field="list.1.text"))) == ["f"], name
     rows = [{"id": "1", "text": json.dumps({"body": "c"})}]
     for name in ("csv", "jsonl", "parquet"):
         path = tmp_path / f"json_as_text.{name}"
@@ -180,3 +186,28 @@ def test_texts_of_parquet_may_be_bytes_and_null(tmp_path):
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"text": [b"a", None, "é".encode()]}), path)
     assert list(read_documents(SourceConfig(str(path)))) == ["a", "é"]
+
+
+def test_values_of_arrow_may_be_stored_once(tmp_path):
+    column = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0, 1, 0] * 50, pyarrow.int32()), pyarrow.array(["a", "b"])
+    )
+    table = pyarrow.table({"text": column})
+    with ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    assert list(read_documents(SourceConfig(str(tmp_path / "a.arrow")))) == ["a", "b", "a"] * 50
+
+
+def test_a_long_value_that_parquet_stores_once_is_not_held_for_many_rows(tmp_path):
+    value = "long " * 400_000
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000, pyarrow.int32()), pyarrow.array([value]))
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": column}), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    pool, before = pyarrow.proxy_memory_pool(pyarrow.default_memory_pool()), pyarrow.default_memory_pool()
+    pyarrow.set_memory_pool(pool)
+    try:
+        assert len(list(itertools.islice(read_documents(SourceConfig(str(path))), 200))) == 200
+    finally:
+        pyarrow.set_memory_pool(before)
+    assert pool.max_memory() < 1 << 30  # 1024 rows have 2 GB

@@ -9,12 +9,12 @@ import pytest
 import tokenizers
 
 from slmjax.errors import UserError
-from slmjax.formats import sentencepiece_proto as sp
 from slmjax.formats.gguf.ends import corrected_types, settings_from, settings_to, stop_ids_from, stop_ids_to
 from slmjax.formats.gguf.file import open_gguf
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.model import load_gguf, save_gguf
 from slmjax.formats.gguf.tokenizer import tokenizer_from, tokenizer_to
+from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.tokenization.backends import HuggingFaceBackend
 from slmjax.tokenization.tokenizer import Tokenizer
 

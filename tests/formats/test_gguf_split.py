@@ -1,5 +1,6 @@
 """A model split over files is the model: any part opens all of them, and what does not belong together is refused."""
 
+import dataclasses
 import shutil
 import struct
 import tracemalloc
@@ -7,6 +8,8 @@ import tracemalloc
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import slmjax
 from slmjax.errors import UserError
@@ -165,3 +168,47 @@ def test_a_damaged_part_is_refused_by_its_own_name(split, tmp_path):
     damaged.write_bytes(raw[:8] + struct.pack("<Q", 2**63) + raw[16:])
     with pytest.raises(UserError, match=f"{damaged.name} claims"):
         open_gguf(tmp_path / split[2].name)
+
+
+@pytest.fixture(scope="module")
+def every_type(tmp_path_factory):
+    """Two parts, which hold a tensor of random bits of every type that is read."""
+    folder, rng = tmp_path_factory.mktemp("every_type"), np.random.default_rng(0)
+
+    def random_blocks(kind):
+        def encode(x):
+            return np.frombuffer(rng.bytes(len(x) * kind.dtype.itemsize), kind.dtype)
+
+        return dataclasses.replace(kind, encode=encode, name="F32")  # of which no scale is looked at
+
+    kinds, parts = [(name, random_blocks(kind)) for name, kind in BLOCK_TYPES.items()], []
+    for number, own in enumerate((kinds[::2], kinds[1::2])):
+        keys = {"split.no": number, "split.count": 2, "split.tensors.count": len(kinds)}
+        path = folder / f"m-0000{number + 1}-of-00002.gguf"
+        plans = [PlannedTensor(name, (2, kind.size), kind) for name, kind in own]
+        write_gguf(path, keys, plans, [(plan.name, np.full(plan.shape, np.nan, np.float32)) for plan in plans])
+        parts.append(path.read_bytes())
+    assert len(open_gguf(path).tensors) == len(BLOCK_TYPES)
+    return folder, parts
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_mutated_part_is_read_or_refused(every_type, data):
+    """Bytes of a part's header overwritten, removed or doubled: numbers, or one sentence; never anything else."""
+    folder, parts = every_type
+    which = data.draw(st.integers(0, 1))
+    raw = bytearray(parts[which])
+    for _ in range(data.draw(st.integers(0, 3))):
+        at, size = data.draw(st.integers(0, 600)), data.draw(st.sampled_from([1, 2, 4, 8]))
+        junk = data.draw(st.one_of(st.binary(min_size=size, max_size=size), st.sampled_from([b"\xff" * 8, bytes(8)])))
+        raw[at : at + data.draw(st.sampled_from([0, size, size]))] = junk
+    paths = [folder / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    try:
+        for path, content in zip(paths, parts, strict=True):
+            path.write_bytes(raw if path == paths[which] else content)
+        file = open_gguf(paths[data.draw(st.integers(0, 1))])
+        for name, info in file.tensors.items():
+            assert file.read(name).shape == info.shape
+    except UserError as error:
+        assert "\n" not in str(error)

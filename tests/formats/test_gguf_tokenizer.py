@@ -10,16 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.errors import UserError
-from slmjax.formats import sentencepiece_proto as sp
-from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS
+from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
 from slmjax.formats.gguf.tokenizer import tokenizer_from, tokenizer_to
+from slmjax.formats.gguf.tokenizer_json import KEY
+from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 ORIGINALS = ("gpt2", "llama2", "neox20b", "smollm2")
 
 
 def original(assets: Path, name: str) -> Tokenizer:
-    folder = assets / ("models/smollm2-135m-instruct" if name == "smollm2" else f"data/tokenizers/{name}")
+    # The file itself: of the directory transformers leaves out that digits are split.
+    file = "models/smollm2-135m-instruct/tokenizer.json"
+    folder = assets / (file if name == "smollm2" else f"data/tokenizers/{name}")
     return load_tokenizer(folder)
 
 
@@ -31,7 +34,9 @@ def vectors(assets: Path, name: str) -> tuple[list[str], list[list[int]]]:
 
 
 def through(tokenizer: Tokenizer, vocab_size: int | None = None) -> Tokenizer:
-    return tokenizer_from(tokenizer_to(tokenizer, vocab_size or tokenizer.vocab_size), "here")
+    """The tokenizer of the keys that llama.cpp reads."""
+    keys = tokenizer_to(tokenizer, vocab_size or tokenizer.vocab_size)
+    return tokenizer_from({key: value for key, value in keys.items() if key != KEY}, "here")
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -128,6 +133,58 @@ def test_every_pre_tokenizer_loses_no_text(name):
     pieces = PRE_TOKENIZERS[name].build().pre_tokenize_str("Don't  panic!\r\n 1234 日本語 ½…")
     ends = [span for _, span in pieces]
     assert ends[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(ends))
+
+
+def test_the_name_of_every_pre_tokenizer_is_found_by_what_it_does():
+    for name, pre in PRE_TOKENIZERS.items():
+        found = name_of(pre.build(), nfc=pre.nfc, ignore_merges=pre.ignore_merges)
+        assert found is not None and PRE_TOKENIZERS[found].splits == pre.splits, (name, found)
+
+
+# What the tokenizers themselves say in their tokenizer.json; source: the published files of these models.
+_WORD = r"[^\r\n\p{L}\p{N}]?"
+_O200K_UPPER, _O200K_LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+ORIGINAL_EXPRESSIONS = {
+    "gpt-4o": (
+        rf"{_WORD}{_O200K_UPPER}*{_O200K_LOWER}+{_SHORT}|{_WORD}{_O200K_UPPER}+{_O200K_LOWER}*{_SHORT}"
+        rf"|\p{{N}}{{1,3}}{_TAIL}"
+    ),
+    "tekken": rf"{_WORD}{_O200K_UPPER}*{_O200K_LOWER}+|{_WORD}{_O200K_UPPER}+{_O200K_LOWER}*|\p{{N}}{_TAIL}",
+    "qwen2": rf"{_SHORT[:-1]}|{_WORD}\p{{L}}+|\p{{N}}{_TAIL.replace('/', '')}",
+}
+
+
+@pytest.mark.parametrize("name", ORIGINAL_EXPRESSIONS)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(st.sampled_from("aB'sS \n/1中éÉǅ.\u0301'll D"), max_size=30))
+def test_a_pre_tokenizer_cuts_as_the_tokenizer_it_is_named_for(name, text):
+    from tokenizers import Regex, pre_tokenizers
+
+    theirs = pre_tokenizers.Split(Regex(ORIGINAL_EXPRESSIONS[name]), "isolated")
+    ours = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(s), "isolated") for s in PRE_TOKENIZERS[name].splits])
+    assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "pieces"),
+    [
+        ("deepseek-llm", "Ab\u4e2d\u6587 12\nc", ["Ab", "\u4e2d\u6587", " ", "12", "\n", "c"]),
+        ("deepseek-v3", "x 1234 \u4e2d\u6587ab.net", ["x", " ", "123", "4", " ", "\u4e2d\u6587", "ab", ".net"]),
+        ("kimi-k2", "a\u4e2d\u6587b 12345", ["a", "\u4e2d\u6587", "b", " ", "123", "45"]),
+        ("afmoe", "12345 1234567", ["12", "345", " ", "1", "234", "567"]),
+        ("tekken", "fooBar 12", ["foo", "Bar", " ", "1", "2"]),
+        ("gpt-4o", "fooBar's 1234", ["foo", "Bar's", " ", "123", "4"]),
+        ("exaone", "a 12", ["a", " ", "1", "2"]),
+        ("hunyuan", "it's 12", ["it", "'s", " ", "1", "2"]),
+        ("seed-coder", "a?\nb", ["a", "?", "\n", "b"]),
+        ("bailingmoe", "a\n\nb", ["a", "\n\n", "b"]),
+    ],
+)
+def test_pre_tokenizers_cut_texts_as_llama_cpp_does(name, text, pieces):
+    found = PRE_TOKENIZERS[name].build().pre_tokenize_str(text)
+    assert [text[begin:end] for _, (begin, end) in found] == pieces
 
 
 def test_sentencepiece_files_survive_their_parser(assets):

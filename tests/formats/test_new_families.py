@@ -1,20 +1,28 @@
 """Rows in the order of neighbours, gains of each head's own, GGUF architectures that are read alone."""
 
 import dataclasses
+import json
+import re
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from slmjax.errors import UserError
 from slmjax.formats.entries import interleaved
-from slmjax.formats.gguf.architectures import config_from, config_to, entries_of, read_back, written_as
+from slmjax.formats.gguf.architectures import ROUNDING, config_from, config_to, entries_of, read_back, written_as
 from slmjax.formats.gguf.archs import BY_NAME, EQUAL
+from slmjax.formats.gguf.file import open_gguf
+from slmjax.formats.gguf.model import load_gguf, save_gguf
+from slmjax.formats.huggingface.directory import open_huggingface, read_weights
 from slmjax.formats.huggingface.export import family_for
 from slmjax.formats.huggingface.families import FAMILIES
-from slmjax.formats.weight_map import Leaf, as_is, transposed
+from slmjax.formats.weight_map import Leaf, as_is, transposed, write_tensors
+from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig, rope_fraction
 from slmjax.models.families.registry import model_config
-from tests.formats.test_gguf_models import MINIATURES
+from tests.formats.test_families import tensors_of
+from tests.formats.test_gguf_models import MINIATURES, small_tokenizer
 
 SIZE = {"vocab_size": 11, "num_layers": 1, "embed_dim": 8, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 16}
 
@@ -99,6 +107,17 @@ def test_one_product_of_queries_keys_and_values_is_cut_and_turned(name):
         np.testing.assert_array_equal(ours, apart[f"blk.0.attn_{x}.weight"].split(part)[0])
 
 
+@pytest.mark.parametrize("name", ["starcoder", "starcoder2", "mpt", "glm4", "command-r", "cohere2"])
+def test_tensors_have_the_names_of_the_gguf_package(name):
+    """Every tensor that we write is one that llama.cpp's own package lists for the architecture."""
+    package = pytest.importorskip("gguf")
+    config = ModelConfig(**MINIATURES[name][1])
+    number = next(number for number, known in package.MODEL_ARCH_NAMES.items() if known == name)
+    listed = {package.TENSOR_NAMES[tensor] for tensor in package.MODEL_TENSORS[number]}
+    written = {re.sub(r"^blk\.\d+\.", "blk.{bid}.", e.name.rpartition(".")[0]) for e in config_to(config).entries}
+    assert written <= listed
+
+
 def test_an_mpt_without_alibi_is_refused():
     config = ModelConfig(**MINIATURES["mpt"][1])
     model = config_to(config)
@@ -124,3 +143,38 @@ def test_a_glm_and_its_norms_have_their_own_families():
     config = ModelConfig(**MINIATURES["glm4"][1])
     assert family_for(config).model_type == "glm4"
     assert family_for(dataclasses.replace(config, norm_placement="pre")).model_type == "glm"
+
+
+SIZES = {"vocab_size": 288, "num_hidden_layers": 5, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
+SIZES |= {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64}
+GPT = {"vocab_size": 288, "n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 64}
+# model_type -> (its config, the architecture that a GGUF file of it has)
+THROUGH_GGUF = {
+    "gpt_bigcode": (GPT, "starcoder"),
+    "starcoder2": ({**SIZES, "sliding_window": 8}, "starcoder2"),
+    "mpt": ({"vocab_size": 288, "n_layers": 2, "d_model": 64, "n_heads": 4, "attn_config": {"clip_qkv": 6}}, "mpt"),
+    "glm": (SIZES, "chatglm"),
+    "glm4": ({**SIZES, "attention_bias": False}, "glm4"),
+    "cohere": ({**SIZES, "logit_scale": 0.3}, "command-r"),
+    "cohere2": ({**SIZES, "sliding_window": 8}, "cohere2"),
+    "internlm2": ({**SIZES, "bias": False}, "llama"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:llama.cpp ignores")
+@pytest.mark.parametrize("model_type", THROUGH_GGUF)
+def test_weights_come_back_from_gguf_to_the_bit(model_type, tmp_path):
+    """Hugging Face's tensors, a GGUF file in float32, and the family's tensors of what is read from it."""
+    values, arch = THROUGH_GGUF[model_type]
+    family = FAMILIES[model_type]
+    config, tensors = family.config_from(values), tensors_of(model_type, family.config_from(values))
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **values}))
+    lm = LanguageModel(config=config, params=read_weights(open_huggingface(tmp_path)), tokenizer=small_tokenizer())
+    path = save_gguf(lm, tmp_path / "model.gguf", dtype="float32")
+    assert open_gguf(path).metadata["general.architecture"] == arch
+    again = load_gguf(path)
+    assert config.differences(again.config, ignore=ROUNDING, rel_tol=1e-6) == {}
+    written = dict(write_tensors(again.params, family.entries(again.config)))
+    assert written.keys() == tensors.keys()
+    assert all(np.array_equal(written[name], tensors[name]) for name in tensors)

@@ -80,7 +80,7 @@ CASES = {
     "cohere2": ("Cohere2", COHERE_2),
 }
 QUICK = {"gpt2", "opt, post-norm and projections", "falcon, rw", "falcon, new", "gpt_neox", "olmo"}
-QUICK |= {"gpt_neo", "gptj", "mpt", "cohere"}
+QUICK |= {"gpt_neo", "gptj", "cohere"}
 
 
 def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

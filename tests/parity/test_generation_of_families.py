@@ -50,13 +50,14 @@ def directory_of(case, directory):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.slow
 def test_generation_gives_transformers_tokens(case, tmp_path):
-    """Through the cache, beyond every window, rows of different lengths."""
+    """Through the cache, beyond every window, rows of different lengths, and one row, whose products are merged."""
     model = directory_of(case, tmp_path)
     place = open_huggingface(tmp_path)
     lm = LanguageModel(config=place.config, params=read_weights(place), tokenizer=mini.tokenizer())
     prompts = [row.tolist() for row in mini.random_tokens(2, PROMPT)]
     prompts[1] = prompts[1][3:]
     ours = generate_ids(lm, prompts, max_new_tokens=NEW, stop_ids=())
+    assert generate_ids(lm, prompts[:1], max_new_tokens=NEW, stop_ids=()) == ours[:1]
     for prompt, found in zip(prompts, ours, strict=True):
         options = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW}
         theirs = model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()

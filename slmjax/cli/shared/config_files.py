@@ -156,7 +156,7 @@ def _takes_texts(config: ConfigDict, key: str) -> bool:
     first, *rest = key.split(".")
     kind: Any = data_config_class(config.data) if first == "data" else SECTIONS.get(first)
     for name in rest:
-        kind = field_types(kind).get(name) if dataclasses.is_dataclass(kind) else None
+        kind = field_types(kind).get(name) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
     return kind == tuple[str, ...]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from slmjax.cli.shared.numbers import real_number, whole_number
+from slmjax.cli.shared.option_types import real_number, whole_number
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=whole_number(), default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="text to stop before; may be given several times"
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text or special token, such as '<|im_end|>', to stop before; may be given several times",
     )
 
 

@@ -35,8 +35,8 @@ def source_of(path: str, args: argparse.Namespace) -> SourceConfig:
 
 
 def texts_of(paths: list[str], args: argparse.Namespace) -> Iterator[str]:
-    """The documents of the paths, in order."""
+    """The documents of the paths, in order. UserError at once for what is no path."""
     from slmjax.data.sources import read_documents
 
-    for path in paths:
-        yield from read_documents(source_of(path, args))
+    sources = [source_of(path, args) for path in paths]
+    return (text for source in sources for text in read_documents(source))

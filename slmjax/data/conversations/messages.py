@@ -11,8 +11,8 @@ _ROLES = {
     "system": "system",
     "developer": "developer",
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
-    **dict.fromkeys(("tool", "function", "ipython", "observation", "tool_response"), "tool"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai"), "assistant"),
+    **dict.fromkeys(("tool", "function", "ipython", "observation", "tool_response", "tool_result"), "tool"),
 }
 _CALLS = ("function_call", "tool_call")  # speakers whose text is a call
 # OpenAI's and Mistral's name, axolotl's two, ms-swift's.

@@ -41,7 +41,7 @@ def parse_record(record: Any, fields: Mapping[str, str], system: str = "") -> Co
     """The record as what can be trained on, by the first of these that it has and that is not blank.
 
     messages        OpenAI's: role, content (text, or parts of text), tool_calls; `tools` beside it
-    conversations   ShareGPT's: from, value; `system` and `tools` beside it
+    conversations   ShareGPT's: from, value; `system` and `tools` beside it (a bare list of such turns is one too)
     prompt, completion    two strings, or two lists of messages (a string prompt then is the user's)
     instruction, output   Alpaca's, a chat of two messages; with `input`, `system` and `history` if there
     text            a text
@@ -57,6 +57,11 @@ def parse_record(record: Any, fields: Mapping[str, str], system: str = "") -> Co
     Raises:
         UserError: one sentence on what is wrong with the record, without its place.
     """
+    if isinstance(record, list) and record and not fields:  # a list of turns
+        for name, mark in (("messages", "role"), ("conversations", "from")):
+            if all(isinstance(turn, Mapping) and mark in turn for turn in record):
+                record = {name: record}
+                break
     if not isinstance(record, Mapping):
         raise UserError(f"The record must be an object with fields, not {type(record).__name__}.")
     renamed = {ours: find_field(record, theirs) for ours, theirs in fields.items()}

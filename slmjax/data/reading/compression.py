@@ -4,9 +4,7 @@ A compressed file that was cut is never taken for a whole one, and what was join
 `xz --block-size`) is read too.
 """
 
-import bz2
 import gzip
-import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,10 +58,10 @@ def blocks(path: Path, consumed: Consumed = lambda _: None, size: int = 1 << 20)
             consumed(raw.tell() - told)
         except UserError:
             raise
-        except (EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
+        except (EOFError, ValueError, zlib.error, OSError) as error:
             raise UserError(f"{path} is damaged or incomplete ({one_line(error)}): fetch or make it again.") from error
         except Exception as error:
-            if type(error).__name__ != "ZstdError":  # a class of an optional package
+            if type(error).__name__ not in ("ZstdError", "LZMAError"):  # of modules that are imported when needed
                 raise
             raise UserError(f"{path} is damaged or incomplete ({one_line(error)}): fetch or make it again.") from error
 
@@ -107,9 +105,10 @@ def _open(path: Path, raw: IO[bytes]) -> _Stream:
             decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
             return decompressor.stream_reader(raw, read_across_frames=True)
         case ".xz":
+            lzma = import_optional("lzma", path)  # some builds of Python lack it
             return _Joined(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY))
         case ".bz2":
-            return _Joined(raw, bz2.BZ2Decompressor)
+            return _Joined(raw, import_optional("bz2", path).BZ2Decompressor)
     return raw
 
 

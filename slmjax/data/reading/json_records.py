@@ -42,7 +42,13 @@ def _is_by_lines(path: Path) -> bool:
     if is_array_file:
         return _records_inside(value) is None
     alone = not rest.strip() and len(beginning) < 1 << 20
-    return not (alone and isinstance(value, list) and value and all(map(_is_object, value)) and "role" not in value[0])
+    return not (
+        alone
+        and isinstance(value, list)
+        and value
+        and all(map(_is_object, value))
+        and not {"role", "from"} & value[0].keys()
+    )
 
 
 def _by_lines(path: Path, consumed: Consumed) -> Iterator[tuple[str, Any]]:

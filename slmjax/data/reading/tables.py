@@ -11,6 +11,7 @@ from slmjax.data.reading.fields import missing_field
 from slmjax.errors import UserError, one_line
 
 _ROWS = 1024  # that become Python's objects at once
+_REPEATED = 256 << 20  # bytes of a batch of values that a small file repeats
 _END_OF_STREAM = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")  # the latter before Arrow 0.15
 
 
@@ -25,7 +26,7 @@ def parquet_records(
             columns = _columns(file.schema_arrow, fields, path)
             share = path.stat().st_size / max(1, file.metadata.num_rows)
             number = 0
-            for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
+            for batch in file.iter_batches(batch_size=_batch_size(file.metadata), columns=columns):
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{path} row {number}", record
@@ -48,13 +49,31 @@ def arrow_records(
             for batch in _batches(ipc, path, file):
                 _columns(batch.schema, fields, path)
                 batch.validate(full=True)  # offsets are believed otherwise
-                for start in range(0, batch.num_rows, _ROWS):
-                    for record in batch.slice(start, _ROWS).to_pylist():
+                kinds = " ".join(str(field.type) for field in batch.schema)
+                repeating = any(kind in kinds for kind in ("dictionary", "run_end_encoded", "view"))
+                rows = _ROWS // 64 if repeating else _ROWS  # a value that is stored once may stand in every row
+                for start in range(0, batch.num_rows, rows):
+                    for record in batch.slice(start, rows).to_pylist():
                         number += 1
                         yield f"{path} row {number}", record
             consumed(path.stat().st_size)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable Arrow file ({one_line(error)}).") from error
+
+
+def _batch_size(metadata: Any) -> int:
+    """Rows to read at once: fewer where a column is much larger than its part of the file.
+
+    A value that is stored once, in a dictionary or as the prefix of others, may stand in every row.
+    """
+    most = _ROWS
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            size = column.total_uncompressed_size
+            if size > 1 << 20 and size > 64 * column.total_compressed_size:
+                most = min(most, max(1, _REPEATED // size))
+    return most
 
 
 def _batches(ipc: Any, path: Path, file: Any) -> Iterator[Any]:
@@ -71,13 +90,13 @@ def _batches(ipc: Any, path: Path, file: Any) -> Iterator[Any]:
 
 
 def _columns(schema: Any, fields: Sequence[str], path: Path) -> list[str] | None:
-    """The columns or parts of them that hold the fields; None, which is all, for a field inside a column of text."""
-    columns: list[str] | None = []
+    """The columns, or parts of them, that hold the fields; None, which is all, for no fields."""
+    columns = []
     for field in fields:
         found = _path_in(schema, field)
         if found is None:
             raise UserError(missing_field(field, _paths(schema), str(path)))
-        columns = None if columns is None or found != field else [*columns, found]
+        columns.append(found)
     return columns or None
 
 

@@ -119,7 +119,12 @@ def open_adapterhub(directory: Path, values: Mapping[str, Any]) -> AdapterHubDir
     for key, wanted in _REQUIRED.items():
         if (value := config.get(key, _DEFAULTS.get(key))) != wanted and not (not value and not wanted):
             raise UserError(f"{path}: {key} is {str(value)[:40]}; only adapters with {key}={wanted} can be read.")
-    if not isinstance(config.get("scaling", 1.0), int | float) or config["non_linearity"] not in _ACTIVATIONS:
+    left_out = config.get("leave_out") or []
+    if not isinstance(left_out, list):
+        raise UserError(f"{path}: leave_out is {str(left_out)[:40]}; it must be a list of layers.")
+    activation = config["non_linearity"]
+    is_known = isinstance(activation, str) and activation in _ACTIVATIONS
+    if not isinstance(config.get("scaling", 1.0), int | float) or not is_known:
         shown = f"scaling {str(config.get('scaling'))[:40]!r} and non_linearity {str(config['non_linearity'])[:40]!r}"
         known = ", ".join(_ACTIVATIONS)
         raise UserError(f"{path} has {shown}; a number and one of {known} can be read.")
@@ -137,7 +142,7 @@ def open_adapterhub(directory: Path, values: Mapping[str, Any]) -> AdapterHubDir
         SafetensorsDirectory(directory, WEIGHTS),
     )
     for tensor in opened.tensors.shapes():
-        pattern = r"(?:.*\.)?(\d+)\.(\w+_adapters)\.adapters\.(.+?)\.(adapter_(?:down\.0|up)\.(?:weight|bias))"
+        pattern = r"(?:.*\.)?(\d{1,9})\.(\w+_adapters)\.adapters\.(.+?)\.(adapter_(?:down\.0|up)\.(?:weight|bias))"
         match = re.fullmatch(pattern, tensor)
         if match is None or match[2] not in _SUBLAYERS or match[3] != opened.name:
             raise UserError(f"{directory / WEIGHTS}: the tensor {tensor[:120]} is not expected.")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.formats import sentencepiece_proto as sp
 from slmjax.formats.gguf.keys import Keys
+from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.untrusted import MAX_NAMES, require_bounded
 

@@ -14,11 +14,19 @@ import numpy as np
 import tokenizers
 
 from slmjax.errors import UserError
-from slmjax.formats import sentencepiece_proto as sp
 from slmjax.formats.gguf.ends import adds_bos, corrected_types, implied_id
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
-from slmjax.tokenization.backends import SPACE, HuggingFaceBackend, SentencePieceBackend
+from slmjax.formats.gguf.tokenizer_json import (
+    backend_from_json,
+    escaped_spaces,
+    json_of,
+    of_sentencepiece_in_json,
+    raw_spaces,
+    warn_of_difference,
+)
+from slmjax.tokenization import sentencepiece_proto as sp
+from slmjax.tokenization.backends import HuggingFaceBackend, SentencePieceBackend
 from slmjax.tokenization.named_templates import DEFAULT, named_templates, template_setting
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.untrusted import shown
@@ -44,6 +52,8 @@ def tokenizer_from(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     kinds = corrected_types(metadata, tokens, types.tolist())
     model = keys.text("model", "gpt2")
     try:
+        if (exact := backend_from_json(metadata, tokens, kinds)) is not None:
+            return Tokenizer(exact, settings)
         if model == "gpt2":
             return Tokenizer(HuggingFaceBackend(_byte_level(metadata, keys, tokens, kinds)), settings)
         if model in _MODELS:
@@ -65,13 +75,15 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """
     if tokenizer.vocab_size > vocab_size:
         raise UserError(f"The tokenizer has {tokenizer.vocab_size} tokens, more than the model's {vocab_size}.")
+    exact: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         tokenizer.save(name)
         model, description = Path(name) / "tokenizer.model", Path(name) / "tokenizer.json"
         if model.is_file():
             found = _of_sentencepiece(sp.parse_sentencepiece(model.read_bytes()))
         else:
-            found = _of_hugging_face(json.loads(description.read_text(encoding="utf-8")))
+            described = json.loads(description.read_text(encoding="utf-8"))
+            found, exact = _of_hugging_face(described), json_of(described)
     tokens, types = found.pop("tokens"), found.pop("token_type")
     padding = range(len(tokens), vocab_size)
     keys: dict[str, Any] = {
@@ -88,7 +100,9 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         if id is not None:
             keys[key] = id
     out = {f"{_PREFIX}.{key}": value for key, value in keys.items()}
-    return out | _templates_to(named_templates(tokenizer.settings.get("chat_template")))
+    if exact:
+        warn_of_difference(tokenizer.encode, tokenizer_from(out, "The file").encode)
+    return out | exact | _templates_to(named_templates(tokenizer.settings.get("chat_template")))
 
 
 def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
@@ -167,7 +181,7 @@ def _sentencepiece(
     unknown = tokens[types.index(sp.UNKNOWN)]
     ids = {role: keys.integer(key, len(tokens)) for role, key in _ROLES.items() if role != "unk"}
     model = sp.SentencePieceModel(
-        tokens,
+        escaped_spaces(tokens, types),
         [float(s) for s in scores],
         types,
         algorithm,
@@ -189,7 +203,7 @@ def _of_sentencepiece(model: sp.SentencePieceModel) -> dict[str, Any]:
     if model.charsmap:
         found["precompiled_charsmap"] = np.frombuffer(model.charsmap, np.uint8)
     return found | {
-        "tokens": list(model.pieces),
+        "tokens": raw_spaces(model.pieces, model.types),
         "scores": list(model.scores),
         "token_type": list(model.types),
         "add_space_prefix": model.add_dummy_prefix,
@@ -199,9 +213,12 @@ def _of_sentencepiece(model: sp.SentencePieceModel) -> dict[str, Any]:
 
 def _of_hugging_face(description: dict[str, Any]) -> dict[str, Any]:
     model = description["model"]
-    if model.get("type", "BPE") != "BPE":
+    if model.get("type", "BPE") not in ("BPE", "Unigram"):
         raise UserError(f"GGUF holds byte-pair tokenizers; this one is of type {model.get('type')}.")
+    unigrams = model.get("type") == "Unigram"
     vocabulary: dict[str, int] = model["vocab"]
+    if unigrams:
+        vocabulary = {piece: id for id, (piece, _) in enumerate(model["vocab"])}
     added = {token["id"]: token for token in description.get("added_tokens") or []}
     names = {id: token for token, id in vocabulary.items()} | {id: token["content"] for id, token in added.items()}
     size = max(names) + 1
@@ -209,9 +226,9 @@ def _of_hugging_face(description: dict[str, Any]) -> dict[str, Any]:
     types = [sp.NORMAL if id in names else sp.UNUSED for id in range(size)]
     for id, token in added.items():
         types[id] = sp.CONTROL if token["special"] else sp.USER_DEFINED
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    if model.get("byte_fallback"):
-        return _of_sentencepiece_in_json(description, merges, tokens, types)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+    if unigrams or model.get("byte_fallback"):
+        return of_sentencepiece_in_json(description, merges, tokens, types)
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
     normalizer = description.get("normalizer") or {"type": None}
     ignore = bool(model.get("ignore_merges"))
@@ -221,34 +238,6 @@ def _of_hugging_face(description: dict[str, Any]) -> dict[str, Any]:
     if pre is None:
         raise UserError("GGUF has no name for how this tokenizer cuts or normalizes text before it merges.")
     return {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": types, "merges": merges}
-
-
-def _of_sentencepiece_in_json(
-    description: dict[str, Any], merges: list[str], tokens: list[str], types: list[int]
-) -> dict[str, Any]:
-    """SentencePiece's BPE as `tokenizers` writes it (Llama-2, Mistral, Gemma). A piece's score is the order in which it
-    is merged."""
-    rank: dict[str, int] = {}
-    for i, merge in enumerate(merges):
-        rank.setdefault(merge.replace(" ", ""), i)
-    unknown = description["model"].get("unk_token")
-    for id, token in enumerate(tokens):
-        if token == unknown:
-            types[id] = sp.UNKNOWN
-        elif types[id] == sp.NORMAL and re.fullmatch("<0x[0-9A-F]{2}>", token):
-            types[id] = sp.BYTE
-    before = json.dumps([description.get("normalizer"), description.get("pre_tokenizer")], ensure_ascii=False)
-    prefixed = '"Prepend"' in before or ('"Metaspace"' in before and '"never"' not in before)
-    if SPACE not in before:
-        raise UserError("GGUF has no name for how this tokenizer cuts or normalizes text before it merges.")
-    return {
-        "model": "llama",
-        "pre": "default",
-        "tokens": tokens,
-        "token_type": types,
-        "scores": [-float(rank.get(token, len(merges))) for token in tokens],
-        "add_space_prefix": prefixed,
-    }
 
 
 def _id_of(tokenizer: Tokenizer, role: str, types: list[int]) -> int | None:

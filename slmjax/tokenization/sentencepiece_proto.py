@@ -28,6 +28,13 @@ class SentencePieceModel:
     remove_extra_whitespaces: bool = False
     charsmap: bytes = b""
     roles: dict[str, str] = field(default_factory=dict)  # "bos", "eos", "pad", "unk" -> piece
+    ids: dict[str, int] = field(default_factory=dict)  # the same -> id, -1: none; absent: the format's default
+    byte_fallback: bool = False
+    escape_whitespaces: bool = True
+
+    def role_id(self, role: str) -> int:
+        """Id of "unk", "bos", "eos" or "pad", -1 where the model has none."""
+        return self.ids.get(role, _DEFAULT_IDS[role])
 
     def to_bytes(self) -> bytes:
         """Serialize the model as the bytes of its file."""
@@ -36,15 +43,21 @@ class SentencePieceModel:
             raw = piece.encode()
             body = b"\x0a" + _varint(len(raw)) + raw + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind)
             out += b"\x0a" + _varint(len(body)) + body
-        trainer = _number(3, self.algorithm) + _number(4, len(self.pieces)) + _number(35, int(BYTE in self.types))
+        fallback = self.byte_fallback or BYTE in self.types
+        trainer = _number(3, self.algorithm) + _number(4, len(self.pieces)) + _number(35, int(fallback))
         for number, role in _ROLES.items():
             trainer += _bytes(number, self.roles[role].encode()) if role in self.roles else b""
+        for number, role in _ROLE_IDS.items():
+            trainer += _number(number, self.ids[role] % (1 << 64)) if role in self.ids else b""
         normalizer = _bytes(2, self.charsmap) if self.charsmap else b""
         normalizer += _number(3, int(self.add_dummy_prefix)) + _number(4, int(self.remove_extra_whitespaces))
+        normalizer += b"" if self.escape_whitespaces else _number(5, 0)
         return bytes(out) + _bytes(2, trainer) + _bytes(3, normalizer)
 
 
 _ROLES = {45: "unk", 46: "bos", 47: "eos", 48: "pad"}
+_ROLE_IDS = {40: "unk", 41: "bos", 42: "eos", 43: "pad"}
+_DEFAULT_IDS = {"unk": 0, "bos": 1, "eos": 2, "pad": -1}
 
 
 def parse_sentencepiece(data: bytes) -> SentencePieceModel:
@@ -74,7 +87,16 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
         bool(normalizer.get(4, True)),
         charsmap if isinstance(charsmap, bytes) else b"",
         {role: piece.decode("utf-8", "replace") for role, piece in named.items() if isinstance(piece, bytes)},
+        {role: _signed(trainer[number]) for number, role in _ROLE_IDS.items() if isinstance(trainer.get(number), int)},
+        bool(trainer.get(35, False)),
+        bool(normalizer.get(5, True)),
     )
+
+
+def _signed(value: int | bytes) -> int:
+    """A protocol buffer's int32: negative numbers are written as the 64 bits of their complement."""
+    number = int(value)
+    return number - (1 << 64) if number >> 63 else number
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -1,4 +1,4 @@
-"""Types of the options that are numbers: a value that is none, or beyond its bounds, is a sentence."""
+"""Types of options: a value that is no number, beyond its bounds or empty is a sentence."""
 
 from __future__ import annotations
 
@@ -35,3 +35,10 @@ def real_number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text[:60]!r} must be a finite number")
     return value
+
+
+def not_empty(text: str) -> str:
+    """The type of an option that is empty where a variable of the shell was not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the value is empty")
+    return text

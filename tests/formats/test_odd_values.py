@@ -1,0 +1,139 @@
+"""Values of another type than meant, at every place of the JSON files that describe models, adapters and records."""
+
+import copy
+import json
+
+import pytest
+
+from slmjax.data.conversations.records import parse_record
+from slmjax.errors import UserError
+from slmjax.formats import facts
+from slmjax.formats.adapters.adapterhub import WEIGHTS, open_adapterhub
+from slmjax.inference.description import description_from
+from slmjax.models.config import ModelConfig
+from slmjax.tokenization.chat_template import choose_template
+from slmjax.untrusted import inside, read_json
+
+ODD = [
+    None,
+    True,
+    0,
+    -1,
+    3,
+    0.5,
+    1e308,
+    float("nan"),
+    "",
+    "x",
+    "\ud800\n",
+    [],
+    [0],
+    [[]],
+    ["a"],
+    {},
+    {"a": 1},
+    [{"a": []}],
+]
+
+
+def places(value):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (key,)
+        yield from ((key, *rest) for rest in places(item))
+
+
+def changed_everywhere(value):
+    """The value with each place of it replaced by each odd value."""
+    for place in places(value):
+        for odd in ODD:
+            changed = copy.deepcopy(value)
+            owner = changed
+            for key in place[:-1]:
+                owner = owner[key]
+            owner[place[-1]] = odd
+            yield changed
+
+
+def answers(read, values):
+    """How many are read and refused; any other exception is the test's failure."""
+    counts = {"read": 0, "refused": 0}
+    for value in values:
+        try:
+            read(value)
+            counts["read"] += 1
+        except UserError as error:
+            assert str(error).isprintable() and len(str(error)) < 2100
+            counts["refused"] += 1
+    return counts
+
+
+def test_a_description_of_any_values_is_read_or_refused(tmp_path):
+    model = ModelConfig(vocab_size=9, num_layers=2, embed_dim=8, num_heads=2, num_kv_heads=1, ffn_dim=8).to_dict()
+    model["rope_scaling"] = {"kind": "llama3", "factor": 2.0, "original_context_length": 64}
+    peft = {"method": "lora", "base": "b", "lora": {"r": 2, "targets": ["q_proj"], "rank_pattern": [["q", 1]]}}
+    values = {"version": 1, "kind": "run", "model": model, "peft": peft, "stop_ids": [0], "total_steps": 9}
+
+    def read(changed):
+        description = description_from(changed, tmp_path / "slmjax.json")
+        facts.describe_network(description.model)
+        facts.describe_costs(description.model, 1, 9)
+
+    counts = answers(read, changed_everywhere(values))
+    assert counts["read"] > 50 and counts["refused"] > 500
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "a"}]},
+                {"role": "assistant", "content": "b"},
+            ]
+        },
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f"}'}]},
+        {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+        {"instruction": "a", "input": "b", "output": "c", "history": [["a", "b"]], "system": "s", "tools": [{}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}]},
+    ],
+)
+def test_a_record_of_any_values_is_read_or_refused(record):
+    counts = answers(lambda changed: parse_record(changed, {}), changed_everywhere(record))
+    assert counts["read"] and counts["refused"]
+
+
+def test_an_adapter_of_any_values_is_refused_in_a_sentence(tmp_path):
+    config = {"reduction_factor": 16, "non_linearity": "relu", "leave_out": [], "scaling": 1.0, "mh_adapter": True}
+    values = {"config": config | {"original_ln_before": False}, "name": "x", "model_name": "base"}
+    (tmp_path / WEIGHTS).write_bytes((2).to_bytes(8, "little") + b"{}")
+    counts = answers(lambda changed: open_adapterhub(tmp_path, changed), changed_everywhere(values))
+    assert counts["read"] == 0 and counts["refused"] > 50
+
+
+def test_named_templates_of_any_values():
+    named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    for changed in changed_everywhere(named):
+        assert choose_template(changed) in (None, "", "a", "x", "\ud800\n")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "é" * 200, "a\0b", "..", "a/b", ""])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="plain name"):
+        inside(tmp_path, name)
+
+
+def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_a_character(tmp_path):
+    path = tmp_path / "a.json"
+    for text in ('{"a": "\\ud83d"}', '{"\\uDE42": 1}', '{"a": [{"b": "x\\ud800y"}]}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="half of a surrogate pair"):
+            read_json(path)
+    path.write_text('{"a": "\\ud83d\\ude42"}')
+    assert read_json(path) == {"a": "🙂"}
+
+
+def test_a_sentence_that_quotes_a_file_stays_one_short_line():
+    said = str(UserError(f"The key {json.dumps('x')} is 'a\n\x1b[2J\ud800{'y' * 9000}' here."))
+    assert said.isprintable() and len(said) < 2100 and said.startswith('The key "x" is \'a\\n\\x1b[2J\\ud800yy')
+    assert said.endswith("y' here.")
