@@ -130,8 +130,11 @@ def text_recipe(lm: ModelProgram, corpus: Corpus, workdir: Path, **parts: Any) -
 
     def write_files(workdir: Path) -> None:
         if is_primary():
-            with place_directory(workdir / "tokenizer") as partial:
-                corpus.tokenizer.save(partial)  # the model must be usable when the corpus is gone
+            # The model must be usable when the corpus is gone. What a run has is left where it is: a kill could come
+            # between moving it away and putting the same in its place.
+            if begun_in(workdir) is None or not (workdir / "tokenizer").is_dir():
+                with place_directory(workdir / "tokenizer") as partial:
+                    corpus.tokenizer.save(partial)
             describe_run(config, stop_ids, workdir, generation).write(workdir)
 
     branch = (lambda: restore_branch(config, lm.program)) if config.training.branch_from else None

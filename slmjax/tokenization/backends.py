@@ -103,7 +103,8 @@ class HuggingFaceBackend:
 
     def added_around(self) -> tuple[list[int], list[int]]:
         """Ids that the file's post-processor puts before and after a text."""
-        if self._plain.post_processor is None:
+        processor = self._plain.post_processor
+        if processor is None or not processor.num_special_tokens_to_add(False):
             return [], []
         encoding = self._plain.encode("a")
         text = [at for at, added in enumerate(encoding.special_tokens_mask) if not added]

@@ -229,8 +229,7 @@ def _add(start: _Start, named: _Named) -> None:
     known = set(map(_content, tokenizer.get_added_tokens_decoder().values())) | set(map(_content, tokens))
     roles = [token for token in (*named.roles.values(), *named.own.values()) if token is not None]
     for token in (*roles, *named.extra):
-        if _content(token) not in known:
-            known.add(_content(token))
+        if _content(token) not in known and token not in tokens:  # with other flags it is added again, and these count
             tokens.append(token)
     flagged = {_content(token) for token in roles}
     objects = [AddedToken(token, special=True) if isinstance(token, str) else token for token in tokens]

@@ -103,7 +103,8 @@ class Tokenizer:
 
     def added_around(self) -> tuple[list[int], list[int]]:
         """The token ids that a `tokenizer.json` puts before and after a text, which `encode` leaves out."""
-        return self._backend.added_around()
+        with _refusal():
+            return self._backend.added_around()
 
     def decode(self, ids: Sequence[int] | np.ndarray, keep_special: bool = False) -> str:
         """Text of `ids`. Special tokens and ids beyond the vocabulary stand for nothing, unless `keep_special`."""
@@ -175,7 +176,9 @@ def load_tokenizer(path: str | Path, *, as_saved: bool = False) -> Tokenizer:
         return Tokenizer(SentencePieceBackend(file.read_bytes()), settings)
     except UserError:
         raise
-    except Exception as error:  # the libraries raise plain Exception, RuntimeError, OSError ... for a damaged file
+    except BaseException as error:  # the libraries raise plain Exception, RuntimeError, OSError ... for a damaged file
+        if not _is_of_a_library(error):
+            raise
         raise UserError(f"{file} is not a readable tokenizer ({one_line(error)}).") from error
 
 
@@ -233,9 +236,14 @@ def _refusal() -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not _is_of_a_library(error):
             raise
         raise UserError(f"The tokenizer cannot encode the text ({one_line(error)}): check its files.") from error
+
+
+def _is_of_a_library(error: BaseException) -> bool:
+    """Whether an error is one that a library raises: the panics of `tokenizers` are beyond `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _encodable(text: str) -> str:

@@ -106,6 +106,15 @@ def test_a_cut_array_or_stream_is_never_whole(tmp_path_factory, records, data):
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_stream_of_arrow_cut_at_any_place_is_not_whole(tmp_path):
+    content = WRITERS["stream.arrow"]([{"id": "1", "text": "a"}] * 7)
+    path = tmp_path / "a.arrow"
+    for size in range(0, len(content), 4):  # messages end at multiples of 8, and zeros fill them up
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError):
+            list(read_records(SourceConfig(str(path))))
+
+
 BAD = {
     "comma.json": (b'[{"text": "a"} {"text": "b"}]', r"not a whole JSON array: line 1, after record 1, has '\{'"),
     "open.json": (b'[{"text": "a"},\n', "record 2 is not valid JSON"),

@@ -1,6 +1,7 @@
 """Which checkpoint of a run is loaded, and where its base is found, wherever both have gone."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -140,3 +141,15 @@ def test_a_base_may_be_given_and_must_be_if_it_is_nowhere(tuned, tmp_path):
 def test_a_run_that_has_its_weights_takes_no_base(run, saved):
     with pytest.raises(UserError, match="takes no base"):
         slmjax.load(run, base=saved)
+
+
+def test_an_adapter_names_its_base_so_that_it_is_found(tuned, tmp_path):
+    place, _ = tuned
+    expected = embedding(place / "runs" / "tuned")
+    adapter = convert(place / "runs" / "tuned", place / "adapter", format="peft")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str((place / "base").resolve())
+    assert np.allclose(embedding(adapter), expected)
+    for named in ("base", "../base"):  # as others write it, and both moved
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": named}))
+        assert np.allclose(embedding(adapter), expected)

@@ -1,13 +1,16 @@
 """Whatever files a directory has, its tokenizer gives the ids that transformers' AutoTokenizer gives."""
 
+import json
 import random
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from slmjax.errors import UserError
 from slmjax.formats.huggingface.tokenizer import read, write
 from slmjax.tokenization.chat_template import template_tokens
+from slmjax.tokenization.huggingface_classes import CLASSES, GENERIC, MISNAMED, REGISTERED
 from tests.tokenizer_directories import text, write_directory
 
 TEXTS = 6
@@ -80,10 +83,58 @@ def count_equal(seeds: range) -> int:
 
 def test_random_directories_give_the_ids_of_transformers():
     pytest.importorskip("transformers")
-    assert count_equal(range(40)) >= 20
+    assert count_equal(range(30)) >= 15
 
 
 @pytest.mark.slow
 def test_more_random_directories_give_the_ids_of_transformers():
     pytest.importorskip("transformers")
     assert count_equal(range(1000, 1200)) >= 100
+
+
+def test_classes_by_model_type_are_those_of_transformers():
+    auto = pytest.importorskip("transformers.models.auto.tokenization_auto")
+    named = {model_type: (name or "").removesuffix("Fast") for model_type, name in auto.TOKENIZER_MAPPING_NAMES.items()}
+    theirs = {model_type: name.replace("MistralCommonBackend", GENERIC) for model_type, name in named.items()}
+    assert {k: v for k, v in theirs.items() if v in {*CLASSES, GENERIC}} == REGISTERED
+    assert MISNAMED == auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+
+
+ODD = [None, True, -1, 1 << 40, 1.5, "", "x", "\u2581", [], ["x", 3], {}, {"content": 3}, {"x": {"y": []}}]
+
+
+def _with_an_odd_value(rng: random.Random, value):
+    """The value with something else in one place of it."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.8:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = rng.choice(keys[:12])
+        changed = {**value} if isinstance(value, dict) else [*value]
+        changed[key] = _with_an_odd_value(rng, value[key])
+        return changed
+    return rng.choice(ODD)
+
+
+def _read_damaged(seed: int) -> bool:
+    """Whether a directory in one of whose files a value is odd is read all the same; UserError is the one refusal."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        write_directory(rng, Path(name))
+        file = rng.choice(sorted(Path(name).glob("*.json")))
+        file.write_text(json.dumps(_with_an_odd_value(rng, json.loads(file.read_text()))))
+        try:
+            tokenizer = read(Path(name))
+            tokenizer.decode(tokenizer.encode(text(rng), allow_special=True))
+            template_tokens(tokenizer)
+        except UserError as error:
+            assert "\n" not in str(error)
+            return False
+    return True
+
+
+def test_odd_values_in_a_directory_are_refused_in_a_sentence_or_read():
+    assert 0 < sum(_read_damaged(seed) for seed in range(40)) < 40
+
+
+@pytest.mark.slow
+def test_more_odd_values_in_a_directory_are_refused_in_a_sentence_or_read():
+    assert 0 < sum(_read_damaged(seed) for seed in range(1000, 3000)) < 2000

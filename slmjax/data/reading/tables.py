@@ -12,7 +12,7 @@ from slmjax.errors import UserError, one_line
 
 _ROWS = 1024  # that become Python's objects at once
 _REPEATED = 256 << 20  # bytes of a batch of values that a small file repeats
-_END_OF_STREAM = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")  # the latter before Arrow 0.15
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def parquet_records(
@@ -82,8 +82,7 @@ def _batches(ipc: Any, path: Path, file: Any) -> Iterator[Any]:
         yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
         return
     file.seek(max(0, file.size() - 8))
-    end = file.read()
-    if not any(end.endswith(mark) for mark in _END_OF_STREAM):  # the library takes the end of the file for the end
+    if file.read() != _END_OF_STREAM:  # the library takes the end of a cut file for the end
         raise UserError(f"{path} is damaged or incomplete (the stream of Arrow batches has no end).")
     file.seek(0)
     yield from ipc.open_stream(file)

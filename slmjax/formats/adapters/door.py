@@ -114,7 +114,7 @@ def read_adapter(directory: Path, load: Load, base: str | None = None) -> Tuned:
     base: where the base is; None: where the adapter's own config says. UserError when it is not there.
     """
     opened = open_adapter(directory)
-    path = base or opened.base
+    path = base or _beside(opened.base, directory)
     if not path:
         raise UserError(
             f"{directory / ADAPTER_CONFIG} does not say which base it is for: give it (--base MODEL, or base=)."
@@ -149,6 +149,14 @@ def with_own_tokenizer(lm: LanguageModel, directory: Path, vocab_size: int) -> L
     return replace(lm, tokenizer=tokenizer, stop_ids=tuple(stops), generation=generation)
 
 
+def _beside(named: str | None, directory: Path) -> str | None:
+    """The base that an adapter names; a relative path also from the adapter's directory, or the one around it."""
+    if not named or local_path(named, "The base").exists():
+        return named
+    here = directory.resolve()
+    return next((str(place / named) for place in (here, here.parent) if (place / named).exists()), named)
+
+
 def _load_base(path: str, load: Load, directory: Path, *, given: bool) -> LanguageModel:
     place = local_path(path, "The base")
     if kind_of(place) in ADAPTERS:
@@ -172,7 +180,9 @@ def read_run(path: Path, load: Load, base: str | None = None) -> Tuned:
     adapter = adapter_of(peft, tuned.method, tuned.trained, tuned.frozen)
     family, own = family_at(where, lm.config, []), tokenizer is not None and _differ(tokenizer, lm.tokenizer)
     lm = replace(lm, tokenizer=tokenizer) if own else lm
-    return Tuned(adapter, lm, base or peft.base, family, has_own_tokenizer=own)
+    # Who reads the adapter elsewhere finds the base by an absolute path.
+    name = base or (str(Path(where).resolve()) if Path(where).exists() else peft.base)
+    return Tuned(adapter, lm, name, family, has_own_tokenizer=own)
 
 
 def _differ(tokenizer: Tokenizer, base: Tokenizer | None) -> bool:
