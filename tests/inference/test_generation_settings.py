@@ -9,6 +9,7 @@ import pytest
 import slmjax
 from slmjax.cli.main import main
 from slmjax.errors import UserError
+from slmjax.inference.description import Description
 from slmjax.inference.generate import generate
 from slmjax.inference.generation_settings import (
     default_length,
@@ -168,3 +169,10 @@ def test_a_context_that_is_asked_for(lm, tmp_path, capsys):
     arguments = ["generate", "--model", str(tmp_path / "m"), "--prompt", "the old river", "--max-new-tokens", "3"]
     assert main([*arguments, "--context", "4"]) == 2 and "the model's context is 4" in capsys.readouterr().err
     assert main([*arguments, "--context", "30"]) == 0
+
+
+def test_a_run_s_description_keeps_its_base_s_settings(lm, tmp_path):
+    run = Description(kind="run", model=lm.config, stop_ids=(3,), generation=DRAWN)
+    run.write(tmp_path)
+    assert Description.read(tmp_path).generation == DRAWN
+    assert "generation" not in Description(kind="run", model=lm.config).to_dict()

