@@ -50,7 +50,7 @@ def run(*command):
 @pytest.mark.parametrize(
     ("kinds", "cases"),
     [
-        ("safetensors,SentencePiece,JSONL,compressed,template", 2000),
+        ("safetensors,SentencePiece,JSONL,compressed,template", 600),
         pytest.param("safetensors,GGUF,tokenizer,config,slmjax.json,adapter,Parquet", 5000, marks=pytest.mark.slow),
     ],
 )
