@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 _MAX_SENTENCE = 2000  # characters
@@ -17,7 +18,7 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = re.sub(r"\s*\n\s*", " ", super().__str__())
         if len(text) > _MAX_SENTENCE:
             text = f"{text[: _MAX_SENTENCE - 500]} ... {text[-500:]}"
         return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
