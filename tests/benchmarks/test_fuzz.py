@@ -62,6 +62,7 @@ def test_a_short_run_finds_nothing(tmp_path, kinds, cases):
     assert all(int(refused.replace(",", "")) and int(read.replace(",", "")) for _, _, refused, read in rows)
 
 
+@pytest.mark.slow
 def test_every_way_of_being_wrong_is_found_kept_and_found_again(tmp_path):
     done = run("-c", BROKEN.format(folder=str(FUZZ.parent), out=str(tmp_path / "found")))
     assert done.returncode == 1, done.stdout + done.stderr

@@ -30,6 +30,7 @@ def test_a_fine_tune_trains_loads_merged_and_speaks(finished, tmp_path, capsys):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), again.params, tuned.params)
 
 
+@pytest.mark.slow
 def test_a_prefix_is_run_beside_its_base_and_not_saved_as_weights(ready, tmp_path, capsys):
     run = tmp_path / "run"
     assert main([*ready, "--config.peft.method=prefix", "--config.peft.prefix.num_virtual_tokens=4"]) == 0
@@ -44,6 +45,7 @@ def test_a_prefix_is_run_beside_its_base_and_not_saved_as_weights(ready, tmp_pat
     assert "has a prefix" in capsys.readouterr().err and not (tmp_path / "weights").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_on_a_quantized_base_is_merged_or_kept_beside_it(ready, tmp_path):
     assert main([*ready, "--config.peft.quantize=int8"]) == 0
     merged, beside = slmjax.load(tmp_path / "run"), slmjax.load(tmp_path / "run", merge=False)

@@ -75,6 +75,7 @@ def test_a_run_keeps_its_last_good_checkpoint(small_disk, tmp_path):
     assert lines[0]["step"] == 1
 
 
+@pytest.mark.slow
 def test_a_corpus_is_there_whole_or_not_at_all(small_disk, tmp_path):
     text = write_text(tmp_path / "text.txt", 150_000)  # more tokens than the disk holds
     said = slmjax("data", "prepare", "--source", text, "--tokenizer", "train:257", "--output", small_disk / "out")

@@ -112,6 +112,7 @@ def test_the_process_that_answers_has_the_settings():
     assert done.stdout.strip() == KEPT and done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not malloc_settings._has_glibc(), reason="glibc's and jemalloc's")
 @pytest.mark.parametrize("allocator", ["glibc", "jemalloc"])
 def test_children_with_limited_memory_work_under_the_settings(allocator):

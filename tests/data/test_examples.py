@@ -217,6 +217,7 @@ def test_rows_of_2000_ragged_conversations_are_97_percent_full(T):
     assert total == sum(int(learned[1:].sum()) for _, learned in examples)
 
 
+@pytest.mark.slow
 def test_rows_of_real_instructions_are_97_percent_full(assets):
     tokenizer = load_tokenizer(assets / "models" / "smollm2-135m-instruct")
     source = {"path": str(assets / "data" / "sft" / "alpaca_en_999.json")}

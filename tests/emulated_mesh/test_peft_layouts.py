@@ -58,7 +58,12 @@ def value_and_grad(peft, trained, frozen, mesh=None):
     return loss, grads
 
 
-@pytest.mark.parametrize("name", METHODS)
+QUICK = {"lora", "houlsby", "prefix", "ia3"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in METHODS]
+)
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name, base):
     method = make_method(PeftConfig(**METHODS[name]), Transformer(CONFIG))
     trained, frozen = jax.jit(method.split)(base, jax.random.key(0))

@@ -49,7 +49,7 @@ def test_it_ends_where_its_turns_and_texts_end(folder):
     metadata = open_gguf(folder / NAME).metadata
     tokenizer = tokenizer_from(metadata, NAME)
     names = {tokenizer.id_to_token(id) for id in stop_ids_from(metadata, tokenizer, tokenizer.vocab_size, NAME)}
-    assert names == {"<|im_end|>", "<|endoftext|>"}
+    assert names == {"<|im_end|>", "<|endoftext|>", "<reponame>"}  # the last ends an infill, as llama.cpp has it
     other = metadata | {"tokenizer.ggml.eot_token_id": 17}
     assert 17 in stop_ids_from(other, tokenizer, tokenizer.vocab_size, NAME)
 

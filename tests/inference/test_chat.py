@@ -32,6 +32,7 @@ def talker(lm, monkeypatch):
     return lm
 
 
+@pytest.mark.slow
 def test_a_conversation_outgrows_longropes_short_factors(talker, stretched):
     conversation = Conversation(stretched, max_new_tokens=20)
     lengths = []

@@ -33,7 +33,13 @@ METHODS = {
 STARTS_AS_THE_BASE = {"lora", "dora", "houlsby", "pfeiffer", "parallel", "ia3", "full", "freeze"}
 
 
-@pytest.fixture(scope="module", params=METHODS)
+SLOW = {"qlora int8", "qdora nf4", "pfeiffer", "prefix mlp", "p-tuning mlp", "ia3 int4"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in METHODS],
+)
 def name(request):
     return request.param
 

@@ -24,7 +24,13 @@ NETWORKS = {
 METHODS = {"prefix": {"num_virtual_tokens": N}, "prompt": {"num_virtual_tokens": N}}
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+SLOW = {"alibi", "learned positions"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NETWORKS],
+)
 def network(request):
     return NETWORKS[request.param]
 

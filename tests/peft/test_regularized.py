@@ -69,7 +69,10 @@ def held(tune, jit):
     return lambda kind: made.setdefault(kind, Held(tune, jit, kind))
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(name, marks=[] if name in ("full", "lora", "prefix") else [pytest.mark.slow]) for name in METHODS],
+)
 def test_the_start_is_held_by_nothing(kind, held):
     h = held(kind)
     strengths = (
@@ -122,7 +125,12 @@ def direct_kl(h, params, batch):
 
 @pytest.mark.parametrize(
     ("kind", "marked"),
-    [("full", False), ("lora", False), ("prefix", False), ("full", True), ("lora on int8", True)],
+    [
+        ("lora", False),
+        ("full", True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("full", False), ("prefix", False))),
+        pytest.param("lora on int8", True, marks=pytest.mark.slow),
+    ],
 )
 def test_kl_and_its_gradient_are_those_of_whole_logits(kind, marked, held):
     h, batch = held(kind), make_batch()

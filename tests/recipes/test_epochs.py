@@ -65,6 +65,7 @@ def test_replayed_rows_come_on_top_of_an_epoch(tiny_config, tmp_path):
     assert min(corpus.passes(config.data, own).values()) >= 1
 
 
+@pytest.mark.slow
 def test_a_run_of_epochs_goes_on_and_knows_its_budget(tiny_config, tmp_path):
     config = tiny_config(0, epochs=0.1)
     first = train(config, tmp_path / "run")

@@ -66,6 +66,7 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
     assert saved["base"] == "somewhere" and len(saved["fingerprint"]) == 16
 
 
+@pytest.mark.slow
 def test_a_base_in_the_hosts_memory_gives_the_same_state(config, assert_bitwise_equal):
     """As the weights that an accelerator holds only in int8: the last of eight devices stands for the host."""
     run, devices = config(quantize="int8"), jax.devices()

@@ -83,6 +83,7 @@ def test_a_fine_tune_reports_what_it_gained_and_forgot_without_being_asked(confi
     assert rows["general_loss"]["before"] == pytest.approx(nll / tokens, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_measuring_is_turned_off_by_zero_tokens(config, tmp_path):
     run = config(2, held={"tokens": 0})
     result = train(run, tmp_path / "run", base=make_base(run))
@@ -120,6 +121,7 @@ def test_a_run_with_everything_goes_on_bitwise_after_a_stop(
     assert steps[-1]["kl"] > 0
 
 
+@pytest.mark.slow
 def test_the_fisher_information_is_the_mean_of_squared_gradients_on_any_mesh(config, tmp_path):
     run = config(2, peft={"method": "full"}, held={"ewc": 1.0})
     text = open_general(run, tmp_path, open_corpus(run.data, tmp_path).tokenizer, progress=False)
@@ -205,6 +207,7 @@ def test_early_stopping_stops_keeps_the_best_and_goes_on_bitwise(
     assert_bitwise_equal(*states)
 
 
+@pytest.mark.slow
 def test_samples_are_the_greedy_continuation_and_are_written_down(config, tmp_path):
     run = config(
         2,
@@ -235,6 +238,7 @@ def whole_text_logits(made, state):
     return jax.jit(lambda tokens: forward(Network(Transformer(made.config.model)), variables, tokens))
 
 
+@pytest.mark.slow
 def test_new_layers_alone_are_trained_and_the_run_is_a_deeper_model(config, tmp_path):
     run = config(2, peft={"method": "freeze", "expand": 2})
     base = jax.device_get(make_base(run))

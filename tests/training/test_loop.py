@@ -65,7 +65,7 @@ def uninterrupted(tiny_config, tmp_path_factory):
     return config, workdir
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 5])
+@pytest.mark.parametrize("step", [3, 4, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
 def test_stopping_anywhere_and_going_on_is_not_stopping(
     uninterrupted, tmp_path, monkeypatch, saved, assert_bitwise_equal, step
 ):
@@ -401,6 +401,7 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_it_names_and_exits_with_0(tiny_config, tmp_path, start_training):
     workdir = tmp_path / "run"
     config = tiny_config(steps=1_000_000, **{"training.eval_every": 0, "checkpoint.every": 900_000})

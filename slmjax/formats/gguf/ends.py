@@ -53,6 +53,7 @@ _FILL_CONTROL_NAMES |= {"<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"}
 # Pre-tokenizers whose texts begin with the bos token where add_bos_token is absent.
 _ADD_BOS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"}
 _ADD_BOS |= {"tekken", "chameleon"}
+ABSENT = "slmjax.absent_tokens"  # roles that the tokenizer does not have, though readers take one for granted
 _LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}  # of a SentencePiece vocabulary whose file has no key for them
 # llama.cpp's key of a setting -> transformers'
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
@@ -66,6 +67,9 @@ def adds_bos(keys: Keys) -> bool:
 
 def implied_id(keys: Keys, role: str, tokens: Sequence[str]) -> int | None:
     """The id of a role whose key is absent: those of LLaMA's vocabulary, where a file has its kind and its tokens."""
+    absent = keys.metadata.get(ABSENT)
+    if isinstance(absent, list) and role in absent:
+        return None
     id = _LLAMA_IDS.get(role) if keys.text("model", "gpt2") == "llama" else None
     types = keys.values.get("token_type")
     if id is None or id >= len(tokens) or not isinstance(types, np.ndarray) or id >= len(types):

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from slmjax.errors import UserError
-from slmjax.formats.gguf.ends import adds_bos, corrected_types, implied_id
+from slmjax.formats.gguf.ends import ABSENT, adds_bos, corrected_types, implied_id
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
 from slmjax.formats.gguf.tokenizer_json import (
@@ -83,7 +83,9 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
             found = _of_sentencepiece(sp.parse_sentencepiece(model.read_bytes()))
         else:
             described = json.loads(description.read_text(encoding="utf-8"))
-            found, exact = _of_hugging_face(described), json_of(described)
+            found = _of_hugging_face(described)
+            corrected = corrected_types({}, found["tokens"], found["token_type"]) != list(found["token_type"])
+            exact = json_of(described, needed=corrected)
     tokens, types = found.pop("tokens"), found.pop("token_type")
     padding = range(len(tokens), vocab_size)
     keys: dict[str, Any] = {
@@ -100,6 +102,9 @@ def tokenizer_to(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         if id is not None:
             keys[key] = id
     out = {f"{_PREFIX}.{key}": value for key, value in keys.items()}
+    written = Keys(out, _PREFIX, "The file")
+    absent = [r for r, key in _ROLES.items() if key not in keys and implied_id(written, r, tokens) is not None]
+    out |= {ABSENT: absent} if absent else {}
     if exact:
         warn_of_difference(tokenizer.encode, tokenizer_from(out, "The file").encode)
     return out | exact | _templates_to(named_templates(tokenizer.settings.get("chat_template")))

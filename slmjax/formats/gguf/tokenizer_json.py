@@ -24,12 +24,15 @@ _MOST = 1 << 24  # characters: the longest string that is read back
 _PROBES = ("Hello  world", " a", "   x\n y", "1234 é 日本 🦙", "\t\ta", "it's  \n\n ok")
 
 
-def json_of(description: Mapping[str, Any]) -> dict[str, str]:
-    """The key of a tokenizer that the other keys describe in part; empty where they say all of it."""
+def json_of(description: Mapping[str, Any], *, needed: bool = False) -> dict[str, str]:
+    """The key of a tokenizer that the other keys describe in part; empty where they say all of it.
+
+    needed: whatever the description says, since readers take a token for another kind by its name.
+    """
     flags = ("single_word", "lstrip", "rstrip", "normalized")
     flagged = any(token.get(flag) for token in description.get("added_tokens") or [] for flag in flags)
     model = description["model"]
-    if not (flagged or model.get("byte_fallback") or model.get("type") == "Unigram"):
+    if not (needed or flagged or model.get("byte_fallback") or model.get("type") == "Unigram"):
         return {}
     text = json.dumps(description, ensure_ascii=False)
     return {KEY: text} if len(text.encode()) < _MOST else {}
