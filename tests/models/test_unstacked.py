@@ -35,8 +35,8 @@ def stacked_logits(random_params, quick_jit):
     return compute
 
 
-# Both layouts on the networks that differ in kind, on all others the one that decodes a single row. Quick is that one on
-# the former.
+# Both layouts on the networks that differ in kind, on all others the one that decodes a single row; quick is that one
+# on the former.
 NETWORKS = [
     pytest.param(
         config,
