@@ -157,6 +157,7 @@ def test_every_kind_of_path_loads_the_same_model(run, tmp_path):
         slmjax.save(lm, run)
 
 
+@pytest.mark.slow
 def test_a_run_with_an_average_loads_the_average(place, tmp_path):
     options = ("--config.training.ema_decay=0.5", "--config.data.add_bos=True", "--config.data.cache_dir=")
     workdir = tmp_path / "ema"

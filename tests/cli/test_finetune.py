@@ -124,6 +124,7 @@ def test_a_setting_that_cannot_be_is_one_sentence(key, words, ready, tmp_path, c
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_samples_are_prompts_up_to_the_assistants_turn(ready, tmp_path):
     assert main([*ready, "--config.training.samples=2", "--config.training.sample_tokens=5"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]

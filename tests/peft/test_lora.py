@@ -125,6 +125,7 @@ def test_only_the_small_tree_is_trained_and_the_base_is_untouched(tune):
     jax.tree.map(np.testing.assert_array_equal, variables["params"], tuned.base)
 
 
+@pytest.mark.slow
 def test_scan_is_the_loop_and_dropout_is_only_of_training(tune, jit):
     lora = {"r": 4, "dropout": 0.5, "dora": True}
     scanned = tune(method="lora", lora=lora, execution=Execution(remat="full"))

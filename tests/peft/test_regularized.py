@@ -187,6 +187,7 @@ def embeddings_of(tuned, rng, segments):
     return next(x for name, x in seen if name == "embedding")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora"])
 def test_neftune_is_uniform_noise_of_each_documents_length_and_none_in_evaluation(kind, tune):
     tuned = tune(**METHODS[kind])

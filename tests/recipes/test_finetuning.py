@@ -103,6 +103,7 @@ def test_a_method_needs_a_base(config, tmp_path):
         train(config(), tmp_path)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_base_is_in_the_optimizer_or_moves(config):
     lm = build(config())
     program, base = lm.program, make_base(config())

@@ -179,6 +179,7 @@ def test_too_many_skipped_steps_stop_the_run_and_name_the_last_good_checkpoint(t
         train(tiny_config(**{"training.max_skipped": 2}), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_profile_is_left_behind_by_a_short_run_and_not_made_again(tiny_config, tmp_path, monkeypatch):
     config = tiny_config(steps=2, **{"training.profile_at": 0})
     with monkeypatch.context() as patched:
@@ -365,6 +366,7 @@ def take_steps(config, count=2, devices=None):
     return metrics, jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_one_large_batch(tiny_config):
     """Weights differ from row to row, so averaging the micro-batches' means would be wrong."""
     mesh = {"mesh.fsdp": 2, "mesh.tensor": 4}
