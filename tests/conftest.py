@@ -54,6 +54,9 @@ gc.set_threshold(100_000, 20, 100)
 # Files that take longest, which start first so that all processes end together; docs/testing.md says how to keep it.
 LONGEST_FIRST = (
     "emulated_mesh/test_tpu_compiler.py",
+    "benchmarks",
+    "tokenization",
+    "colab",
     "multiprocess",
     "training",
     "cli",

@@ -45,7 +45,7 @@ def test_random_tokenizers_come_back_from_gguf():
 
 @pytest.mark.slow
 def test_more_random_tokenizers_come_back_from_gguf():
-    assert [outcome(seed) for seed in range(5000, 5300)].count("equal") >= 150
+    assert [outcome(seed) for seed in range(5000, 5100)].count("equal") >= 50
 
 
 def test_runs_of_spaces_that_are_tokens_are_found_in_files_of_llama_cpp():
