@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from slmjax.errors import UserError, did_you_mean
+from slmjax.field_types import shown
 from slmjax.files import local_path
 
 OnChange = Literal["error", "use"]
@@ -191,7 +192,7 @@ def require_choice(what: str, value: Any, choices: Any) -> None:
     """UserError unless `value` is one of a Literal's; `what` names and quotes it."""
     known = get_args(choices)
     if value not in known:
-        raise UserError(f"{what} is unknown: {did_you_mean(str(value), known)}")
+        raise UserError(f"{what} is unknown: {did_you_mean(value if isinstance(value, str) else shown(value), known)}")
 
 
 def require_integer(key: str, value: Any, least: int) -> None:

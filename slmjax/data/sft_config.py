@@ -14,6 +14,7 @@ from slmjax.data.config import (
     require_choice,
 )
 from slmjax.errors import UserError, did_you_mean
+from slmjax.field_types import shown
 
 Loss = Literal["assistant", "completion", "all"]
 OnInvalid = Literal["error", "skip"]
@@ -115,5 +116,5 @@ def data_config_class(section: Mapping[str, Any]) -> type[DataConfig] | type[Sft
     """
     if "kind" not in section:  # a config.json of a version that had no such key
         return SftConfig if "chat_template" in section else DataConfig
-    require_choice(f"data.kind={section['kind']!r}", section["kind"], DataKind)
+    require_choice(f"data.kind={shown(section['kind'])}", section["kind"], DataKind)
     return DATA_CONFIGS[section["kind"]]
