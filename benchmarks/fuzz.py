@@ -36,6 +36,7 @@ os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # a case opens nothing outsid
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parent))
 
+import fuzz_damage  # noqa: E402
 import fuzz_kinds  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -84,13 +85,13 @@ class Tries:
         megabytes: that a case may add, of address space and of resident memory.
     """
 
-    def __init__(self, seeds: dict[str, list[fuzz_kinds.Files]], megabytes: int):
+    def __init__(self, seeds: dict[str, list[fuzz_damage.Files]], megabytes: int):
         shared = Path("/dev/shm")
         self.scratch = Path(tempfile.mkdtemp(prefix="fuzz-", dir=shared if shared.is_dir() else None)).resolve()
         tempfile.tempdir = str(self.scratch / "tmp")
         self.case = self.scratch / "case"
         (self.scratch / "tmp").mkdir()
-        self.seeds, self.guard, self.damage = seeds, Guard(self.scratch), fuzz_kinds.Damage()
+        self.seeds, self.guard, self.damage = seeds, Guard(self.scratch), fuzz_damage.Damage()
         self.most = megabytes << 10  # KiB, as the system counts
         warnings.simplefilter("ignore")
         np.seterr(all="ignore")
@@ -105,12 +106,12 @@ class Tries:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    def files(self, seed: int, number: int) -> tuple[str, fuzz_kinds.Files]:
+    def files(self, seed: int, number: int) -> tuple[str, fuzz_damage.Files]:
         """The kind of case `number`, and its files."""
         name = TURNS[number % len(TURNS)]
         return name, self.damage(fuzz_kinds.KINDS[name], self.seeds[name], random.Random(f"{seed}-{number}"))
 
-    def verdict(self, name: str, files: fuzz_kinds.Files) -> tuple[str, str]:
+    def verdict(self, name: str, files: fuzz_damage.Files) -> tuple[str, str]:
         """One of VERDICTS, and what was said or found."""
         self.case.mkdir()
         for file, content in files.items():
@@ -186,7 +187,7 @@ class Findings:
     def __init__(self, out: Path, seed: int):
         self.out, self.seed, self.seen = out, seed, Counter[str]()
 
-    def add(self, number: int, name: str, files: fuzz_kinds.Files, said: str) -> None:
+    def add(self, number: int, name: str, files: fuzz_damage.Files, said: str) -> None:
         frames = re.findall(r'File "([^"]+)", line (\d+)', said)
         own = [frame for frame in frames if "/slmjax/" in frame[0]] or frames
         signature = f"{name}: {said.splitlines()[0][:90]}"
@@ -238,7 +239,7 @@ class Worker:
         if not since:
             raise SystemExit(f"A worker ended between cases, before case {number} (status {self.process.exitcode}).")
         said = f"hang: more than {self.args.seconds:g} s" if alive else f"crash: status {self.process.exitcode}"
-        damage = fuzz_kinds.Damage()
+        damage = fuzz_damage.Damage()
         for sound in self.seeds.values():
             damage.know(sound)
         name = TURNS[number % len(TURNS)]
@@ -268,7 +269,7 @@ def make_seeds(sender: Any) -> None:
     sender.send(seeds)
 
 
-def seeds_of_child() -> dict[str, list[fuzz_kinds.Files]]:
+def seeds_of_child() -> dict[str, list[fuzz_damage.Files]]:
     """The sound files, made in a process of its own: the libraries start threads, and this one is yet to fork."""
     receiver, sender = FORK.Pipe(duplex=False)
     child = FORK.Process(target=make_seeds, args=(sender,))

@@ -1,23 +1,16 @@
-"""The kinds of files that fuzz.py damages: how sound ones are made, and what reads them."""
+"""The kinds of files that fuzz.py damages: how sound ones of models are made, and what reads them."""
 
 import dataclasses
-import gzip
 import json
-import lzma
-import random
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fuzz_mutations as mutations
 import numpy as np
+from fuzz_damage import Files, Kind
+from fuzz_data import MESSAGES, TEXT, compressed_seeds, jsonl_seeds, parquet_seeds, read_data
 
-from slmjax.data.config import SourceConfig
-from slmjax.data.conversations.records import Conversation, parse_record
-from slmjax.data.sources import read_documents, read_records
 from slmjax.errors import UserError
 from slmjax.formats import facts, models, recognition
 from slmjax.formats.adapters.door import open_adapter
@@ -41,8 +34,6 @@ from slmjax.tokenization.backends import SentencePieceBackend
 from slmjax.tokenization.tokenizer import Tokenizer, train_bpe
 from slmjax.untrusted import read_text
 
-Files = dict[str, bytes]  # of one directory, by name
-TEXT = "The old river, 3 stones and a lïght 🙂\n\n<|endoftext|> <s>  x"
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}A: {% generation %}{{ message['content'] }}"
     "{{ eos_token }}{% endgeneration %}{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
@@ -53,59 +44,6 @@ MARKED = (
     "{%- if tools is defined and tools -%}{{ tools | tojson }}{%- endif -%}"
     "{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
 )
-MESSAGES = [{"role": "user", "content": "Hello <|im_end|>"}, {"role": "assistant", "content": "It is a river."}]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file.
-
-    Attributes:
-        share: cases of this kind among all, in proportion to the others'; few where one takes long.
-        seeds: sound files, as directories; made in an empty folder.
-        read: reads a directory, and raises UserError or nothing.
-        suffixes: of the files that are damaged; none: of all.
-    """
-
-    share: int
-    seeds: Callable[[Path], list[Files]]
-    read: Callable[[Path], None]
-    suffixes: tuple[str, ...] = ()
-
-
-class Damage:
-    """Damages files of all kinds; knows the sound GGUF files, parsed."""
-
-    def __init__(self) -> None:
-        self.parsed: dict[bytes, Any] = {}
-
-    def __call__(self, kind: Kind, seeds: list[Files], rng: random.Random) -> Files:
-        """One of the sound directories, with one of its files damaged, seldom two; seldom one is missing."""
-        files = dict(rng.choice(seeds))
-        names = [name for name in files if not kind.suffixes or name.endswith(kind.suffixes)]
-        for name in rng.sample(names, min(len(names), rng.choice([1, 1, 1, 1, 2]))):
-            if rng.random() < 0.01:
-                del files[name]
-            elif name.endswith(".gguf"):
-                files[name] = mutations.damage_gguf(files[name], rng, self.parsed)
-            else:
-                by_suffix = mutations.BY_SUFFIX.get(Path(name).suffix, mutations.damage_bytes)
-                files[name] = by_suffix(files[name], rng)
-        return files
-
-    def know(self, seeds: list[Files]) -> None:
-        """Parse the GGUF files among sound ones."""
-        for content in (content for files in seeds for name, content in files.items() if name.endswith(".gguf")):
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "a.gguf"
-                path.write_bytes(content)
-                file = open_gguf(path)
-                start = min(info.start for info in file.tensors.values())
-                infos = [
-                    (name, info.shape[::-1], info.kind.number, info.start - start)
-                    for name, info in file.tensors.items()
-                ]
-                self.parsed[content] = (dict(file.metadata), infos, start)
 
 
 def files_of(folder: Path) -> Files:
@@ -445,79 +383,6 @@ class TemplateReader:
             template.render_with_spans(MESSAGES)
         finally:
             chat_template.TemplateRenderer = template_renderer.TemplateRenderer  # type: ignore[misc]
-
-
-RECORDS: list[dict[str, Any]] = [
-    {"text": "A river. " * 3, "meta": {"source": "x"}},
-    {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "text": "a"},
-    {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": None,
-     "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "content": "1"}], "text": "a"},
-    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s", "text": "b"},
-    {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f"}'}]},
-    {"prompt": "a", "completion": "b", "text": "c"},
-    {"prompt": MESSAGES[:1], "completion": MESSAGES[1:], "text": "c"},
-    {"instruction": "a", "input": "b", "output": "c", "history": [["a", "b"]], "text": "d"},
-]  # fmt: skip
-
-
-CSV = b'text,n\n"A river, old.",1\n"a ""b""\nc",2\nd,\n'
-
-
-def lines(records: list[Any]) -> bytes:
-    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records).encode() + b"\n"
-
-
-def jsonl_seeds(folder: Path) -> list[Files]:
-    one_each = [{"a.jsonl": lines([record, record])} for record in RECORDS]
-    return [*one_each, {"a.jsonl": lines(RECORDS)}, {"a.json": json.dumps(RECORDS).encode()}]
-
-
-def compressed_seeds(folder: Path) -> list[Files]:
-    import zstandard
-
-    content = lines(RECORDS)
-    squeezed, zipped = zstandard.ZstdCompressor().compress(content), gzip.compress(content, mtime=0)
-    texts = {"a.txt.zst": zstandard.ZstdCompressor().compress(TEXT.encode()), "b.md": TEXT.encode()}
-    tables = [{"a.csv": CSV}, {"a.tsv": CSV.replace(b",", b"\t")}, {"a.jsonl.xz": lzma.compress(content)}]
-    return [{"a.jsonl.zst": squeezed}, {"a.jsonl.gz": zipped}, {"a.json.zst": squeezed}, texts, *tables]
-
-
-def parquet_seeds(folder: Path) -> list[Files]:
-    import pyarrow
-    from pyarrow import parquet
-
-    tables = ([{"text": "A river. " * 9, "n": i} for i in range(9)], [{"messages": MESSAGES, "text": "a"}] * 3)
-    for number, rows in enumerate(tables):
-        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{number}.parquet", compression="none")
-    return [{"a.parquet": path.read_bytes()} for path in sorted(folder.iterdir())]
-
-
-def read_data(folder: Path) -> None:
-    """As a text, and as conversations; a refusal of the one does not spare the other."""
-    source = SourceConfig(str(folder))
-    refusals = [refusal for one in (texts, records) if (refusal := _refusal(one, source)) is not None]
-    if len(refusals) == 2:
-        raise refusals[0]
-
-
-def texts(source: SourceConfig) -> None:
-    for number, _ in enumerate(read_documents(source)):
-        assert number < 10**5
-
-
-def records(source: SourceConfig) -> None:
-    for _, record in read_records(source):
-        item = parse_record(record, {}, "s")
-        if isinstance(item, Conversation):
-            json.dumps(item.messages)
-
-
-def _refusal(read: Callable[[SourceConfig], None], source: SourceConfig) -> UserError | None:
-    try:
-        read(source)
-    except UserError as error:
-        return error
-    return None
 
 
 KINDS: dict[str, Kind] = {

@@ -15,7 +15,7 @@ BROKEN = """
 import os, sys, time
 sys.path.insert(0, {folder!r})
 sys.argv = ["fuzz.py", "--cases", "40", "--seconds", "1", "--megabytes", "256", "--out", {out!r}]
-import fuzz, fuzz_kinds
+import fuzz, fuzz_damage, fuzz_kinds
 from slmjax.errors import UserError
 numbers = iter(range(1000))
 
@@ -35,7 +35,7 @@ def damage(self, kind, seeds, rng):
     contents = [b"sound", b"error", b"lines", b"crash", b"hangs", b"large", b"write", b"refuse"]
     return {{"a": rng.choice(contents)}}
 
-fuzz_kinds.Damage.__call__ = damage
+fuzz_damage.Damage.__call__ = damage
 fuzz_kinds.KINDS.clear()
 fuzz_kinds.KINDS["broken"] = fuzz_kinds.Kind(1, lambda folder: [{{"a": b"sound"}}], read)
 fuzz.TURNS, fuzz.NAMES = ["broken"], ["broken"]
