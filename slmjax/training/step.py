@@ -53,19 +53,10 @@ def _microbatches(kind: StepKind, batch: Batch, count: int, mesh: Mesh) -> Batch
     return {name: split(name, x) for name, x in batch.items()}
 
 
-def make_train_step(
-    kind: StepKind,
-    optimizer: optax.GradientTransformation,
-    schedule: Schedule,
-    config: TrainingConfig,
-    mesh: Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A pure function (state, batch) -> (state, metrics) for `jax.jit(..., donate_argnums=0)`.
-
-    The loss and its gradient are divided by the global sum of loss weights, over all micro-batches and devices, so they
-    do not depend on how the batch is cut. A step whose loss or gradient is not finite, or whose gradient norm exceeds
-    `spike_factor` times its running mean, changes nothing but the counters.
-    """
+def _gradients_of(
+    kind: StepKind, config: TrainingConfig, mesh: Mesh
+) -> Callable[[Any, Any, Any, Batch, jax.Array], tuple[Any, Loss]]:
+    """(trained, other networks, frozen, batch, rng) -> the gradient of the loss sum, and the loss, over all pieces."""
 
     def loss_of(trained: Any, others: Any, frozen: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Loss]:
         params = trained if kind.network is None else {**others, kind.network: trained}
@@ -89,6 +80,25 @@ def make_train_step(
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         summed, _ = jax.lax.scan(add, zeros, (pieces, jnp.arange(config.accumulation)))
         return summed
+
+    return gradients
+
+
+def make_train_step(
+    kind: StepKind,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    config: TrainingConfig,
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A pure function (state, batch) -> (state, metrics) for `jax.jit(..., donate_argnums=0)`.
+
+    The loss and its gradient are divided by the global sum of loss weights, over all micro-batches and devices, so they
+    do not depend on how the batch is cut. A step whose loss or gradient is not finite, or whose gradient norm exceeds
+    `spike_factor` times its running mean, changes nothing but the counters.
+    """
+
+    gradients = _gradients_of(kind, config, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
