@@ -173,7 +173,10 @@ class SentencePieceBackend:
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
-        self._processor.id_to_piece(list(range(self.vocab_size)))  # raises where a piece is not UTF-8
+        every = list(range(self.vocab_size))
+        self._processor.id_to_piece(every)  # raises where a piece is not UTF-8
+        controls, unknown = self._processor.is_control(every), self._processor.is_unknown(every)
+        self._special = {id for id in every if controls[id] or unknown[id]}
         self._threads = os.cpu_count() or 1
 
     def __reduce__(self) -> tuple[type["SentencePieceBackend"], tuple[bytes]]:
@@ -218,11 +221,11 @@ class SentencePieceBackend:
         """Text of `ids`; control pieces, and what is unknown, are written only with `keep_special`."""
         ids = [id for id in ids if 0 <= id < self.vocab_size]
         if not keep_special:
-            return self._processor.decode([id for id in ids if not self._is_special(id)])
+            return self._processor.decode([id for id in ids if id not in self._special])
         text = ""
         run: list[int] = []
         for id in ids:
-            if self._is_special(id):
+            if id in self._special:
                 text += self._processor.decode(run) + self._processor.id_to_piece(id)
                 run = []
             else:
@@ -240,10 +243,7 @@ class SentencePieceBackend:
 
     def special_ids(self) -> dict[str, int]:
         """Control pieces and their ids, and the one of what is unknown."""
-        return {self._processor.id_to_piece(id): id for id in range(self.vocab_size) if self._is_special(id)}
-
-    def _is_special(self, id: int) -> bool:
-        return self._processor.is_control(id) or self._processor.is_unknown(id)
+        return {self._processor.id_to_piece(id): id for id in sorted(self._special)}
 
     def added_around(self) -> tuple[list[int], list[int]]:
         """Nothing: a model does not say what is put around a text."""

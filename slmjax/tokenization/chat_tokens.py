@@ -131,8 +131,8 @@ def _encode_with_offsets(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> tupl
     offsets: list[Span] = []
     begin = 0
     for piece in pieces:
-        part = _encode(tokenizer, piece)
         found, places = tokenizer.encode_with_offsets(piece.text, piece.allow_special)
+        part = found if piece.first else _encode(tokenizer, piece)
         if found != part:  # with the line break before it
             _, places = tokenizer.encode_with_offsets(f"\n{piece.text}", piece.allow_special)
             places = [(max(start - 1, 0), max(end - 1, 0)) for start, end in places[len(places) - len(part) :]]
