@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 _MAX_SENTENCE = 2000  # characters
 
@@ -27,6 +28,15 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters; the name of its type when it has none."""
     return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__
+
+
+def shown(value: Any) -> str:
+    """A value of unknown size as a sentence quotes it: its first characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def first_few(items: Sequence[str], count: int = 3, separator: str = ", ") -> str:

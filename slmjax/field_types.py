@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, shown
 
 MAX_INTEGER = (1 << 63) - 1  # what numpy and XLA can count to
 _SCALARS = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
@@ -61,15 +61,6 @@ def check_value(key: str, value: Any, wanted: Any) -> None:
             check_value(f"{key}.{name}", item, typing.get_args(wanted)[1])
     elif not _fits(value, wanted):
         raise UserError(f"{key}={shown(value)} must be {_described(wanted)}.")
-
-
-def shown(value: Any) -> str:
-    """A value in a message, whatever its size."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _fits(value: Any, wanted: Any) -> bool:

@@ -138,11 +138,12 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
     """What processes of this host left behind when they were killed."""
     for path in parent.glob(f"{glob.escape(prefix)}*"):
         process = path.name.removeprefix(prefix).partition("-")[0]
-        if process.isdecimal() and not _is_alive(int(process)):
+        if process.isdecimal() and not is_running(int(process)):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

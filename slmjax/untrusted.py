@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, shown
 
 # Bounds on what a hostile file makes us count to, trace or allocate; far above any small language model's own numbers.
 MAX_JSON_BYTES = 1 << 26  # a tokenizer.json of 256k tokens and their merges has about 2^25
@@ -114,12 +114,6 @@ class Values:
         value = self.get(key)
         found = "is missing" if value is None else f"is {shown(value)}"
         return UserError(f"{self.where}: {self.prefix}{key} {found}; it {wanted}.")
-
-
-def shown(value: Any) -> str:
-    """A value of unknown size in an error: its first characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def require_bounded(value: Any, key: str, where: str, most: int = MAX_SIZE) -> None:

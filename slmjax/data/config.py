@@ -5,8 +5,7 @@ import math
 import re
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-from slmjax.errors import UserError, did_you_mean
-from slmjax.field_types import shown
+from slmjax.errors import UserError, did_you_mean, shown
 from slmjax.files import local_path
 
 OnChange = Literal["error", "use"]

@@ -13,8 +13,7 @@ from slmjax.data.config import (
     SourceFormat,
     require_choice,
 )
-from slmjax.errors import UserError, did_you_mean
-from slmjax.field_types import shown
+from slmjax.errors import UserError, did_you_mean, shown
 
 Loss = Literal["assistant", "completion", "all"]
 OnInvalid = Literal["error", "skip"]

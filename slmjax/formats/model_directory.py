@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from slmjax.errors import UserError, first_few
+from slmjax.errors import UserError, first_few, shown
 from slmjax.files import local_path, place_directory
 from slmjax.formats.facts import describe_tokenizer
 from slmjax.formats.huggingface import tokenizer as huggingface_tokenizer
@@ -31,7 +31,7 @@ from slmjax.inference.language_model import LanguageModel, require_plain
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import Params
 from slmjax.tokenization.tokenizer import Tokenizer, load_tokenizer
-from slmjax.untrusted import Values, read_json, shown
+from slmjax.untrusted import Values, read_json
 
 KINDS: tuple[Kind, ...] = ("slmjax", "slmjax 1")  # what `save` writes, and what it wrote before slmjax.json
 

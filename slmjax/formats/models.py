@@ -132,10 +132,10 @@ def save(lm: LanguageModel, path: str | Path, *, format: str | None = None, dtyp
     """Write a model, whole or not at all; returns where.
 
     format: "slmjax" and "huggingface" make a directory, "gguf" a file; None: gguf where the path ends with .gguf, else
-    slmjax. dtype: float32, bfloat16 or float16, by default
-    what the parameters have; gguf has also q8_0, q5_1, q5_0, q4_1 and q4_0, and float16 by default. What it replaces
-    must be a model of that format and nothing but that. "slmjax" is transformers' layout too, wherever a family of
-    transformers can express the network, with slmjax.json beside it, from which the very same model is loaded.
+    slmjax. dtype: float32, bfloat16 or float16, by default what the parameters have; gguf has also q8_0, q5_1, q5_0,
+    q4_1 and q4_0, and float16 by default. What it replaces must be a model of that format and nothing but that.
+    "slmjax" is transformers' layout too, wherever a family of transformers can express the network, with slmjax.json
+    beside it, from which the very same model is loaded.
     """
     known = [f.name for f in catalog.WRITTEN if not f.is_adapter]
     if format is not None:

@@ -22,7 +22,7 @@ from slmjax.inference.generate import (
 from slmjax.inference.generation_settings import default_length, default_sampling, default_stop
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import decode_across_switches, longest_short, switches
-from slmjax.inference.sampling import Sampling, require_seed, sampling_from
+from slmjax.inference.sampling import Sampling, require_seed
 from slmjax.inference.text import Continuation
 from slmjax.models.kv_cache import KVCache
 from slmjax.peft.prefix_cache import prefix_length
@@ -64,8 +64,7 @@ class Conversation:
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         settings["repetition_penalty"] = repetition_penalty
-        own = sampling is None
-        self._sampling = default_sampling(lm.generation, **settings) if own else sampling_from(sampling, **settings)
+        self._sampling = default_sampling(lm.generation, sampling, **settings)
         self._max_new_tokens, self._stop = max_new_tokens, stop or default_stop(lm.generation)
         self._context, self._key = min(context, lm.longest_context), jax.random.key(require_seed(seed))
         self._cache: KVCache | None = None

@@ -7,20 +7,19 @@ file and no training config. Runs made before it are described from their config
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 
-from slmjax.errors import UserError, did_you_mean
+from slmjax.errors import UserError, did_you_mean, shown
+from slmjax.field_types import check_fields
 from slmjax.files import local_path, place_file
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.peft.config import PeftConfig
-from slmjax.untrusted import MAX_LAYERS, MAX_NAMES, MAX_SIZE, Values, inside, read_json, require_bounded, shown
+from slmjax.untrusted import MAX_LAYERS, MAX_NAMES, MAX_SIZE, Values, inside, read_json, require_bounded
 
 FILE_NAME = "slmjax.json"
 VERSION = 1
@@ -166,38 +165,12 @@ def _config_from(kind: type[Config], values: Mapping[str, Any], section: str, wh
     _require_known(values, kind, f"{section}.", path)
     require_bounded(values, section, str(path))
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        if not _is_of(value, hints[name]):
-            wrong = f"{section}.{name} is {shown(value)}, which is of another type than it can be"
-            raise UserError(f"{path} describes {what} that this version cannot read: {wrong}.")
     try:
+        check_fields(kind, values, f"{section}.")
         return kind(**fields)
     except (UserError, *_MALFORMED) as error:
         reason = str(error).rstrip(".")
         raise UserError(f"{path} describes {what} that this version cannot read: {reason}.") from error
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a JSON value can be a field of this type: a list for a tuple, an object for a dataclass."""
-    if hint is Any:
-        return True
-    if isinstance(hint, UnionType) or get_origin(hint) in (Union, Literal):
-        return value in get_args(hint) if get_origin(hint) is Literal else any(_is_of(value, h) for h in get_args(hint))
-    if hint in (None, NoneType):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if dataclasses.is_dataclass(hint):
-        hints = get_type_hints(hint)
-        return isinstance(value, dict) and all(_is_of(item, hints.get(name, Any)) for name, item in value.items())
-    if get_origin(hint) is tuple:
-        items = get_args(hint)
-        if not isinstance(value, list | tuple) or (items[-1] is not ... and len(value) != len(items)):
-            return False
-        kinds = itertools.repeat(items[0]) if items[-1] is ... else items
-        return all(_is_of(item, kind) for item, kind in zip(value, kinds, strict=False))
-    return type(value) is hint
 
 
 def _require_known(values: Mapping[str, Any], kind: type, prefix: str, path: Path, *others: str) -> None:

@@ -13,7 +13,7 @@ from slmjax.inference.decoding import NONE, Decoder, DecodeState, decode, initia
 from slmjax.inference.generation_settings import default_length, default_sampling, default_stop
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import DecodeUntil, decode_across_switches, switches
-from slmjax.inference.sampling import GREEDY, Sampling, require_seed, sampling_from
+from slmjax.inference.sampling import GREEDY, Sampling, require_seed
 from slmjax.inference.text import Continuation, encode_prompt
 
 # What is streamed is told as soon as it is there; where the answer is True, its row ends with it.
@@ -186,7 +186,7 @@ def generate(
         raise UserError("The stop strings must be a list of texts, none of them empty.")
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     settings["repetition_penalty"] = repetition_penalty
-    drawn_by = default_sampling(lm.generation, **settings) if sampling is None else sampling_from(sampling, **settings)
+    drawn_by = default_sampling(lm.generation, sampling, **settings)
     stop = stop or default_stop(lm.generation)
     tokenizer = lm.require_tokenizer()
     ids = [encode_prompt(tokenizer, p, special=special) if isinstance(p, str) else [int(i) for i in p] for p in prompts]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slmjax.inference.sampling import Sampling
+from slmjax.inference.sampling import Sampling, sampling_from
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.untrusted import Values, inside, read_json, require_bounded
 
@@ -74,15 +74,17 @@ def _ids_of(tokenizer: Tokenizer | None, stop_ids: Sequence[int]) -> dict[str, A
     return {"bos_token_id": roles["bos"], "eos_token_id": eos, "pad_token_id": roles["pad"]}
 
 
-def default_sampling(settings: Mapping[str, Any], **given: float | None) -> Sampling:
-    """The drawing of tokens by what is given, else by the model's settings, else greedily.
+def default_sampling(settings: Mapping[str, Any], sampling: Sampling | None = None, **given: float | None) -> Sampling:
+    """The drawing of tokens by `sampling` or single settings, whichever is given, else as the model's, else greedily.
 
     As in transformers: without `do_sample` the most likely token is taken, and with it the temperature is 1 and top_k
     is 50 where the file says nothing. A temperature that is given decides whether tokens are drawn at all.
 
     Raises:
-        UserError: a setting that is no number, or out of its range.
+        UserError: a setting that is no number, or out of its range; `sampling` and single settings at once.
     """
+    if sampling is not None:
+        return sampling_from(sampling, **given)
     typed = Values(settings, f"The model's {FILE_NAME}")
     drawn = typed.flag("do_sample")
     ours = {

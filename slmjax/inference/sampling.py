@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from slmjax.errors import UserError
-from slmjax.field_types import MAX_INTEGER, check_fields, shown
+from slmjax.errors import UserError, shown
+from slmjax.field_types import MAX_INTEGER, check_fields
 
 
 @dataclass(frozen=True)

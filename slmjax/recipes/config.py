@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from slmjax.data.config import DataConfig
 from slmjax.data.sft_config import SftConfig, data_config_class
-from slmjax.errors import UserError, did_you_mean
-from slmjax.field_types import check_fields, shown
+from slmjax.errors import UserError, did_you_mean, shown
+from slmjax.field_types import check_fields
 from slmjax.models.config import ModelConfig
 from slmjax.models.counting import count_parameters
 from slmjax.peft.config import OLD_KEYS, PeftConfig

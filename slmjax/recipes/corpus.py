@@ -168,7 +168,8 @@ def _prepared_with(config: DataConfig, prepared: Path) -> Tokenizer | None:
         if any(was[name] != getattr(config, name) for name in rules) or was["sources"].keys() != config.sources.keys():
             return None
         for name, source in config.sources.items():
-            if any(was["sources"][name][key] != getattr(source, key) for key in ("path", "format", "text_field")):
+            before = {"split": "", **was["sources"][name]}  # a corpus of 0.1 knows of no split
+            if any(before[key] != getattr(source, key) for key in ("path", "format", "text_field", "split")):
                 return None
             for split in ("train", "validation"):
                 TokenStore(prepared / split / name)

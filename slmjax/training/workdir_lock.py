@@ -25,6 +25,7 @@ import numpy as np
 
 from slmjax.console import say as say_on_stderr
 from slmjax.errors import UserError
+from slmjax.files import is_running
 from slmjax.training.processes import is_primary
 
 FILE_NAME = "run.lock"
@@ -203,14 +204,8 @@ def _start_of(process: int) -> str:
 
 def _is_alive(holder: dict[str, Any]) -> bool:
     process = holder.get("pid")
-    if not isinstance(process, int):
+    if not isinstance(process, int) or not is_running(process):
         return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
     return _start_of(process) == holder.get("started", "")  # else the number is another process's by now
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slmjax.errors import UserError, did_you_mean
+from slmjax.errors import UserError, did_you_mean, shown
 from slmjax.formats.gguf import rope as gguf_rope
 from slmjax.formats.gguf.archs import ARCHS, BY_NAME, Arch
 from slmjax.formats.gguf.keys import Keys
@@ -16,7 +16,7 @@ from slmjax.formats.gguf.tensors import entries
 from slmjax.formats.unreadable import why_unreadable
 from slmjax.formats.weight_map import Entry
 from slmjax.models.config import ModelConfig, rope_fraction
-from slmjax.untrusted import MAX_LAYERS, shown
+from slmjax.untrusted import MAX_LAYERS
 
 # Where a network rounds is not its function, and a file's numbers are float32.
 ROUNDING = ("norm_scale_float32",)

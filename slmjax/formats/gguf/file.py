@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, shown
 from slmjax.formats.gguf import split
 from slmjax.formats.gguf.blocks import BLOCK_TYPES, BlockType, dequantize, nbytes
 from slmjax.formats.tensors import StoredTensor
-from slmjax.untrusted import shown
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # where general.alignment says nothing

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, shown
 from slmjax.formats.gguf.ends import ABSENT, adds_bos, corrected_types, implied_id
 from slmjax.formats.gguf.keys import Keys
 from slmjax.formats.gguf.pretokenizers import PRE_TOKENIZERS, name_of
@@ -29,7 +29,6 @@ from slmjax.tokenization import sentencepiece_proto as sp
 from slmjax.tokenization.backends import HuggingFaceBackend, SentencePieceBackend
 from slmjax.tokenization.named_templates import DEFAULT, named_templates, template_setting
 from slmjax.tokenization.tokenizer import Tokenizer
-from slmjax.untrusted import shown
 
 _PADDING = re.compile(r"\[PAD\d+\]")
 _PREFIX = "tokenizer.ggml"

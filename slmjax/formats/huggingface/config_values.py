@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from slmjax import untrusted
-from slmjax.errors import UserError
+from slmjax.errors import UserError, shown
 from slmjax.models.config import ModelConfig, RopeScaling
-from slmjax.untrusted import MAX_LAYERS, MAX_SIZE, shown
+from slmjax.untrusted import MAX_LAYERS, MAX_SIZE
 
 Values = dict[str, Any]
 T = TypeVar("T")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, shown
 from slmjax.formats.entries import ends, fused_qkv, grouped_qkv, interleaved, norm, plain_layers, product
 from slmjax.formats.huggingface import config_values as hf
 from slmjax.formats.huggingface.config_values import Values
@@ -13,7 +14,6 @@ from slmjax.formats.huggingface.family import HuggingFaceFamily
 from slmjax.formats.weight_map import Entry, Leaf, as_is, layer_leaf
 from slmjax.models.config import ModelConfig, rope_fraction
 from slmjax.models.families.switches import BIASES, LAYER_NORM, PLAIN
-from slmjax.untrusted import shown
 
 GPT2_SPELLINGS = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 GPT2_SPELLINGS |= {"n_positions": "max_position_embeddings", "n_inner": "intermediate_size"}
@@ -40,8 +40,8 @@ def _gelu_new(config: ModelConfig) -> str:
     return "gelu_new" if config.activation == "gelu_tanh" else hf.activation_name(config)
 
 
-def _gpt2_from(values: Values) -> ModelConfig:
-    usual = {"activation_function": "gelu_new", "tie_word_embeddings": True, "scale_attn_weights": True}
+def _gpt2_from(values: Values, *, activation: str = "gelu_new") -> ModelConfig:
+    usual = {"activation_function": activation, "tie_word_embeddings": True, "scale_attn_weights": True}
     values = _spelled(values, GPT2_SPELLINGS, {**usual, **hf.shape(50257, 768, 0, 12, 12, 1024)})
     # reorder_and_upcast_attn is about rounding alone: our scores are float32 always.
     hf.require(values, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
@@ -83,17 +83,9 @@ def _gpt2_entries(config: ModelConfig, *, is_conv1d: bool = True) -> list[Entry]
 
 
 def _gpt_bigcode_from(values: Values) -> ModelConfig:
-    usual = {"activation_function": "gelu_pytorch_tanh", "tie_word_embeddings": True, "scale_attn_weights": True}
-    values = _spelled(values, GPT2_SPELLINGS, {"multi_query": True, **usual, **hf.shape(50257, 768, 0, 12, 12, 1024)})
-    hf.require(values, add_cross_attention=False)
-    return ModelConfig(
-        **(hf.sizes(values) | {"num_kv_heads": 1 if hf.flag(values, "multi_query") else None}),
-        **PLAIN,
-        position="learned",
-        activation=hf.activation(values, "activation_function"),
-        norm_eps=hf.number(values, "layer_norm_epsilon"),
-        attention_scale=None if hf.flag(values, "scale_attn_weights") else 1.0,
-    )
+    config = _gpt2_from(values, activation="gelu_pytorch_tanh")
+    one = hf.flag(hf.with_defaults(values, {"multi_query": True}), "multi_query")
+    return dataclasses.replace(config, num_kv_heads=1) if one else config
 
 
 def _gpt_bigcode_to(config: ModelConfig) -> Values:

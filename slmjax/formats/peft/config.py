@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from slmjax.errors import UserError
-from slmjax.untrusted import MAX_NAMES, MAX_RANK, Values, shown
+from slmjax.errors import UserError, shown
+from slmjax.untrusted import MAX_NAMES, MAX_RANK, Values
 
 LORA, IA3, PREFIX, PROMPT, P_TUNING = "LORA", "IA3", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"
 TOKENS = "TRAINABLE_TOKENS"
