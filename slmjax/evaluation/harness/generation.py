@@ -1,4 +1,4 @@
-"""Settings of a task's generations, and the text that it gets of one, as lm-evaluation-harness's `hf` class has them."""
+"""Settings of a task's generations, and their texts cut, as lm-evaluation-harness's `hf` class has them."""
 
 from __future__ import annotations
 
