@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.evaluation.scoring.score import NotFiniteError, score, score_with
-from slmjax.evaluation.scoring.trie import common_prefix, cut_chunks, cut_streams
+from slmjax.evaluation.scoring.trie import cut_chunks, cut_streams
 from slmjax.inference.decoding import Decoder
 from slmjax.inference.language_model import LanguageModel
+from slmjax.inference.refilling import common_prefix
 from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig

@@ -62,7 +62,9 @@ def cached_attention(q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, ma
         weights = jax.nn.softmax(logits(0, S, 0), axis=-1).astype(v_BGSK.dtype)
         context_BGNK = jnp.einsum("bgns,bgsk->bgnk", weights, v_BGSK)
     else:
-        first = 0 if mask.window is None or mask.distances is not None else jnp.maximum(index - mask.window + 1, 0) // BLOCK
+        first = (
+            0 if mask.window is None or mask.distances is not None else jnp.maximum(index - mask.window + 1, 0) // BLOCK
+        )
         N = R * T
         empty = (jnp.full((B, G, N), MASKED), jnp.zeros((B, G, N)), jnp.zeros((B, G, N, K)))
         _, total_BGN, sum_BGNK = jax.lax.fori_loop(first, (index + T - 1) // BLOCK + 1, add_block, empty)
