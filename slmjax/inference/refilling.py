@@ -6,6 +6,7 @@ any row, whose keys and values are copied.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def generate_rows(
                 tell(index, ids)
 
         apart = [i for i, prompt in enumerate(prompts) if not keys_stay(config, len(prompt) + max_new_tokens)]
-        settings = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop_ids": stop_ids}
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop_ids": stop_ids}
         for i in apart:
             end(i, decode_prompts(decoder, arrays, [prompts[i]], **settings, seed=seed + i)[0])
         together = [i for i in range(len(prompts)) if i not in set(apart)]
@@ -210,7 +211,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 def _order(prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[int]:
     """Prompts that begin alike one after the other, where that saves more than a tenth; else the longest first."""
     order = sorted(indices, key=lambda i: tuple(prompts[i]))
-    saved = sum(common_prefix(prompts[a], prompts[b]) for a, b in zip(order, order[1:], strict=False))
+    saved = sum(common_prefix(prompts[a], prompts[b]) for a, b in itertools.pairwise(order))
     if saved > 0.1 * sum(len(prompts[i]) for i in order):
         return order
     return sorted(indices, key=lambda i: -len(prompts[i]))
@@ -251,7 +252,7 @@ def run_piece(decoder: Decoder, arrays: Any, rows: Rows, source, row, tokens_1T,
 
 
 def _behind(positions_BT: jax.Array, num_slots: int, prefix: int) -> jax.Array:
-    """How far each slot's token lies behind these positions, int32 [B, T, S]; a prefix is seen by all, at no distance."""
+    """How far each slot lies behind these positions, int32 [B, T, S]; a prefix is seen by all, at no distance."""
     slots_S = jnp.arange(num_slots) - prefix
     return jnp.where(slots_S < 0, 0, positions_BT[..., None] - slots_S)
 

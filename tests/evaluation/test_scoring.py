@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 from functools import partial
 
 import jax
@@ -176,5 +177,5 @@ def test_chunks_hold_the_ancestors_of_each_node(requests, count, size):
     assert sorted(answered) == list(range(len(requests)))
     runs = sorted([*context, *continuation[:-1]] for context, continuation in requests)
     if count == 1:
-        nodes = len(runs[0]) + sum(len(b) - common_prefix(a, b) for a, b in zip(runs, runs[1:], strict=False))
+        nodes = len(runs[0]) + sum(len(b) - common_prefix(a, b) for a, b in itertools.pairwise(runs))
         assert nodes == len(cut_streams(requests, 1)[0])
