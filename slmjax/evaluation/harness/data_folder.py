@@ -120,12 +120,14 @@ def read_dataset(paths: list[Path], adapt: Callable[[Record], Record] = lambda r
     try:
         return datasets.Dataset.from_list(records)
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{paths[0]} does not fit into a table ({one_line(error)}): give each field one type.") from error
+        raise UserError(
+            f"{paths[0]} does not fit into a table ({one_line(error)}): give each field one type."
+        ) from error
 
 
 def _with_numbers(records: list[Record]) -> list[Record]:
     """Records of CSV with the columns of numbers as numbers, as the readers of the hub's CSV files have them."""
-    kinds = {}
+    kinds: dict[str, type] = {}
     for name in records[0]:
         values = [record[name] for record in records]
         if all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) for value in values):

@@ -66,7 +66,8 @@ class HarnessTask(ConfigurableTask):
     """
 
     def __init__(self, config: dict[str, Any], data: DataFolder | None):
-        self._data, self.notes = data, []
+        self.notes: list[str] = []
+        self._data = data
         self._shots = config["num_fewshot"]
         if config.get("process_docs") is not None:
             config["process_docs"] = functools.cache(config["process_docs"])  # data sets are compared by identity
@@ -231,4 +232,3 @@ def shot_pool(task: Task, count: int) -> None:
             f"{task.task_name} has {held - same_split} examples to choose its shots from{others}, fewer than "
             f"{count}: lower --num-fewshot."
         )
-

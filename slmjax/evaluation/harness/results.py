@@ -53,7 +53,7 @@ def task_hashes(samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
 
 
 def model_facts(model: Any, name: str) -> dict[str, Any]:
-    """What the harness writes of a model, beside its results' `config`."""
+    """Facts of a model that the harness writes beside its results' `config`."""
     tokenizer = getattr(model, "tokenizer", None)
     tokens = {
         f"tokenizer_{role}_token": [getattr(tokenizer, f"{role}_token"), str(getattr(tokenizer, f"{role}_token_id"))]

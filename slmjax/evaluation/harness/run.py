@@ -34,7 +34,7 @@ SEED = 1234  # the harness's, of the shots
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """What one name stands for: a task, a group with its members, or the tasks of a tag.
+    """The tasks behind one name: a task, a group with its members, or the tasks of a tag.
 
     Attributes:
         tasks, groups: the harness's objects by name.
@@ -80,7 +80,9 @@ def load_tasks(
     if data_dir is not None:
         directory = local_path(data_dir, "--data-dir")
         if not directory.is_dir():
-            raise UserError(f"--data-dir {directory} is no directory: give the one that holds the tasks' data files.")
+            raise UserError(
+                f"--data-dir {directory} is not a directory: give the one that holds the tasks' data files."
+            )
         folder = DataFolder(directory)
     index = read_index(include_path)
     entries = [find_entry(one.name, index) for one in asked]
@@ -158,9 +160,7 @@ def evaluate_harness(
     model = lm if isinstance(lm, LM) else HarnessModel(lm)
     template = model.chat_template(apply_chat_template) if apply_chat_template else None  # type: ignore[arg-type]
     if not isinstance(tasks, Selection):
-        tasks = load_tasks(
-            tasks, data_dir=data_dir, num_fewshot=num_fewshot, limit=limit, include_path=include_path
-        )
+        tasks = load_tasks(tasks, data_dir=data_dir, num_fewshot=num_fewshot, limit=limit, include_path=include_path)
     _refuse_code(tasks, allow_code)
     if system_instruction and not apply_chat_template and not system_instruction[-1].isspace():
         system_instruction += "\n\n"  # the harness would put the question right behind it
@@ -266,5 +266,3 @@ def _identity(model: LM) -> dict[str, Any]:
 
 def _name(lm: LanguageModel | LM) -> str:
     return (lm.path if isinstance(lm, LanguageModel) else "") or type(lm).__name__
-
-
