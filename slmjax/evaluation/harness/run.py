@@ -22,9 +22,11 @@ from slmjax.evaluation.harness.host_cost import keep_compiled_templates, quiet
 from slmjax.evaluation.harness.index import find_entry, read_index
 from slmjax.evaluation.harness.local_data import SlmjaxTaskFactory, shot_pool, told_as_mistakes
 from slmjax.evaluation.harness.model import HarnessModel
+from slmjax.evaluation.harness.own_tasks import OwnTask
 from slmjax.evaluation.harness.presets import asked_tasks
 from slmjax.evaluation.harness.resume import AnswerStore, remember
 from slmjax.evaluation.harness.standard_errors import add_standard_errors
+from slmjax.evaluation.tasks.code_execution.executor import install
 from slmjax.files import local_path
 from slmjax.inference.language_model import LanguageModel
 
@@ -190,6 +192,7 @@ def evaluate_harness(
             with quiet(), remember(model, store, versions, progress=progress):
                 part = _evaluate(model, each, settings, seed)
             writing.merge(whole, part)
+            whole |= {name: task.told() for name, task in each.tasks.items() if isinstance(task, OwnTask)}
             whole |= facts | {"total_evaluation_time_seconds": str(time.perf_counter() - clock)}
             whole["config"] = _config(model, lm, tasks.limit, seed, notes, store)
             if tell is not None:
