@@ -5,13 +5,12 @@ import math
 import os
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from slmjax.errors import UserError
 from slmjax.evaluation.tasks.code_execution import executor as module
-from slmjax.evaluation.tasks.code_execution.executor import CodeEval, Executor, check_allowed, install, pass_at_k
+from slmjax.evaluation.tasks.code_execution.executor import CodeEval, Executor, install, pass_at_k
 
 TEST = "assert add(2, 3) == 5\nassert add(0, 0) == 0"
 RIGHT = "def add(a, b):\n    return a + b"
@@ -214,10 +213,6 @@ def test_the_harness_gets_the_metric_only_where_it_was_allowed(monkeypatch):
     install(False)
     with pytest.raises(UserError, match="--allow-code"):
         load_yaml(official)
-    with pytest.raises(UserError, match=r"'humaneval' runs programs .* --allow-code"):
-        check_allowed({"humaneval": SimpleNamespace(UNSAFE_CODE=True)}, allow=False)
-    check_allowed({"humaneval": SimpleNamespace(UNSAFE_CODE=True)}, allow=True)
-    check_allowed({"piqa": SimpleNamespace(UNSAFE_CODE=False)}, allow=False)
     install(True)
     try:
         score = load_yaml(official)["metric_list"][0]["metric"]

@@ -120,7 +120,9 @@ def read_dataset(paths: list[Path], adapt: Callable[[Record], Record] = lambda r
     try:
         return datasets.Dataset.from_list(records)
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{paths[0]} does not fit into a table ({one_line(error)}): give each field one type.") from error
+        raise UserError(
+            f"{paths[0]} does not fit into a table ({one_line(error)}): give each field one type."
+        ) from error
 
 
 def _with_numbers(records: list[Record]) -> list[Record]:

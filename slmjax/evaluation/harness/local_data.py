@@ -231,4 +231,3 @@ def shot_pool(task: Task, count: int) -> None:
             f"{task.task_name} has {held - same_split} examples to choose its shots from{others}, fewer than "
             f"{count}: lower --num-fewshot."
         )
-

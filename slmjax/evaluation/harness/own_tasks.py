@@ -58,12 +58,12 @@ class OwnTask(ConfigurableTask):
             }
         )
         return answers | {
-            "custom_dataset": self._items,
+            "custom_dataset": lambda **_: self._items(),  # functions: the harness copies methods with their objects
             "test_split": _SPLIT,
             "doc_to_text": "prompt",
             "num_fewshot": self._settings.num_fewshot,
             "fewshot_config": {"sampler": "first_n", "samples": shots},
-            "process_results": self._process,
+            "process_results": lambda item, results: self._process(item, results),
             "metric_list": [
                 {
                     "metric": name,
@@ -74,7 +74,7 @@ class OwnTask(ConfigurableTask):
             ],
         }
 
-    def _items(self, **_: Any) -> dict[str, datasets.Dataset]:
+    def _items(self) -> dict[str, datasets.Dataset]:
         return {_SPLIT: datasets.Dataset.from_list(self._own.items(self._directory, _SPLIT))}
 
     def build_all_requests(self, **kwargs: Any) -> None:

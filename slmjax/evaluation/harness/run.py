@@ -63,6 +63,7 @@ def load_tasks(
     num_fewshot: int | None = None,
     limit: int = 0,
     include_path: Sequence[str] = (),
+    allow_code: bool = False,
 ) -> Selection:
     """The tasks of these names: tasks, groups, tags and presets, or paths of YAML files.
 
@@ -72,6 +73,7 @@ def load_tasks(
         num_fewshot: examples in each prompt; None: a preset's, else the task's own. Tasks that fix them at 0 keep it.
         limit: items of each task at most; 0: the preset's limit, else all.
         include_path: directories of further tasks.
+        allow_code: whether tasks that run what the model writes may be built.
 
     Raises:
         UserError: an unknown name, missing or unfit data, more shots than there are examples.
@@ -83,6 +85,7 @@ def load_tasks(
         if not directory.is_dir():
             raise UserError(f"--data-dir {directory} is no directory: give the one that holds the tasks' data files.")
         folder = DataFolder(directory)
+    install(allow_code)
     index = read_index(include_path)
     entries = [find_entry(one.name, index) for one in asked]
     keep_compiled_templates()
@@ -160,7 +163,12 @@ def evaluate_harness(
     template = model.chat_template(apply_chat_template) if apply_chat_template else None  # type: ignore[arg-type]
     if not isinstance(tasks, Selection):
         tasks = load_tasks(
-            tasks, data_dir=data_dir, num_fewshot=num_fewshot, limit=limit, include_path=include_path
+            tasks,
+            data_dir=data_dir,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            include_path=include_path,
+            allow_code=allow_code,
         )
     _refuse_code(tasks, allow_code)
     if system_instruction and not apply_chat_template and not system_instruction[-1].isspace():
@@ -219,7 +227,7 @@ def _refuse_code(tasks: Selection, allowed: bool) -> None:
     for each in tasks.loaded:
         for name, task in each.tasks.items():
             if getattr(task, "UNSAFE_CODE", False) and not allowed:
-                raise UserError(f"{name} runs code that the model writes: allow it with --allow-code.")
+                raise UserError(f"{name} runs programs that the model writes: allow it by --allow-code.")
             if getattr(task, "MULTIMODAL", False):
                 raise UserError(f"{name} asks about images or sound, which no model here takes: choose another task.")
 
@@ -261,5 +269,3 @@ def _identity(model: LM) -> dict[str, Any]:
 
 def _name(lm: LanguageModel | LM) -> str:
     return (lm.path if isinstance(lm, LanguageModel) else "") or type(lm).__name__
-
-

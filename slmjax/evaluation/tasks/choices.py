@@ -39,7 +39,9 @@ def choice_log_probs(
         found = score(lm, pairs, progress=progress)
     except NotFiniteError as error:
         prompt = requests[owners[error.index]][0]
-        raise UserError(f"The log-likelihood of an answer to {prompt[:60]!r} is not finite: nothing can be said.") from error
+        raise UserError(
+            f"The log-likelihood of an answer to {prompt[:60]!r} is not finite: nothing can be said."
+        ) from error
     for owner, one in zip(owners, found, strict=True):
         scores[owner].append(one.logprob)
     return scores

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -200,13 +200,6 @@ def install(allow: bool) -> None:
         found.__dict__.update(load=_load, __getattr__=lambda name: getattr(_evaluate(), name))
     elif found.load is not _load:
         _replace_load(found)
-
-
-def check_allowed(tasks: Mapping[str, Any], allow: bool) -> None:
-    """UserError where one of the harness's tasks runs programs and that is not allowed."""
-    for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False) and not allow:
-            raise UserError(f"The task {name!r} runs programs that the model has written: allow it by --allow-code.")
 
 
 def _load(path: str, *args: Any, **settings: Any) -> Any:
