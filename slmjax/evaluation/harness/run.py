@@ -170,7 +170,7 @@ def evaluate_harness(
             include_path=include_path,
             allow_code=allow_code,
         )
-    _refuse_code(tasks, allow_code)
+    refuse_code(tasks, allow_code)
     if system_instruction and not apply_chat_template and not system_instruction[-1].isspace():
         system_instruction += "\n\n"  # the harness would put the question right behind it
     multiturn = bool(apply_chat_template) if fewshot_as_multiturn is None else fewshot_as_multiturn
@@ -223,7 +223,8 @@ def _evaluate(model: LM, loaded: LoadedTask, settings: dict[str, Any], seed: int
     return results | {"task_hashes": writing.task_hashes(results["samples"])}
 
 
-def _refuse_code(tasks: Selection, allowed: bool) -> None:
+def refuse_code(tasks: Selection, allowed: bool) -> None:
+    """UserError where a task runs what the model writes and that is not allowed, or asks about more than text."""
     for each in tasks.loaded:
         for name, task in each.tasks.items():
             if getattr(task, "UNSAFE_CODE", False) and not allowed:
