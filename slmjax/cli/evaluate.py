@@ -67,6 +67,9 @@ def _add_task_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="directory of further tasks in YAML files; may be given several times",
     )
+    group.add_argument(
+        "--allow-code", action="store_true", help="running of programs that the model writes, as humaneval and mbpp do"
+    )
     group.add_argument("--samples", action="store_true", help="files of every item's prompt and answer in --output")
     group.add_argument(
         "--resume", action="store_true", help="use of the answers that a stopped run has left beside its --output"
@@ -96,6 +99,7 @@ def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print a table."""
     from slmjax.errors import UserError
+    from slmjax.evaluation.harness import has_harness
     from slmjax.files import local_path
 
     output = None if args.output is None else local_path(args.output, "--output")
@@ -106,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     names = [name.strip() for name in (args.tasks or "").split(",") if name.strip()]
     if args.text:
         return _print_numbers(_text(args), output, args)
-    if not set(names).isdisjoint(OWN_TASKS):
+    if set(names) <= set(OWN_TASKS) and not has_harness():
         return _print_numbers(_own_tasks(names, args), output, args)
     return _harness_tasks(names, output, args)
 
@@ -134,12 +138,11 @@ def _text(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _own_tasks(names: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    """Our own tasks, where lm-evaluation-harness is not installed."""
     from slmjax.errors import UserError
     from slmjax.evaluation.tasks.registry import evaluate_tasks
     from slmjax.files import local_path
 
-    if others := [name for name in names if name not in OWN_TASKS]:
-        raise UserError(f"{' and '.join(OWN_TASKS)} are evaluated apart: give {', '.join(others)} to another call.")
     if not args.data_dir or not local_path(args.data_dir, "--data-dir").is_dir():
         raise UserError(
             f"--tasks needs the directory of their data: give --data-dir DIR (there is none at {args.data_dir})."
@@ -185,6 +188,7 @@ def _harness_tasks(names: list[str], output: Path | None, args: argparse.Namespa
         num_fewshot=args.num_fewshot,
         limit=args.limit,
         include_path=args.include_path,
+        allow_code=args.allow_code,
     )
     lm = _load(args)
     files = None if output is None else ResultFiles(output, args.model)
@@ -195,6 +199,7 @@ def _harness_tasks(names: list[str], output: Path | None, args: argparse.Namespa
         system_instruction=args.system_instruction,
         fewshot_as_multiturn=args.fewshot_as_multiturn,
         seed=args.seed,
+        allow_code=args.allow_code,
         answers=None if files is None else files.answers,
         resume=args.resume,
         tell=None if files is None else files.write,
@@ -202,5 +207,7 @@ def _harness_tasks(names: list[str], output: Path | None, args: argparse.Namespa
     if files is not None and args.samples:
         files.write_samples(results["samples"])
     plain = {key: value for key, value in results.items() if key != "samples"}
+    for name in set(plain) & set(OWN_TASKS):
+        plain[name] = {key: value for key, value in plain[name].items() if key not in ("task", "predictions")}
     print(to_json(plain) if args.json else table(results))
     return 0
