@@ -5,7 +5,6 @@ Another's files: names, sizes and types are checked, and a mistake in them is on
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import re
 from collections.abc import Iterator
@@ -158,18 +157,16 @@ def _numbers(table: dict[str, Any]) -> dict[str, float]:
 def _samples_file(results: ResultsFile, task: str) -> Path:
     """samples_TASK_DATE.jsonl beside results_DATE.json; where no date fits, the only file of the task there."""
     directory, stem = results.path.parent, results.path.stem
-    endings = [stem.rpartition("_")[2], stem]
-    for ending in endings:
-        name = f"samples_{task}_{ending}.jsonl"
-        if "/" not in name and (directory / name).is_file():
-            return inside(directory, name)
-    dated = re.compile(rf"samples_{re.escape(task)}(_\d{{4}}-\d\d-\d\dT[\d.-]+)?\.jsonl")
-    paths = sorted(directory.glob(f"samples_{glob.escape(task)}*.jsonl")) if "/" not in task and task != ".." else []
-    names = [path.name for path in paths if dated.fullmatch(path.name)]
+    prefix = "samples_" + re.sub(r"[\"<>:/|\\?*\[\]]+", "__", task)  # as the harness makes names of files
+    for ending in (stem.rpartition("_")[2], stem):
+        if (directory / f"{prefix}_{ending}.jsonl").is_file():
+            return inside(directory, f"{prefix}_{ending}.jsonl")
+    dated = re.compile(rf"{re.escape(prefix)}_\d{{4}}-\d\d-\d\dT[\d.-]+\.jsonl")
+    names = [path.name for path in sorted(directory.glob(f"{prefix}_*.jsonl")) if dated.fullmatch(path.name)]
     if not names:
         raise UserError(
-            f"There is no samples_{task}_{endings[0]}.jsonl beside {results.path}, and a comparison needs each item: "
-            "evaluate again with --log-samples."
+            f"There is no {prefix}_{stem.rpartition('_')[2]}.jsonl beside {results.path}, and a comparison needs the "
+            "files of all items: evaluate again with --samples."
         )
     if len(names) > 1:
         raise UserError(
