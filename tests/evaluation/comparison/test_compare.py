@@ -2,13 +2,16 @@
 
 import json
 import math
+import struct
 
 import numpy as np
 import pytest
 
 from slmjax.errors import UserError
 from slmjax.evaluation.comparison.compare import compare
+from slmjax.evaluation.comparison.forest_plot import plot_comparison
 from slmjax.evaluation.comparison.paired import holm
+from slmjax.evaluation.comparison.table import comparison_table
 
 
 def row_of(comparison, task, metric):
@@ -214,3 +217,31 @@ def test_values_of_a_list_are_a_cluster_of_their_item(write_results):
         path.write_text(json.dumps(results))
     row = row_of(compare(*paths), "answers", "exact_match")
     assert (row.items, row.clusters, row.test) == (60, 30, "clustered z")
+
+
+def test_the_table_lines_up_and_says_what_is_noise(write_results):
+    found = compare(write_results("good", skill=3.0), write_results("bad"))
+    lines = comparison_table(found).splitlines()
+    assert lines[:2] == ["A: good", "B: bad"]
+    table = lines[3 : 4 + len(found.rows)]
+    for column in ("items", "A - B", "p (Holm)"):  # numbers end where their head does
+        end = table[0].index(column) + len(column)
+        assert all(line[end - 1] != " " and line[end : end + 1] in (" ", "") for line in table)
+    for row, line in zip(found.rows, table[1:], strict=True):
+        assert line.startswith(row.task)
+        assert line.endswith(row.verdict)
+    assert "adjusted after Holm, is below 0.05" in lines[-1]
+
+
+def test_the_picture_shows_better_scores_of_a_to_the_right(write_results, tmp_path):
+    found = compare(write_results("good", skill=3.0), write_results("bad"))
+    plot_comparison(found, tmp_path / "forest.png")
+    width, height = struct.unpack(">II", (tmp_path / "forest.png").read_bytes()[16:24])
+    assert width == 1200
+    assert height > 300
+
+
+def test_json_of_a_comparison_can_be_read_back(write_results):
+    found = compare(write_results("one"), write_results("other"))
+    read = json.loads(json.dumps(found.to_dict()))
+    assert [row["task"] for row in read["rows"]] == [row.task for row in found.rows]
