@@ -46,7 +46,9 @@ def plot_needles(samples: Mapping[str, Sequence[Mapping[str, Any]]], png: str | 
     for axes, (name, (lengths, share)) in zip(all_axes, grids.items(), strict=True):
         axes.imshow(share, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
         for band, column in np.argwhere(np.isfinite(share)):
-            axes.text(column, band, f"{100 * share[band, column]:.0f}", ha="center", va="center", fontsize=8)
+            percent = 100 * share[band, column]
+            color = "black" if 15 < percent < 85 else "white"
+            axes.text(column, band, f"{percent:.0f}", ha="center", va="center", fontsize=8, color=color)
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], rotation=45, ha="right")
         axes.set_title(name.removeprefix("needle_"), fontsize=10)
         axes.set_xlabel("length (tokens)")
