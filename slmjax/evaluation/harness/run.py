@@ -14,6 +14,7 @@ import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
+from lm_eval.loggers.utils import get_git_commit_hash
 
 from slmjax.errors import UserError
 from slmjax.evaluation.harness import results as writing
@@ -190,7 +191,7 @@ def evaluate_harness(
         **writing.text_facts("system_instruction", system_instruction),
         **writing.text_facts("chat_template", template),
         "fewshot_as_multiturn": multiturn,
-        "git_hash": None,
+        "git_hash": get_git_commit_hash(),
         "date": started,
     }
     notes = [note for each in tasks.loaded for note in each.notes]
@@ -218,7 +219,14 @@ def _evaluate(model: LM, loaded: LoadedTask, settings: dict[str, Any], seed: int
     for task in loaded.tasks.values():
         task.set_fewshot_seed(seed)
     manager = {"tasks": loaded.tasks, "groups": loaded.groups}
-    results: writing.Results = lm_eval.evaluator.evaluate(lm=model, task_dict=manager, **settings)  # type: ignore
+    try:
+        results: writing.Results = lm_eval.evaluator.evaluate(lm=model, task_dict=manager, **settings)  # type: ignore
+    except LookupError as error:
+        if "punkt_tab" not in str(error):
+            raise
+        raise UserError(
+            f"{loaded.name} needs NLTK's data for English sentences: python -m nltk.downloader punkt_tab fetches it."
+        ) from error
     add_standard_errors(results, loaded.tasks, loaded.groups)
     return results | {"task_hashes": writing.task_hashes(results["samples"])}
 
