@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 import datasets
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._index import Entry, Kind
 
 from slmjax.data.config import SourceConfig
 from slmjax.data.sources import read_documents
 from slmjax.errors import UserError
 from slmjax.evaluation.tasks.needle.items import (
+    KINDS,
     MAX_NEW_TOKENS,
     Haystack,
     default_lengths,
@@ -25,6 +27,8 @@ from slmjax.evaluation.tasks.needle.items import (
 )
 
 STANDARD_TEXT = "python:stdlib?max_megabytes=4"  # what every Python installation carries
+TAG = "needle"
+OF_ANOTHER_LENGTH = -1.0  # a metric's value for items that are not of its length
 _VERSION = 1.0
 _CHARACTERS_A_TOKEN = 16  # at most, of a text that is read: no tokenizer packs more into one
 _SPLIT = "test"
@@ -39,7 +43,7 @@ class Model(Protocol):
 
 
 class NeedleTask(ConfigurableTask):
-    """One of `items.KINDS`, by the name in a configuration. It has its items once it is fitted to a model.
+    """One of `items.KINDS`, by the name in a configuration. It has its items when it has been fitted to a model.
 
     config: {"task": NAME}. data_dir: directory with a text of one's own, `*.txt` in it or in its directory `needle`;
     else the haystack is Python's standard library.
@@ -79,6 +83,15 @@ class NeedleTask(ConfigurableTask):
         super().build_all_requests(**kwargs)
 
 
+def needle_entries() -> dict[str, Entry]:
+    """The harness's index entries of the tasks, and of the tag `needle` for all of them."""
+    tasks = {
+        name: Entry(name, Kind.PY_TASK, None, cfg={"task": name, "class": NeedleTask, "num_fewshot": 0}, tags={TAG})
+        for name in KINDS
+    }
+    return {**tasks, TAG: Entry(TAG, Kind.TAG, None, tags=set(KINDS))}
+
+
 def haystack_source(data_dir: str | Path) -> SourceConfig:
     """The user's text files, else Python's standard library."""
     if data_dir:
@@ -105,7 +118,7 @@ def _form(name: str, items: list[dict[str, Any]], lengths: Sequence[int]) -> dic
 
     def score(item: dict[str, Any], results: list[str]) -> dict[str, float]:
         found = found_strings(results[0], item["outputs"])
-        others = {str(length): -1.0 for length in lengths}
+        others = {str(length): OF_ANOTHER_LENGTH for length in lengths}
         return others | {str(item["max_length"]): sum(found) / len(found)}
 
     return {
@@ -121,13 +134,13 @@ def _form(name: str, items: list[dict[str, Any]], lengths: Sequence[int]) -> dic
         "generation_kwargs": {"do_sample": False, "max_gen_toks": MAX_NEW_TOKENS, "until": []},
         "process_results": score,
         "metric_list": [
-            {"metric": str(length), "aggregation": _mean_of_length, "higher_is_better": True} for length in lengths
+            {"metric": str(length), "aggregation": mean_of_length, "higher_is_better": True} for length in lengths
         ],
         "metadata": {"version": _VERSION, "max_seq_lengths": list(lengths)},
     }
 
 
-def _mean_of_length(values: list[float]) -> float:
+def mean_of_length(values: Sequence[float]) -> float:
     """The mean over the items of a length; -1 where there is none, as in RULER."""
-    mine = [value for value in values if value != -1]
-    return sum(mine) / len(mine) if mine else -1.0
+    mine = [value for value in values if value != OF_ANOTHER_LENGTH]
+    return sum(mine) / len(mine) if mine else OF_ANOTHER_LENGTH
