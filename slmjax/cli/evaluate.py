@@ -20,9 +20,7 @@ OWN_TASKS = ("text2sql", "pubmedqa")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument(
-        "--model", help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id"
-    )
+    parser.add_argument("--model", help="run directory, checkpoint, model or adapter directory, .gguf file, or hub id")
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
     add_checkpoint_argument(parser)
     add_context_argument(parser)

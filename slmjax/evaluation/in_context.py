@@ -60,7 +60,9 @@ def load_shots(names: Sequence[str], shots: Sequence[int], **options: Any) -> di
         for n, selection in selections.items()
     }
     if not all(selection.loaded for selection in kept.values()):
-        raise UserError(f"{first_few(sorted(fixed))} always have the same shots: give --shots tasks that take any number.")
+        raise UserError(
+            f"{first_few(sorted(fixed))} always have the same shots: give --shots tasks that take any number."
+        )
     if fixed:
         warn(f"left out, as they always have the same shots: {', '.join(sorted(fixed))}")
     return kept
@@ -135,7 +137,9 @@ def shots_table(lines: Sequence[Line]) -> str:
         rows.append(["mean", "", *_numbers(mean_accuracy(lines).tolist())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
 

@@ -199,7 +199,11 @@ def _lines(path: Path) -> Iterator[tuple[str, Values]]:
 def _value(line: Values, name: str) -> Value:
     """A metric's value as numbers; None where it is of a kind that only all items together give a score (F1)."""
     value = line.get(name)
-    if isinstance(value, list) and 1 <= len(value) <= MAX_VALUES and all(isinstance(v, bool | int | float) for v in value):
+    if (
+        isinstance(value, list)
+        and 1 <= len(value) <= MAX_VALUES
+        and all(isinstance(v, bool | int | float) for v in value)
+    ):
         return tuple(_finite(line, name, v) for v in value)
     if isinstance(value, bool | int | float):
         return _finite(line, name, value)

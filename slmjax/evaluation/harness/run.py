@@ -245,8 +245,9 @@ def _fit_needles(tasks: Selection, model: LM, lengths: Sequence[int], system: st
         messages = [{"role": "system", "content": system}] if system else []
         around = model.apply_chat_template([*messages, {"role": "user", "content": "?"}])
     margin = len(model.tok_encode(around)) if around else 0  # type: ignore[attr-defined]
-    for task in needles:
-        task.fit_to(model, lengths=lengths, margin=margin)  # type: ignore[arg-type]
+    with quiet():
+        for task in needles:
+            task.fit_to(model, lengths=lengths, margin=margin)  # type: ignore[arg-type]
 
 
 def _refuse_code(tasks: Selection, allowed: bool) -> None:

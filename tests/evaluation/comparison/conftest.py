@@ -83,11 +83,14 @@ def make_tasks(items, shots=0, passages=0):
 
     subjects = [subject("subject_a", items), subject("subject_b", 2 * items)]
     group = Group(
-        name="subjects", aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True, filter_list=["none"])]
+        name="subjects",
+        aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True, filter_list=["none"])],
     )
     for task in subjects:
         group.add(task)
-    last = plain("last_word", "loglikelihood", ("perplexity", "acc"), items, doc_to_text="{{text}}", doc_to_target=" {{last}}")
+    last = plain(
+        "last_word", "loglikelihood", ("perplexity", "acc"), items, doc_to_text="{{text}}", doc_to_target=" {{last}}"
+    )
     pages = plain(
         "pages",
         "loglikelihood_rolling",

@@ -49,7 +49,9 @@ def test_exchanging_the_models_exchanges_the_signs(write_results):
         assert (back.a, back.b) == (row.b, row.a)
         assert (back.low, back.high) == pytest.approx((-row.high, -row.low))
         assert back.p == pytest.approx(row.p)
-        assert back.verdict == {"A is better": "B is better", "B is better": "A is better"}.get(row.verdict, row.verdict)
+        assert back.verdict == {"A is better": "B is better", "B is better": "A is better"}.get(
+            row.verdict, row.verdict
+        )
 
 
 def test_a_model_against_itself_shows_no_difference(write_results):
@@ -142,7 +144,10 @@ def damage(path, change):
         (lambda lines: [lines[0].replace(b'"acc": ', b'"acc": 1e999, "_": ')], "acc is inf"),
         (lambda lines: [lines[0].replace(b'"acc": ', b'"acc": null, "_": ')], "acc is not a number"),
         (lambda lines: [lines[0].replace(b'"acc": ', b'"acc": ' + b"9" * 400 + b', "_": ')], "not finite"),
-        (lambda lines: [lines[0].replace(b'"metrics": [', b'"metrics": [7, ')], "metrics is .* must be a list of names"),
+        (
+            lambda lines: [lines[0].replace(b'"metrics": [', b'"metrics": [7, ')],
+            "metrics is .* must be a list of names",
+        ),
     ],
 )
 def test_damaged_samples_are_refused_in_a_sentence(write_results, change, sentence):

@@ -80,7 +80,13 @@ def test_the_bootstrap_is_scipys():
         return np.exp(-x.mean(axis)) - np.exp(-y.mean(axis))
 
     reference = stats.bootstrap(
-        (a, b), statistic, paired=True, method="percentile", n_resamples=10_000, batch=1000, rng=np.random.default_rng(5)
+        (a, b),
+        statistic,
+        paired=True,
+        method="percentile",
+        n_resamples=10_000,
+        batch=1000,
+        rng=np.random.default_rng(5),
     ).confidence_interval
     found = bootstrap_difference(a, b, np.ones(400), perplexity)
     width = reference.high - reference.low
@@ -107,7 +113,9 @@ def test_the_bootstrap_draws_clusters_whole():
     rng = np.random.default_rng(7)
     a, b = -rng.gamma(2.0, 1.0, (2, 100))
     alone = bootstrap_difference(a, b, np.ones(100), perplexity)
-    copies = bootstrap_difference(*(np.repeat(x, 3) for x in (a, b, np.ones(100))), perplexity, np.repeat(range(100), 3))
+    copies = bootstrap_difference(
+        *(np.repeat(x, 3) for x in (a, b, np.ones(100))), perplexity, np.repeat(range(100), 3)
+    )
     assert copies[:4] == pytest.approx(alone[:4], rel=1e-9)
 
 
@@ -129,7 +137,9 @@ def test_noise_is_called_a_difference_one_time_in_twenty():
     rng = np.random.default_rng(8)
     trials = 2000
     right, left = rng.random((2, trials, 120)) < 0.6
-    exact = np.mean([mean_difference(x.astype(float), y.astype(float)).p < 0.05 for x, y in zip(right, left, strict=True)])
+    exact = np.mean(
+        [mean_difference(x.astype(float), y.astype(float)).p < 0.05 for x, y in zip(right, left, strict=True)]
+    )
     z = np.mean([mean_difference(*rng.random((2, 120))).p < 0.05 for _ in range(trials)])
     assert exact <= 0.05
     assert 0.035 < z < 0.067

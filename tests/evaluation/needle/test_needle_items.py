@@ -22,7 +22,9 @@ def count(text):
 
 def haystack(sentences=3000):
     rng = random.Random(0)
-    return Haystack(" ".join(" ".join(rng.choices(WORDS, k=rng.randrange(3, 20))) + "." for _ in range(sentences)), count)
+    return Haystack(
+        " ".join(" ".join(rng.choices(WORDS, k=rng.randrange(3, 20))) + "." for _ in range(sentences)), count
+    )
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -89,7 +91,11 @@ def test_sentences_hold_the_whole_text():
 
 @pytest.mark.parametrize(
     ("lengths", "sentences", "sentence"),
-    [([150], 3000, "cannot be hidden in 150 tokens"), ([4096], 20, "too few for prompts of 4,096"), ([0], 20, "hidden in 0")],
+    [
+        ([150], 3000, "cannot be hidden in 150 tokens"),
+        ([4096], 20, "too few for prompts of 4,096"),
+        ([0], 20, "hidden in 0"),
+    ],
 )
 def test_lengths_that_cannot_be_are_refused(lengths, sentences, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -40,7 +40,21 @@ _ADJECTIVES = (
     *("early", "fierce", "gentle", "golden", "grand", "green", "hidden", "hollow", "humble", "icy", "jolly", "keen"),
     *("kind", "late", "lively", "lonely", "lucky", "mellow", "narrow", "noble", "odd", "pale", "patient", "plain"),
     *("proud", "quick", "quiet", "rapid", "rare", "rough", "rustic", "sharp", "shy", "silver", "slow", "smooth"),
-    *("solid", "stern", "sudden", "swift", "tall", "tender", "tidy", "vivid", "warm", "wild", "wise", "young", "zealous"),
+    *(
+        "solid",
+        "stern",
+        "sudden",
+        "swift",
+        "tall",
+        "tender",
+        "tidy",
+        "vivid",
+        "warm",
+        "wild",
+        "wise",
+        "young",
+        "zealous",
+    ),
 )
 _NOUNS = (
     *("anchor", "apple", "arrow", "badger", "basket", "beacon", "bridge", "candle", "canyon", "castle", "cedar"),
