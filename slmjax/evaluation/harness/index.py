@@ -23,6 +23,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from slmjax.errors import UserError, did_you_mean
 from slmjax.evaluation.harness.own_tasks import own_entries
+from slmjax.evaluation.tasks.needle.task import needle_entries
 from slmjax.files import cache_directory, local_path, place_file
 
 Index = dict[str, Entry]
@@ -45,7 +46,7 @@ def read_index(include_paths: Sequence[str] = ()) -> Index:
     Raises:
         UserError: an include path is no directory, or holds no task.
     """
-    index = _builtin() | own_entries()
+    index = _builtin() | own_entries() | needle_entries()
     for text in include_paths:
         directory = local_path(text, "--include-path")
         if not directory.is_dir():
