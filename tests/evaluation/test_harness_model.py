@@ -16,6 +16,7 @@ pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (pip install 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
+import slmjax
 from slmjax.cli.shared.harness_model import SlmjaxModel
 from slmjax.errors import UserError
 from slmjax.evaluation.harness.generation import StopStrings
@@ -83,6 +84,16 @@ def test_scores_depend_neither_on_order_nor_on_company_nor_on_sharing(model, tal
         for n, (logprob, greedy) in zip(order, other, strict=True):
             assert logprob == pytest.approx(scores[n][0], abs=1e-4) and greedy == scores[n][1]
     assert score(model, PAIRS[:1])[0][0] == pytest.approx(scores[0][0], abs=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"fsdp": 4, "tensor": 2}])
+def test_answers_do_not_depend_on_the_mesh(model, talker, tmp_path, sizes):
+    slmjax.save(talker, tmp_path / "model")
+    meshed = SlmjaxModel(path=tmp_path / "model", batch_size=1, device="cuda:0", **sizes)
+    assert meshed.get_model_info()["mesh"] == {axis: n for axis, n in sizes.items() if n > 1}
+    for ours, theirs in zip(score(meshed, PAIRS), score(model, PAIRS), strict=True):
+        assert ours[0] == pytest.approx(theirs[0], abs=1e-4) and ours[1] == theirs[1]
+    assert generate(meshed, ["select", "question: "]) == generate(model, ["select", "question: "])
 
 
 def test_a_text_rolled_over_is_the_sum_of_its_windows(model, talker):
