@@ -7,7 +7,12 @@ from importlib.util import find_spec
 from slmjax.errors import UserError
 
 
+def has_harness() -> bool:
+    """Whether lm-evaluation-harness is installed."""
+    return find_spec("lm_eval") is not None
+
+
 def require_harness() -> None:
     """UserError where lm-evaluation-harness is not installed."""
-    if find_spec("lm_eval") is None:
+    if not has_harness():
         raise UserError("Tasks need lm-evaluation-harness, which is not installed: pip install 'slmjax[eval]'.")

@@ -22,6 +22,8 @@ from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from slmjax.errors import UserError, did_you_mean
+from slmjax.evaluation.harness.own_tasks import own_entries
+from slmjax.evaluation.tasks.needle.task import needle_entries
 from slmjax.files import cache_directory, local_path, place_file
 
 Index = dict[str, Entry]
@@ -37,14 +39,14 @@ _PLAIN = re.compile(r"""(?:"([^"\\]*)"|'([^']*)'|([^\s"'\[{&*|>!#%@`,][^"'#{}\[\
 
 
 def read_index(include_paths: Sequence[str] = ()) -> Index:
-    """Every task, group and tag of the harness, and of the directories of YAML files that a user adds, by name.
+    """Every task, group and tag of the harness, our own tasks, and those of directories that a user adds, by name.
 
-    A user's task hides the harness's of the same name.
+    A user's task hides another of its name, and so does one of our own.
 
     Raises:
         UserError: an include path is no directory, or holds no task.
     """
-    index = dict(_builtin())
+    index = _builtin() | own_entries() | needle_entries()
     for text in include_paths:
         directory = local_path(text, "--include-path")
         if not directory.is_dir():

@@ -230,5 +230,5 @@ def shot_pool(task: Task, count: int) -> None:
         others = " beside the item itself" if same_split else ""
         raise UserError(
             f"{task.task_name} has {held - same_split} examples to choose its shots from{others}, fewer than "
-            f"{count}: lower --num-fewshot."
+            f"{count}: lower --num-fewshot or --shots."
         )

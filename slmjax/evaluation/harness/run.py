@@ -23,9 +23,12 @@ from slmjax.evaluation.harness.host_cost import keep_compiled_templates, quiet
 from slmjax.evaluation.harness.index import find_entry, read_index
 from slmjax.evaluation.harness.local_data import SlmjaxTaskFactory, shot_pool, told_as_mistakes
 from slmjax.evaluation.harness.model import HarnessModel
+from slmjax.evaluation.harness.own_tasks import OwnTask
 from slmjax.evaluation.harness.presets import asked_tasks
 from slmjax.evaluation.harness.resume import AnswerStore, remember
 from slmjax.evaluation.harness.standard_errors import add_standard_errors
+from slmjax.evaluation.tasks.needle.task import NeedleTask
+from slmjax.evaluation.tasks.code_execution.executor import install
 from slmjax.files import local_path
 from slmjax.inference.language_model import LanguageModel
 
@@ -62,6 +65,7 @@ def load_tasks(
     num_fewshot: int | None = None,
     limit: int = 0,
     include_path: Sequence[str] = (),
+    allow_code: bool = False,
 ) -> Selection:
     """The tasks of these names: tasks, groups, tags and presets, or paths of YAML files.
 
@@ -71,6 +75,7 @@ def load_tasks(
         num_fewshot: examples in each prompt; None: a preset's, else the task's own. Tasks that fix them at 0 keep it.
         limit: items of each task at most; 0: the preset's limit, else all.
         include_path: directories of further tasks.
+        allow_code: whether tasks that run what the model writes may be built.
 
     Raises:
         UserError: an unknown name, missing or unfit data, more shots than there are examples.
@@ -84,6 +89,7 @@ def load_tasks(
                 f"--data-dir {directory} is not a directory: give the one that holds the tasks' data files."
             )
         folder = DataFolder(directory)
+    install(allow_code)
     index = read_index(include_path)
     entries = [find_entry(one.name, index) for one in asked]
     keep_compiled_templates()
@@ -131,6 +137,7 @@ def evaluate_harness(
     fewshot_as_multiturn: bool | None = None,
     seed: int = SEED,
     allow_code: bool = False,
+    needle_lengths: Sequence[int] = (),
     answers: Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -147,6 +154,7 @@ def evaluate_harness(
         fewshot_as_multiturn: whether shots are turns of a chat; None: with a chat template.
         seed: of the drawing of shots.
         allow_code: whether tasks that run what the model writes may be evaluated.
+        needle_lengths: tokens of the prompts of needle tasks; none: powers of two up to the model's context.
         answers: file in which answers are kept as they are computed.
         resume: take from that file what is there.
         progress: show a bar on stderr.
@@ -160,11 +168,19 @@ def evaluate_harness(
     model = lm if isinstance(lm, LM) else HarnessModel(lm)
     template = model.chat_template(apply_chat_template) if apply_chat_template else None  # type: ignore[arg-type]
     if not isinstance(tasks, Selection):
-        tasks = load_tasks(tasks, data_dir=data_dir, num_fewshot=num_fewshot, limit=limit, include_path=include_path)
-    _refuse_code(tasks, allow_code)
+        tasks = load_tasks(
+            tasks,
+            data_dir=data_dir,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            include_path=include_path,
+            allow_code=allow_code,
+        )
+    refuse_code(tasks, allow_code)
     if system_instruction and not apply_chat_template and not system_instruction[-1].isspace():
         system_instruction += "\n\n"  # the harness would put the question right behind it
     multiturn = bool(apply_chat_template) if fewshot_as_multiturn is None else fewshot_as_multiturn
+    _fit_needles(tasks, model, needle_lengths, system_instruction, chat=bool(apply_chat_template))
     store = None if answers is None else AnswerStore(answers, _identity(model), reuse=resume)
     whole: writing.Results = {}
     settings = {
@@ -191,6 +207,7 @@ def evaluate_harness(
             with quiet(), remember(model, store, versions, progress=progress):
                 part = _evaluate(model, each, settings, seed)
             writing.merge(whole, part)
+            whole |= {name: task.told() for name, task in each.tasks.items() if isinstance(task, OwnTask)}
             whole |= facts | {"total_evaluation_time_seconds": str(time.perf_counter() - clock)}
             whole["config"] = _config(model, lm, tasks.limit, seed, notes, store)
             if tell is not None:
@@ -220,11 +237,27 @@ def _evaluate(model: LM, loaded: LoadedTask, settings: dict[str, Any], seed: int
     return results | {"task_hashes": writing.task_hashes(results["samples"])}
 
 
-def _refuse_code(tasks: Selection, allowed: bool) -> None:
+def _fit_needles(tasks: Selection, model: LM, lengths: Sequence[int], system: str | None, *, chat: bool) -> None:
+    """Make the prompts of needle tasks, which a model's tokenizer and context decide."""
+    needles = [task for each in tasks.loaded for task in each.tasks.values() if isinstance(task, NeedleTask)]
+    if not needles:
+        return
+    around = system or ""  # what stands in every prompt beside the task's own text
+    if chat:
+        messages = [{"role": "system", "content": system}] if system else []
+        around = model.apply_chat_template([*messages, {"role": "user", "content": "?"}])
+    margin = len(model.tok_encode(around)) if around else 0  # type: ignore[attr-defined]
+    with quiet():
+        for task in needles:
+            task.fit_to(model, lengths=lengths, margin=margin)  # type: ignore[arg-type]
+
+
+def refuse_code(tasks: Selection, allowed: bool) -> None:
+    """UserError where a task runs what the model writes and that is not allowed, or asks about more than text."""
     for each in tasks.loaded:
         for name, task in each.tasks.items():
             if getattr(task, "UNSAFE_CODE", False) and not allowed:
-                raise UserError(f"{name} runs code that the model writes: allow it with --allow-code.")
+                raise UserError(f"{name} runs programs that the model writes: allow it by --allow-code.")
             if getattr(task, "MULTIMODAL", False):
                 raise UserError(f"{name} asks about images or sound, which no model here takes: choose another task.")
 
