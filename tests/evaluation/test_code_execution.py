@@ -211,6 +211,9 @@ def test_the_harness_gets_the_metric_only_where_it_was_allowed(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     official = os.path.join(os.path.dirname(lm_eval.__file__), "tasks", "humaneval", "humaneval.yaml")
     install(False)
+    import evaluate
+
+    assert not hasattr(evaluate, "__wrapped__") and evaluate.__name__ == "evaluate"
     with pytest.raises(UserError, match="--allow-code"):
         load_yaml(official)
     install(True)

@@ -197,7 +197,7 @@ def install(allow: bool) -> None:
         spec = importlib.util.find_spec("evaluate")
         sys.modules["evaluate"] = found = ModuleType("evaluate")
         found.__spec__, found.__path__ = spec, list(spec.submodule_search_locations or ()) if spec else []
-        found.__dict__.update(load=_load, __getattr__=lambda name: getattr(_evaluate(), name))
+        found.__dict__.update(load=_load, __getattr__=_attribute)
     elif found.load is not _load:
         _replace_load(found)
 
@@ -210,9 +210,16 @@ def _load(path: str, *args: Any, **settings: Any) -> Any:
     return _evaluate().slmjax_load(path, *args, **settings)
 
 
+def _attribute(name: str) -> Any:
+    """Something else of the package. What looks through all modules asks for names with underscores."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    return getattr(_evaluate(), name)
+
+
 def _evaluate() -> Any:
     """The package itself."""
-    if not hasattr(sys.modules["evaluate"], "__file__"):
+    if "__file__" not in vars(sys.modules["evaluate"]):
         del sys.modules["evaluate"]
         _replace_load(importlib.import_module("evaluate"))
     return sys.modules["evaluate"]
