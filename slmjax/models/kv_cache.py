@@ -44,7 +44,8 @@ class LayerCache:
         def put(whole: jax.Array, new_BTGK: jax.Array) -> jax.Array:
             new_BTGK = new_BTGK.astype(whole.dtype)
             if jnp.ndim(index) == 1:
-                rows_B1, slots_BT = jnp.arange(whole.shape[-4])[:, None], index[:, None] + jnp.arange(new_BTGK.shape[1])
+                B, T = new_BTGK.shape[:2]
+                rows_B1, slots_BT = jnp.arange(B)[:, None], jnp.asarray(index)[:, None] + jnp.arange(T)
                 if self.stacked:
                     return whole.at[repeat, rows_B1, slots_BT].set(new_BTGK)
                 return whole.at[rows_B1, :, slots_BT].set(new_BTGK)

@@ -15,8 +15,15 @@ class HashedModel(LM):
         self.asked: Counter[str] = Counter()
         self.prompts: list[str] = []
 
+    tokenizer_name = "hashed"
+
+    def get_model_info(self) -> dict[str, str]:
+        return {"model_fingerprint": "hashed"}
+
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        return [self._told("loglikelihood", r, (-10 * self._share(r.args), self._share(r.args) < 0.3)) for r in requests]
+        return [
+            self._told("loglikelihood", r, (-10 * self._share(r.args), self._share(r.args) < 0.3)) for r in requests
+        ]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         return [self._told("loglikelihood_rolling", r, -100 * self._share(r.args)) for r in requests]

@@ -89,7 +89,7 @@ def test_every_preset_names_tasks_that_are_there():
 def test_an_unknown_task_is_told_the_nearest_names(tmp_path):
     assert "'hellaswag'" in refused("helaswag")
     assert "no task file" in refused("none.yaml")
-    assert "is no directory" in refused("arc_easy", data_dir=tmp_path / "none")
+    assert "is not a directory" in refused("arc_easy", data_dir=tmp_path / "none")
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "not a readable task" in refused(str(tmp_path / "bad.yaml"))
     assert "holds no task" in refused("arc_easy", include_path=[str(tmp_path)])
@@ -100,7 +100,9 @@ def test_an_unknown_task_is_told_the_nearest_names(tmp_path):
 def test_every_form_of_a_file_gives_the_same_documents(tmp_path, form, named_by):
     task = "piqa" if form == "csv" else "arc_easy"
     data = miniatures.write(tmp_path, [task], form=form, named_by=named_by)
-    assert documents(data, task) == miniatures.DATASETS[miniatures.TASKS[task]]["validation" if form == "csv" else "test"]
+    assert (
+        documents(data, task) == miniatures.DATASETS[miniatures.TASKS[task]]["validation" if form == "csv" else "test"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,13 +128,17 @@ def test_a_directory_may_be_one_data_set(tmp_path):
     (tmp_path / "gsm8k" / "main").mkdir(parents=True)
     records = miniatures.DATASETS["openai/gsm8k", "main"]["test"]
     (tmp_path / "gsm8k" / "main" / "test.jsonl").write_text(lines(records))
-    assert documents(tmp_path / "gsm8k", "gsm8k", num_fewshot=0) == documents(tmp_path, "gsm8k", num_fewshot=0) == records
+    assert (
+        documents(tmp_path / "gsm8k", "gsm8k", num_fewshot=0) == documents(tmp_path, "gsm8k", num_fewshot=0) == records
+    )
 
 
 def test_shards_are_read_in_order_and_all_of_them(tmp_path):
     (tmp_path / "ARC-Easy").mkdir()
     for number in range(3):
-        (tmp_path / "ARC-Easy" / f"test-0000{number}-of-00003.jsonl").write_text(lines(ARC["test"][number : number + 1]))
+        (tmp_path / "ARC-Easy" / f"test-0000{number}-of-00003.jsonl").write_text(
+            lines(ARC["test"][number : number + 1])
+        )
     assert documents(tmp_path, "arc_easy") == ARC["test"]
     (tmp_path / "ARC-Easy" / "test-00001-of-00003.jsonl").unlink()
     assert "has 2 of the 3 files test-*" in refused("arc_easy", data_dir=tmp_path)
@@ -145,7 +151,9 @@ def test_a_file_named_after_the_data_set_alone_serves_one_configuration(tmp_path
 
 def test_other_known_forms_are_turned_into_the_tasks(tmp_path):
     (tmp_path / "lambada_openai.test.jsonl").write_text(lines([{"context": "To the old", "continuation": "mill"}]))
-    (tmp_path / "boolq.validation.jsonl").write_text(lines([{"question": "is it", "passage": "It is.", "answer": True}]))
+    (tmp_path / "boolq.validation.jsonl").write_text(
+        lines([{"question": "is it", "passage": "It is.", "answer": True}])
+    )
     assert documents(tmp_path, "lambada_openai") == [{"text": "To the old mill"}]
     assert documents(tmp_path, "boolq")[0]["label"] == 1
     model = HashedModel()

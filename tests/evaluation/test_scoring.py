@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 from functools import partial
 
 import jax
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmjax.evaluation.scoring.score import NotFiniteError, score, score_with
-from slmjax.evaluation.scoring.trie import common_prefix, cut_chunks, cut_streams
+from slmjax.evaluation.scoring.trie import cut_chunks, cut_streams
 from slmjax.inference.decoding import Decoder
 from slmjax.inference.language_model import LanguageModel
+from slmjax.inference.refilling import common_prefix
 from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
@@ -175,5 +177,5 @@ def test_chunks_hold_the_ancestors_of_each_node(requests, count, size):
     assert sorted(answered) == list(range(len(requests)))
     runs = sorted([*context, *continuation[:-1]] for context, continuation in requests)
     if count == 1:
-        nodes = len(runs[0]) + sum(len(b) - common_prefix(a, b) for a, b in zip(runs, runs[1:], strict=False))
+        nodes = len(runs[0]) + sum(len(b) - common_prefix(a, b) for a, b in itertools.pairwise(runs))
         assert nodes == len(cut_streams(requests, 1)[0])

@@ -127,7 +127,7 @@ def read_dataset(paths: list[Path], adapt: Callable[[Record], Record] = lambda r
 
 def _with_numbers(records: list[Record]) -> list[Record]:
     """Records of CSV with the columns of numbers as numbers, as the readers of the hub's CSV files have them."""
-    kinds = {}
+    kinds: dict[str, type] = {}
     for name in records[0]:
         values = [record[name] for record in records]
         if all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) for value in values):

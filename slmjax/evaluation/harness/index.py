@@ -23,6 +23,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from slmjax.errors import UserError, did_you_mean
 from slmjax.evaluation.harness.own_tasks import own_entries
+from slmjax.evaluation.tasks.needle.task import needle_entries
 from slmjax.files import cache_directory, local_path, place_file
 
 Index = dict[str, Entry]
@@ -30,7 +31,8 @@ Index = dict[str, Entry]
 ROOT = Path(lm_eval.tasks.__file__).parent
 _FORMAT = 1  # of the file on disk
 _NAMING = re.compile(
-    r"""^(?P<quote>["']?)(?P<key>task|group|tag|include|class)(?P=quote)[ ]*:[ ]*(?P<value>.*)\n?(?P<items>(?:[ ]*-.*\n?)*)""",
+    r"""^(?P<quote>["']?)(?P<key>task|group|tag|include|class)(?P=quote)[ ]*:[ ]*(?P<value>.*)\n?"""
+    r"""(?P<items>(?:[ ]*-.*\n?)*)""",
     re.MULTILINE,
 )
 _PLAIN = re.compile(r"""(?:"([^"\\]*)"|'([^']*)'|([^\s"'\[{&*|>!#%@`,][^"'#{}\[\]&*!|>%@`]*?))\s*(?:#.*)?""")
@@ -44,11 +46,13 @@ def read_index(include_paths: Sequence[str] = ()) -> Index:
     Raises:
         UserError: an include path is no directory, or holds no task.
     """
-    index = _builtin() | own_entries()
+    index = _builtin() | own_entries() | needle_entries()
     for text in include_paths:
         directory = local_path(text, "--include-path")
         if not directory.is_dir():
-            raise UserError(f"--include-path {directory} is no directory: give one that holds the YAML files of tasks.")
+            raise UserError(
+                f"--include-path {directory} is not a directory: give one that holds the YAML files of tasks."
+            )
         added = TaskIndex.build([directory.resolve()])
         if not added:
             raise UserError(f"--include-path {directory} holds no task: put the tasks' .yaml files there.")
@@ -69,18 +73,17 @@ def find_entry(name: str, index: Index) -> Entry:
         if not path.is_file():
             raise UserError(f"There is no task file {path}: give the name of a task, or the path of its YAML file.")
         return _entry_of_file(path)
-    hint = did_you_mean(name, index, most=3, otherwise="give a name that lm_eval ls tasks prints, or a YAML file.")
-    raise UserError(f"There is no task {name!r}: {hint}")
+    otherwise = "give a name that `lm_eval ls tasks` prints, or a YAML file."
+    raise UserError(f"There is no task {name!r}: {did_you_mean(name, index, most=3, otherwise=otherwise)}")
 
 
 def _entry_of_file(path: Path) -> Entry:
+    index: Index = {}
     try:
-        entry = TaskIndex.entry_from_path(path)
+        TaskIndex.process_cfg(load_yaml(path, resolve_func=False), path.resolve(), index)
     except Exception as error:  # of the YAML parser, of a file that it includes, of the shape
         raise UserError(f"{path} is not a readable task ({' '.join(str(error).split())[:200]}).") from error
-    if entry is None:
-        raise UserError(f"{path} names no task: give it a line `task: NAME`.")
-    return entry
+    return next(iter(index.values()))
 
 
 @cache

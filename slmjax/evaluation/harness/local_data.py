@@ -66,7 +66,8 @@ class HarnessTask(ConfigurableTask):
     """
 
     def __init__(self, config: dict[str, Any], data: DataFolder | None):
-        self._data, self.notes = data, []
+        self.notes: list[str] = []
+        self._data = data
         self._shots = config["num_fewshot"]
         if config.get("process_docs") is not None:
             config["process_docs"] = functools.cache(config["process_docs"])  # data sets are compared by identity
@@ -229,5 +230,5 @@ def shot_pool(task: Task, count: int) -> None:
         others = " beside the item itself" if same_split else ""
         raise UserError(
             f"{task.task_name} has {held - same_split} examples to choose its shots from{others}, fewer than "
-            f"{count}: lower --num-fewshot."
+            f"{count}: lower --num-fewshot or --shots."
         )

@@ -53,7 +53,7 @@ def read_preset(name: str) -> Preset:
 
 
 def asked_tasks(names: list[str]) -> tuple[list[Asked], int]:
-    """What is named, presets taken apart, each once; and the smallest limit of the presets (0: none has one)."""
+    """The named tasks, presets taken apart, each once; and the smallest limit of the presets (0: none has one)."""
     known, asked, limits = set(preset_names()), [], []
     for name in names:
         if name not in known:

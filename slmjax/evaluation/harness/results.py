@@ -53,7 +53,7 @@ def task_hashes(samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
 
 
 def model_facts(model: Any, name: str) -> dict[str, Any]:
-    """What the harness writes of a model, beside its results' `config`."""
+    """Facts of a model that the harness writes beside its results' `config`."""
     tokenizer = getattr(model, "tokenizer", None)
     tokens = {
         f"tokenizer_{role}_token": [getattr(tokenizer, f"{role}_token"), str(getattr(tokenizer, f"{role}_token_id"))]
@@ -72,13 +72,14 @@ def text_facts(name: str, text: str | None) -> dict[str, str | None]:
 class ResultFiles:
     """The files of one evaluation: OUT/MODEL/results_DATE.json and samples_TASK_DATE.jsonl as the harness names them.
 
-    An `output` that ends in .json is the file of results itself, with those of samples beside it.
+    An `output` that ends in .json is the file of results itself, with samples_TASK_STEM.jsonl beside it.
     """
 
     def __init__(self, output: Path, model_name: str):
         date = datetime.now().isoformat().replace(":", "-")
         self._date = date
         if output.suffix == ".json":
+            self._date = output.stem  # so that several evaluations can lie beside each other
             self.directory, self.results = output.parent, output
             self.answers = output.with_name(f"{output.stem}.answers.sqlite")
         else:

@@ -27,6 +27,7 @@ from slmjax.evaluation.harness.own_tasks import OwnTask
 from slmjax.evaluation.harness.presets import asked_tasks
 from slmjax.evaluation.harness.resume import AnswerStore, remember
 from slmjax.evaluation.harness.standard_errors import add_standard_errors
+from slmjax.evaluation.tasks.needle.task import NeedleTask
 from slmjax.evaluation.tasks.code_execution.executor import install
 from slmjax.files import local_path
 from slmjax.inference.language_model import LanguageModel
@@ -36,7 +37,7 @@ SEED = 1234  # the harness's, of the shots
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """What one name stands for: a task, a group with its members, or the tasks of a tag.
+    """The tasks behind one name: a task, a group with its members, or the tasks of a tag.
 
     Attributes:
         tasks, groups: the harness's objects by name.
@@ -84,7 +85,9 @@ def load_tasks(
     if data_dir is not None:
         directory = local_path(data_dir, "--data-dir")
         if not directory.is_dir():
-            raise UserError(f"--data-dir {directory} is no directory: give the one that holds the tasks' data files.")
+            raise UserError(
+                f"--data-dir {directory} is not a directory: give the one that holds the tasks' data files."
+            )
         folder = DataFolder(directory)
     install(allow_code)
     index = read_index(include_path)
@@ -134,6 +137,7 @@ def evaluate_harness(
     fewshot_as_multiturn: bool | None = None,
     seed: int = SEED,
     allow_code: bool = False,
+    needle_lengths: Sequence[int] = (),
     answers: Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -150,6 +154,7 @@ def evaluate_harness(
         fewshot_as_multiturn: whether shots are turns of a chat; None: with a chat template.
         seed: of the drawing of shots.
         allow_code: whether tasks that run what the model writes may be evaluated.
+        needle_lengths: tokens of the prompts of needle tasks; none: powers of two up to the model's context.
         answers: file in which answers are kept as they are computed.
         resume: take from that file what is there.
         progress: show a bar on stderr.
@@ -175,6 +180,7 @@ def evaluate_harness(
     if system_instruction and not apply_chat_template and not system_instruction[-1].isspace():
         system_instruction += "\n\n"  # the harness would put the question right behind it
     multiturn = bool(apply_chat_template) if fewshot_as_multiturn is None else fewshot_as_multiturn
+    _fit_needles(tasks, model, needle_lengths, system_instruction, chat=bool(apply_chat_template))
     store = None if answers is None else AnswerStore(answers, _identity(model), reuse=resume)
     whole: writing.Results = {}
     settings = {
@@ -229,6 +235,21 @@ def _evaluate(model: LM, loaded: LoadedTask, settings: dict[str, Any], seed: int
         ) from error
     add_standard_errors(results, loaded.tasks, loaded.groups)
     return results | {"task_hashes": writing.task_hashes(results["samples"])}
+
+
+def _fit_needles(tasks: Selection, model: LM, lengths: Sequence[int], system: str | None, *, chat: bool) -> None:
+    """Make the prompts of needle tasks, which a model's tokenizer and context decide."""
+    needles = [task for each in tasks.loaded for task in each.tasks.values() if isinstance(task, NeedleTask)]
+    if not needles:
+        return
+    around = system or ""  # what stands in every prompt beside the task's own text
+    if chat:
+        messages = [{"role": "system", "content": system}] if system else []
+        around = model.apply_chat_template([*messages, {"role": "user", "content": "?"}])
+    margin = len(model.tok_encode(around)) if around else 0  # type: ignore[attr-defined]
+    with quiet():
+        for task in needles:
+            task.fit_to(model, lengths=lengths, margin=margin)  # type: ignore[arg-type]
 
 
 def refuse_code(tasks: Selection, allowed: bool) -> None:

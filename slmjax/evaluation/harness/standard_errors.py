@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from lm_eval.api import metrics
 
+from slmjax.evaluation.tasks.needle.task import OF_ANOTHER_LENGTH, mean_of_length
+
 _KINDS = 64  # of items at most that the jackknife goes through
 NONE = "N/A"  # as the harness writes it
 
@@ -28,6 +30,9 @@ def standard_error(aggregation: Callable[[Sequence[Any]], float], items: Sequenc
     if aggregation is metrics.nanmean:
         values = np.asarray(items, float)
         return _of_mean(values[~np.isnan(values)])
+    if aggregation is mean_of_length:
+        values = np.asarray(items, float)
+        return _of_mean(values[values != OF_ANOTHER_LENGTH])
     if aggregation is metrics.acc_all:
         return float(metrics.acc_all_stderr(items))
     if aggregation is metrics.perplexity:

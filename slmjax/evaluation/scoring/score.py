@@ -15,8 +15,7 @@ from slmjax.evaluation.scoring.trie import Chunk, Ids, Stream, cut_chunks, cut_s
 from slmjax.evaluation.scoring.whole import score_whole
 from slmjax.inference.decoding import Decoder
 from slmjax.inference.language_model import LanguageModel
-from slmjax.inference.longrope import changes_with_length
-from slmjax.models.config import ModelConfig
+from slmjax.inference.refilling import keys_stay
 from slmjax.objectives.chunks import LOGITS_BYTES
 
 CHUNK = 256  # tokens of a row that are run at once: on two CPU cores products of 512 are no faster
@@ -79,7 +78,7 @@ def score_with(
             raise ValueError(f"Request {index} has an empty context or continuation.")
     config, scores = decoder.model.config, dict[int, Score]()
     runs = {i: len(context) + len(continuation) - 1 for i, (context, continuation) in enumerate(requests)}
-    apart = {i for i, length in runs.items() if not _may_share(config, length)}
+    apart = {i for i, length in runs.items() if not keys_stay(config, length)}
     total = sum(len(continuation) for _, continuation in requests)
     with tqdm(total=total, desc="score", unit="tok", unit_scale=True, disable=not progress) as bar:
 
@@ -99,11 +98,6 @@ def score_with(
         for index in sorted(apart, key=lambda i: -runs[i]):
             add(index, *score_whole(decoder, arrays, *requests[index]))
     return [scores[i] for i in range(len(requests))]
-
-
-def _may_share(config: ModelConfig, length: int) -> bool:
-    """Whether a text of this length has keys that do not depend on where it ends, and an attention that distances say."""
-    return not changes_with_length(config, length) and not (config.position == "alibi" and config.alibi_scaled)
 
 
 def _score_streams(decoder: Decoder, arrays: Any, streams: Sequence[Stream]) -> Iterator[tuple[int, float, bool]]:

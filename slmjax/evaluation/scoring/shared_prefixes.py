@@ -20,7 +20,7 @@ _SLOTS = 2  # the axis of positions in the arrays of a layer's cache, stacked or
 
 @partial(jax.jit, static_argnames=("decoder", "num_rows", "capacity"))
 def empty_path(decoder: Decoder, arrays: Any, num_rows: int, capacity: int) -> Any:
-    """The layers of a cache with room for a path of `capacity` tokens in each row, behind the prefix if there is one."""
+    """The layers of a cache with room for a path of `capacity` tokens in each row, after the prefix if it has one."""
     return new_cache(decoder, decoder.collections(arrays), num_rows, capacity).layers
 
 

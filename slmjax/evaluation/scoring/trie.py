@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slmjax.inference.refilling import common_prefix
+
 Ids = Sequence[int]
 
 
@@ -110,14 +112,6 @@ def cut_chunks(stream: Stream, size: int, capacity: int) -> Iterator[Chunk]:
             path[depth] = first + place
         sources = np.where(path >= first, path - first + capacity, np.arange(capacity)).astype(np.int32)
         yield Chunk(first, last - first, tokens, depths, ends, floors, sources)
-
-
-def common_prefix(a: Ids, b: Ids) -> int:
-    """How many tokens two sequences begin with alike."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    return next(i for i in range(n) if a[i] != b[i])
 
 
 def _ends(depths: Sequence[int]) -> np.ndarray:

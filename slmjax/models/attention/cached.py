@@ -13,9 +13,9 @@ BLOCK = 256  # keys a step of the loop; not measured against others
 def cached_attention(q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
     """Attention [B, T, H, K] of queries at `mask.offset + t` over a cache with heads first.
 
-    The mask has distances or segments. A prefix counts as the cache's first positions: with a window or slopes it must have none (see `AttentionFn`).
-    Softmax is accumulated over blocks of keys (Milakov and Gimelshein 2018, arXiv:1805.02867) from the first that a
-    window shows to the last that is filled.
+    The mask has distances or segments. A prefix counts as the cache's first positions: with a window or slopes it must
+    have none, unless there are distances. Softmax is accumulated over blocks of keys (Milakov and Gimelshein 2018,
+    arXiv:1805.02867) from the first that a window shows to the last that is filled.
     """
     assert mask.offset is not None
     index = mask.offset
@@ -62,7 +62,8 @@ def cached_attention(q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, ma
         weights = jax.nn.softmax(logits(0, S, 0), axis=-1).astype(v_BGSK.dtype)
         context_BGNK = jnp.einsum("bgns,bgsk->bgnk", weights, v_BGSK)
     else:
-        first = 0 if mask.window is None or mask.distances is not None else jnp.maximum(index - mask.window + 1, 0) // BLOCK
+        in_order = mask.distances is None  # slots are positions
+        first = jnp.maximum(index - mask.window + 1, 0) // BLOCK if mask.window is not None and in_order else 0
         N = R * T
         empty = (jnp.full((B, G, N), MASKED), jnp.zeros((B, G, N)), jnp.zeros((B, G, N, K)))
         _, total_BGN, sum_BGNK = jax.lax.fori_loop(first, (index + T - 1) // BLOCK + 1, add_block, empty)

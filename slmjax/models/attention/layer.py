@@ -118,7 +118,7 @@ class Attention(nn.Module):
             slopes_H = jnp.asarray(slopes * (c.softmax_scale if c.alibi_scaled else 1.0))
         scores = Scores(c.softmax_scale, c.attention_softcap, slopes_H)
         mask = Mask(context.q_segments_BT, context.kv_segments_BS, spec.window, context.start)
-        if context.distances_BTS is not None and cache is not None:
+        if context.distances_BTS is not None and cache is not None and context.start is not None:
             if falcon_alibi:
                 raise ValueError("Falcon's ALiBi is rounded at positions, which distances do not tell.")
             keys, values = cache.read_heads_first(repeat)
