@@ -25,7 +25,10 @@ _PROGRAM = Path(__file__).with_name("process.py")
 _MEMORY = 1 << 30  # bytes of address space of a program
 _START_SECONDS = 120.0  # until a process has started, on a machine that is busy with other things too
 _LAYERS = ("network", "files", "calls")
-NOT_ALLOWED = "These tasks run programs that the model has written: allow it by --allow-code."
+NOT_ALLOWED = (
+    "These tasks run programs that the model has written: allow it by --allow-code (of the harness's own command line: "
+    "--confirm_run_unsafe_code)."
+)
 
 
 class Executor:
