@@ -29,6 +29,6 @@ def _evaluate(_: argparse.Namespace) -> int:
     from slmjax.evaluation.tasks.code_execution.executor import install
 
     register_model("slmjax")(SlmjaxModel)
-    install(any("--confirm_run_unsafe_code".startswith(part) for part in sys.argv[1:] if part.startswith("--conf")))
+    install("--confirm_run_unsafe_code" in sys.argv)
     cli_evaluate()
     return 0
