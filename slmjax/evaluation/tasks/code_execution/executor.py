@@ -212,7 +212,7 @@ def _load(path: str, *args: Any, **settings: Any) -> Any:
 
 def _evaluate() -> Any:
     """The package itself."""
-    if not hasattr(sys.modules["evaluate"], "__file__"):
+    if "__file__" not in vars(sys.modules["evaluate"]):  # asking a stand-in by attribute would ask this function
         del sys.modules["evaluate"]
         _replace_load(importlib.import_module("evaluate"))
     return sys.modules["evaluate"]
