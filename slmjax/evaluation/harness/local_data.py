@@ -80,6 +80,11 @@ class HarnessTask(ConfigurableTask):
         with told_as_mistakes(self.config.task, self.config.dataset_path or "", local=True):
             super().build_all_requests(**kwargs)
 
+    def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
+        """The metrics of an item; UserError where it lacks what they read."""
+        with told_as_mistakes(self.config.task, self.config.dataset_path or "", local=True):
+            return super().process_results(doc, results)
+
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Read the splits when they are first asked for, or load the data set as the harness does."""
         if self._data is None or self.config.custom_dataset is not None:
@@ -194,6 +199,10 @@ def told_as_mistakes(task: str, dataset: str, *, local: bool) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise UserError(f"{task} needs the package {error.name}: pip install {error.name}.") from error
     except Exception as error:
+        if "punkt_tab" in str(error):
+            raise UserError(
+                f"{task} needs NLTK's data of English sentences: python -m nltk.downloader punkt_tab fetches them."
+            ) from error
         if (missing := _missing_field(error)) is not None:
             raise UserError(
                 f"{task} reads the field {missing!r}, which the data lack: give them the fields of {dataset}."
