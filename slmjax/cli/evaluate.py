@@ -272,7 +272,7 @@ def _shots(names: list[str], output: Path | None, args: argparse.Namespace) -> i
             _write_samples(one, results[n]["samples"], args)
         png = _written_beside(output, "in_context", text)
         if lines:
-            plot_shots(lines, png, f"{args.model}: in-context learning")
+            plot_shots(lines, png, args.model)
     print(text if args.json else shots_table(lines))
     return 0
 
