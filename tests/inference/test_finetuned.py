@@ -40,13 +40,6 @@ OTHER_PLACES = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def tuned(lm):
     """tuned(name, **changes of its config): the model with a method that has moved away from its start."""
