@@ -54,9 +54,11 @@ gc.set_threshold(100_000, 20, 100)
 LONGEST_FIRST = (
     "emulated_mesh/test_tpu_compiler.py",
     "benchmarks",
-    "tokenization",
-    "colab",
     "multiprocess",
+    "recipes",
+    "colab",
+    "inference",
+    "tokenization",
     "training",
     "cli",
     "peft",
