@@ -38,6 +38,17 @@ def expanded_path(path: str | Path, what: str) -> Path:
         raise UserError(f"{what} is {text}, and the home directory {home} is not known: write it out.") from error
 
 
+def cache_directory() -> Path | None:
+    """The directory in which slmjax keeps what it can make again: XDG_CACHE_HOME/slmjax, by default ~/.cache/slmjax.
+
+    None where there is no home. It may not exist yet.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slmjax"
+    except RuntimeError:
+        return None
+
+
 def _instead(address: str) -> str:
     """What works in the place of an address."""
     scheme, _, rest = address.partition(":")

@@ -82,10 +82,11 @@ def main(argv: list[str] | None = None) -> int:
             f"{args.command} takes no {overrides[0].partition('=')[0]} here: it overrides a key of --config FILE."
         )
         return 2
-    return _run(args)
+    return run_command(args)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run_command(args: argparse.Namespace) -> int:
+    """Run `args.run(args)`; returns the exit status, 2 after the one sentence of a user's mistake."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_compiled_programs()
     if hasattr(sys.stdout, "reconfigure"):  # a file's name or an answer may hold what the terminal cannot show

@@ -75,7 +75,7 @@ def generate_ids(
     depend on the rows beside it. stream: called with (row, token) as soon as each token is there; where it returns True
     the row ends with that token. Without it the host takes no part between the tokens.
     """
-    _check(prompts, max_new_tokens, lm.config.vocab_size, lm.longest_context)
+    check_prompts(prompts, max_new_tokens, lm.config.vocab_size, lm.longest_context)
     if not prompts:
         return []
     decoder, variables = lm.decoding(len(prompts))
@@ -220,7 +220,7 @@ def stop_ids_of(lm: LanguageModel) -> tuple[int, ...]:
     return lm.stop_ids or (() if eos is None else (eos,))
 
 
-def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, context: int) -> None:
+def check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, context: int) -> None:
     """UserError for what cannot be generated from."""
     if max_new_tokens < 1:
         raise UserError(f"The limit max_new_tokens={max_new_tokens} must be at least 1.")

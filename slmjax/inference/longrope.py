@@ -23,6 +23,12 @@ def longest_short(config: ModelConfig) -> int | None:
     return int(min(lengths)) if lengths else None
 
 
+def changes_with_length(config: ModelConfig, length: int) -> bool:
+    """Whether the rotations of a text of this length are other ones than those of its beginning by itself."""
+    kinds = [s for _, s in config.ropes if s is not None and s.kind in ("longrope", "dynamic")]
+    return any(length > s.original_context_length for s in kinds)
+
+
 def switches(config: ModelConfig, lengths: Iterable[int], max_new_tokens: int) -> list[int]:
     """Counts of drawn tokens at which a row of these prompts outgrows the short factors, in order."""
     most = longest_short(config)

@@ -36,10 +36,19 @@ class LayerCache:
     def write(
         self, k_BTGK: jax.Array, v_BTGK: jax.Array, index: jax.Array | int, repeat: jax.Array | None
     ) -> LayerCache:
-        """The cache with T new positions at `index`; `repeat` is the layer's number in the stack, None unstacked."""
+        """The cache with T new positions at `index`, of all rows or [B] of each.
+
+        `repeat` is the layer's number in the stack, None unstacked.
+        """
 
         def put(whole: jax.Array, new_BTGK: jax.Array) -> jax.Array:
             new_BTGK = new_BTGK.astype(whole.dtype)
+            if jnp.ndim(index) == 1:
+                B, T = new_BTGK.shape[:2]
+                rows_B1, slots_BT = jnp.arange(B)[:, None], jnp.asarray(index)[:, None] + jnp.arange(T)
+                if self.stacked:
+                    return whole.at[repeat, rows_B1, slots_BT].set(new_BTGK)
+                return whole.at[rows_B1, :, slots_BT].set(new_BTGK)
             if self.stacked:
                 assert repeat is not None
                 return jax.lax.dynamic_update_slice(whole, new_BTGK[None], (repeat, 0, index, 0, 0))
@@ -55,6 +64,13 @@ class LayerCache:
             jax.lax.dynamic_index_in_dim(array, repeat, keepdims=False) for array in (self.keys, self.values)
         )
         return keys, values
+
+    def read_heads_first(self, repeat: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, G, S, K], as `cached_attention` reads them."""
+        if not self.stacked:
+            return self.keys, self.values
+        keys, values = self.read(repeat)
+        return keys.swapaxes(1, 2), values.swapaxes(1, 2)
 
     def with_prefix(self, keys: jax.Array, values: jax.Array) -> LayerCache:
         """The cache with these keys and values [n, G, K] or [B, n, G, K] in its first positions.
@@ -80,12 +96,15 @@ class KVCache:
 
     `layers[segment][block][repeat of the block]` is a `LayerCache`; unstacked it is
     `layers[segment][segment repeat][block][repeat of the block]`. `segments_BS` is 0 where a position holds no token
-    (left padding, or not yet written), so that nothing attends to it.
+    (left padding, or not yet written), so that nothing attends to it. Where `distances_BTS` is given for the next
+    tokens, it alone says what they see (`attention.contract.Mask`), their positions must be given too, and `index` may
+    be [B], a place for each row.
     """
 
     layers: Any
     segments_BS: jax.Array
     index: jax.Array | int  # int32 scalar, where the next token is written in all rows; a Python 0 is known to be empty
+    distances_BTS: jax.Array | None = None
 
 
 def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype: Any, *, stacked: bool = True) -> KVCache:

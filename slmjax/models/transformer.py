@@ -165,7 +165,10 @@ class Transformer(nn.Module):
         c, run = self.config, self.execution
         B, T = tokens_BT.shape
         index: jax.Array | None = None  # stays None through the scan, so that kernels know the sequence is whole
-        if cache is not None:
+        distances_BTS = None if cache is None else cache.distances_BTS
+        if cache is not None and distances_BTS is not None:
+            index, filled_BS = jnp.asarray(cache.index), cache.segments_BS
+        elif cache is not None:
             segments_BT = jnp.ones((B, T), jnp.int32) if segments_BT is None else segments_BT
             filled_BS = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, cache.index))
             empty = isinstance(cache.index, int) and cache.index == 0
@@ -178,7 +181,7 @@ class Transformer(nn.Module):
         x_BTD = self._embed(table_VE, tokens_BT, positions_BT)
         # Computed once here and not in each layer: the scan then takes them as constants.
         ropes = tuple(rope_table(positions_BT, c.rotary_dim, theta, scaling) for theta, scaling in c.ropes)
-        context = Context(ropes, segments_BT, kv_segments_BS, index)
+        context = Context(ropes, segments_BT, kv_segments_BS, index, distances_BTS)
         caches = []
         for s, segment in enumerate(c.segments):
             name, layers = f"segment_{s}", None if cache is None else cache.layers[s]

@@ -10,6 +10,7 @@ import jax
 from slmjax.data.config import SourceConfig
 from slmjax.data.sft_config import SftConfig
 from slmjax.errors import UserError
+from slmjax.evaluation.harness import require_harness
 from slmjax.files import local_path
 from slmjax.models.parameters import abstract_params
 from slmjax.models.transformer import Transformer
@@ -39,6 +40,7 @@ def check(config: RunConfig, devices: Sequence[jax.Device] | None = None, base: 
     _check_base(config, base)
     _check_batch(config, devices)
     _check_data(config)
+    _check_tasks(config, tuned=base is not None or bool(config.peft.base))
     _check_best_metric(config, tuned=base is not None or bool(config.peft.base))
     if not config.training.epochs:  # else the steps are known once the data are
         make_schedule(config.schedule, config.total_steps)
@@ -101,6 +103,20 @@ def _check_data(config: RunConfig) -> None:
         )
 
 
+def _check_tasks(config: RunConfig, *, tuned: bool) -> None:
+    """Tasks can be evaluated here; which there are is known once they are opened."""
+    if config.forgetting.tasks and not tuned:
+        raise UserError(
+            "forgetting.tasks is measured where a model is fine-tuned, and there is none: use training.tasks.names."
+        )
+    if not (config.training.tasks.names or config.forgetting.tasks):
+        return
+    require_harness()
+    place = config.training.tasks.data_dir
+    if place and not local_path(place, "training.tasks.data_dir").is_dir():
+        raise UserError(f"training.tasks.data_dir={place} is no directory: give the one that holds the tasks' files.")
+
+
 def _holds_out(config: RunConfig) -> bool:
     data = config.data
     return data.validation_fraction > 0 or not data.sources or bool(getattr(data, "validation", None))
@@ -111,7 +127,7 @@ def _check_best_metric(config: RunConfig, *, tuned: bool) -> None:
     keep, held = config.checkpoint, config.forgetting
     validation = [f"validation_{name}" for name in METRIC_NAMES]
     known = [*validation, "general_loss"]
-    task = keep.best_metric.startswith("task/")  # tasks are given by a program
+    task = keep.best_metric.startswith("task/")  # of training.tasks, or given by a program
     if keep.best_metric not in known and not task:
         raise UserError(
             f"checkpoint.best_metric={keep.best_metric!r} is not measured: choose one of {', '.join(known)}."
@@ -123,7 +139,9 @@ def _check_best_metric(config: RunConfig, *, tuned: bool) -> None:
         )
     if keep.keep_best and keep.best_metric in validation and not _holds_out(config):
         raise UserError(f"checkpoint.best_metric={keep.best_metric} {NEEDS_VALIDATION}")
-    if keep.keep_best and (keep.best_metric == "general_loss" or task) and not (tuned and held.tokens and held.corpus):
+    scored = task and bool(config.training.tasks.names or held.tasks)
+    measured = scored or (tuned and held.tokens and held.corpus)
+    if keep.keep_best and (keep.best_metric == "general_loss" or task) and not measured:
         raise UserError(
             f"checkpoint.best_metric={keep.best_metric} is measured where a model is fine-tuned and general text is "
             "named: set peft.base, forgetting.corpus and forgetting.tokens, or choose validation_loss."

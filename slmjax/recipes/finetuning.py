@@ -22,6 +22,7 @@ from slmjax.recipes.identity import begun_in, record
 from slmjax.recipes.language_model import ModelProgram, budget_of, build
 from slmjax.recipes.observers.forgetting import Forgetting, Task, Tasks
 from slmjax.recipes.observers.losses import Losses, batches_of
+from slmjax.recipes.observers.tasks import WatchedTasks, task_scores
 from slmjax.recipes.pretraining import TextBatches, run_length, settle, text_observers, text_recipe
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.training.processes import is_primary
@@ -39,6 +40,7 @@ def finetuning(
     stop_ids: Sequence[int] = (),
     generation: Mapping[str, Any] | None = None,
     tasks: Mapping[str, Task] | None = None,
+    watched: WatchedTasks | None = None,
 ) -> Recipe:
     """The recipe of a config with a base.
 
@@ -49,6 +51,7 @@ def finetuning(
         tokenizer: of the base, for conversations.
         stop_ids, generation: of the base; the run's model ends its answers where its base does, and draws as it does.
         tasks: scores by name, measured before and after beside the losses.
+        watched: tasks of the config, which are scored as the network learns.
     """
     config = dataclasses.replace(config, peft=dataclasses.replace(config.peft, fingerprint=fingerprint(base)))
     config, base = expanded(config, base)
@@ -75,7 +78,11 @@ def finetuning(
         return with_fisher(lm, state, general.estimation_rows(config.data.sequence_length, held.fisher_rows))
 
     more: list[Any] = [_general_loss(lm, general)] if measuring and general is not None else []
-    after: list[Any] = [Tasks(lm, tasks or {}), Forgetting(config, workdir)] if measuring else []
+    came = (stop_ids, generation or {})
+    scores = task_scores(watched, lm, corpus.tokenizer, workdir, *came)
+    reporting = measuring or bool(held.tasks)
+    falling = watched.falling if watched is not None else ()
+    after: list[Any] = [Tasks(lm, tasks or {}), Forgetting(config, workdir, falling)] if reporting else []
     trained, total = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (lm.program.state.params, base))
     return text_recipe(
         lm,
@@ -86,13 +93,13 @@ def finetuning(
             corpus.digest(general.train) if replay and general else corpus.digest(),
             config.data.on_change,
         ),
-        observers=[*text_observers(lm, corpus, workdir, more), *after],
+        observers=[*text_observers(lm, corpus, workdir, more, scores), *after],
         start=start,
         resume=lambda state: lm.program.complete(state, base),
         budget=budget_of(config, min(1.0, trained / total)),
         stop_ids=stop_ids,
         generation=generation,
-        evaluate_first=measuring,
+        evaluate_first=reporting or bool(scores),
         description=(
             f"{trained:,} trained parameters ({config.peft.method}) on {count_parameters(config.model).total:,} of "
             f"{config.peft.base}, {run_length(lm, corpus)}"

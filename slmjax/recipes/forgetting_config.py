@@ -21,6 +21,7 @@ class ForgettingConfig:
     corpus: str = "python:stdlib?max_megabytes=1"  # general text: a path as of data.sources; "": none
     text_field: str = "text"  # where its records have fields, the one that is the text
     tokens: int = 4096  # of it are measured before training and at each evaluation, in whole rows; 0: no measuring
+    tasks: tuple[str, ...] = ()  # scored too, with the settings of training.tasks
     replay: float = 0.0  # share of the training rows that are general text
     l2_sp: float = 0.0  # times half the squared distance of the base's weights from their start (arXiv:1802.01483)
     ewc: float = 0.0  # times half the squared distance, weighted by the diagonal Fisher information (arXiv:1612.00796)

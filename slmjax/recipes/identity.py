@@ -36,7 +36,9 @@ FREE = (
     "training.samples",
     "training.sample_prompts",
     "training.sample_tokens",
+    "training.tasks.",
     "forgetting.tokens",
+    "forgetting.tasks",
 )
 # With these, after the warmup, the rate does not depend on the total, so such a run may simply go on.
 ENDLESS = ("constant", "inverse_sqrt")

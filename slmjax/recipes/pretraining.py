@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from slmjax.recipes.observers.curves import LossCurve
 from slmjax.recipes.observers.early_stopping import EarlyStopping
 from slmjax.recipes.observers.losses import Losses
 from slmjax.recipes.observers.samples import Samples
+from slmjax.recipes.observers.tasks import WatchedTasks, task_scores
 from slmjax.training.checkpoints.config import CheckpointConfig
 from slmjax.training.processes import is_primary, warn
 from slmjax.training.program import TRAIN
@@ -33,8 +34,11 @@ from slmjax.training.run_directory import refuse_another
 from slmjax.training.state import TrainState
 
 
-def pretraining(config: RunConfig, workdir: Path) -> Recipe:
-    """The recipe of a config without a base. Prepares the corpus under `workdir` where it is not prepared yet."""
+def pretraining(config: RunConfig, workdir: Path, watched: WatchedTasks | None = None) -> Recipe:
+    """The recipe of a config without a base. Prepares the corpus under `workdir` where it is not prepared yet.
+
+    watched: the tasks that it is scored on.
+    """
     check(config)
     refuse_another(workdir, record(config))
     begun = begun_in(workdir)
@@ -46,7 +50,7 @@ def pretraining(config: RunConfig, workdir: Path) -> Recipe:
         corpus,
         workdir,
         batches=TextBatches(corpus.batches(config, lm.rows), corpus.digest(), config.data.on_change),
-        observers=text_observers(lm, corpus, workdir),
+        observers=text_observers(lm, corpus, workdir, scores=task_scores(watched, lm, corpus.tokenizer, workdir)),
         start=lm.program.initialize,
         description=f"{_size(config):,} parameters on {run_length(lm, corpus)}\n{_scaling(config)}",
     )
@@ -109,18 +113,27 @@ def settle(config: RunConfig, corpus: Corpus, begun: Path | None = None) -> RunC
     return with_begun_warmup(config, begun)
 
 
-def text_observers(lm: ModelProgram, corpus: Corpus, workdir: Path, more: list[Observer] | None = None) -> list[Any]:
-    """The observers of every training on text; `more` stand between the losses and what looks at them."""
+def text_observers(
+    lm: ModelProgram,
+    corpus: Corpus,
+    workdir: Path,
+    more: Sequence[Observer] = (),
+    scores: Sequence[Observer] = (),
+) -> list[Any]:
+    """The observers of every training on text.
+
+    more: stand between the losses and what looks at them. scores: of tasks, which a verdict to end must precede.
+    """
     t = lm.config.training
     observers: list[Any] = []
     if corpus.validation:
         observers.append(Losses(lm, lambda: corpus.validation_batches(lm.config, lm.rows)))
-    observers += more or []
+    observers += more
     if t.early_stopping:
         observers.append(EarlyStopping(t.early_stopping, t.early_stopping_delta, workdir))
     if t.samples or t.sample_prompts:
         observers.append(Samples(lm, corpus, workdir))
-    return [*observers, LossCurve(workdir)]
+    return [*observers, *scores, LossCurve(workdir)]
 
 
 def text_recipe(lm: ModelProgram, corpus: Corpus, workdir: Path, **parts: Any) -> Recipe:

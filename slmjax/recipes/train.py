@@ -14,6 +14,7 @@ from slmjax.recipes.check import check
 from slmjax.recipes.config import RunConfig, run_config
 from slmjax.recipes.finetuning import finetuning
 from slmjax.recipes.observers.forgetting import Task
+from slmjax.recipes.observers.tasks import open_tasks
 from slmjax.recipes.pretraining import pretraining
 from slmjax.tokenization.tokenizer import Tokenizer
 from slmjax.training import loop
@@ -35,7 +36,8 @@ def train(
     """Train until the budget is spent, continuing whatever the workdir already holds.
 
     Everything goes under `workdir`: config.json, slmjax.json, tokenizer/, data/, checkpoints/, metrics.jsonl,
-    tensorboard/, loss.png, of a fine-tune forgetting.json and forgetting.png, of samples samples.jsonl. Every process
+    tensorboard/, loss.png, of a fine-tune forgetting.json and forgetting.png, of samples samples.jsonl, of tasks
+    tasks.png. Every process
     of a multi-process run calls this with the same config.
 
     Args:
@@ -68,13 +70,15 @@ def make_recipe(
     tasks: Mapping[str, Task] | None = None,
 ) -> Recipe:
     """The recipe that a config asks for; arguments as in `train`."""
-    if base is None and config.peft.base:
-        check(config)  # before a large base is read
+    if base is None:
+        check(config)
+    watched = open_tasks(config)
+    if base is None and config.peft.base:  # a large one is read once all else was found right
         base, tokenizer, stop_ids, generation = _load_base(config, workdir)
     if base is None:
-        return pretraining(config, workdir)
+        return pretraining(config, workdir, watched)
     came: dict[str, Any] = {"tokenizer": tokenizer, "stop_ids": stop_ids, "generation": generation}
-    return finetuning(config, workdir, base, tasks=tasks, **came)
+    return finetuning(config, workdir, base, tasks=tasks, watched=watched, **came)
 
 
 def _load_base(config: RunConfig, workdir: Path) -> tuple[Any, Tokenizer | None, Sequence[int], Mapping[str, Any]]:

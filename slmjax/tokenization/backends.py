@@ -29,7 +29,7 @@ class Backend(Protocol):
     vocab_size: int
 
     def encode(self, text: str, allow_special: bool) -> list[int]: ...
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: Sequence[str], allow_special: bool) -> list[list[int]]: ...
     def encode_with_offsets(self, text: str, allow_special: bool) -> tuple[list[int], Offsets]: ...
     def decode(self, ids: Sequence[int], keep_special: bool) -> str: ...
     def token_to_id(self, token: str) -> int | None: ...
@@ -74,10 +74,11 @@ class HuggingFaceBackend:
             self._special.encode_special_tokens = False
         return self._special
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], allow_special: bool) -> list[list[int]]:
         """Token ids of each text, computed on the library's threads; offsets are not tracked, which is faster."""
         with _told():
-            return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+            encodings = self._encoder(allow_special).encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(self, text: str, allow_special: bool) -> tuple[list[int], Offsets]:
         """Token ids of `text` and the characters that each stands for; tokens that share a character overlap."""
@@ -190,9 +191,14 @@ class SentencePieceBackend:
             ids.extend([special[part]] if part in special else self._processor.encode(part))
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], allow_special: bool) -> list[list[int]]:
         """Token ids of each text, on as many threads as the machine has cores."""
-        return self._processor.encode(list(texts), num_threads=self._threads)
+        special = self.special_ids() if allow_special else {}
+        parts = [_parts(text, special) for text in texts]
+        found = iter(
+            self._processor.encode([p for row in parts for p in row if p not in special], num_threads=self._threads)
+        )
+        return [[id for part in row for id in ([special[part]] if part in special else next(found))] for row in parts]
 
     def encode_with_offsets(self, text: str, allow_special: bool) -> tuple[list[int], Offsets]:
         """Token ids of `text` and the characters that each stands for; a prefixed space stands for none.

@@ -81,10 +81,11 @@ class Tokenizer:
         with _refusal():
             return self._backend.encode(_encodable(text), allow_special and not self._splits_special)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`[encode(text) for text in texts]`, on all cores."""
+    def encode_batch(self, texts: Sequence[str], allow_special: bool = False) -> list[list[int]]:
+        """`[encode(text, allow_special) for text in texts]`, on all cores."""
+        special = allow_special and not self._splits_special
         with _refusal():
-            return self._backend.encode_batch([_encodable(text) for text in texts])
+            return self._backend.encode_batch([_encodable(text) for text in texts], special)
 
     def encode_with_offsets(self, text: str, allow_special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode as `encode` does, and give for each token the characters [begin, end) of `text` that it stands for.

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, get_args
 
-from slmjax.errors import UserError
+from slmjax.errors import UserError, did_you_mean
 
 BUDGETS = ("steps", "tokens", "tokens_per_param", "epochs")
 OptimizerName = Literal["adamw", "adafactor", "lion", "muon"]
 ScheduleName = Literal["cosine", "constant", "linear", "wsd", "inverse_sqrt"]
 DecayShape = Literal["linear", "cosine", "sqrt"]
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    """Tasks that the network is scored on as it learns, those of `slmjax evaluate --tasks`; none by default."""
+
+    names: tuple[str, ...] = ()  # of tasks, groups, tags or presets, such as "in_training"
+    every: int = 1  # evaluations; beside these at the end, and before a fine-tune's first step
+    limit: int = 100  # items of each task; 0: a preset's own number, else all
+    num_fewshot: int = -1  # examples in each prompt; -1: a preset's or the task's own number
+    data_dir: str = ""  # of the tasks' files; "": the hub's data sets
+    allow_code: bool = False  # whether tasks may run programs that the network writes
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise UserError(f"training.tasks.every={self.every} must be at least 1.")
+        if self.limit < 0:
+            raise UserError(f"training.tasks.limit={self.limit} must be 0 (all) or above.")
+        if self.num_fewshot < -1:
+            raise UserError(f"training.tasks.num_fewshot={self.num_fewshot} must be -1 (the task's own) or above.")
 
 
 @dataclass(frozen=True)
@@ -48,8 +69,11 @@ class TrainingConfig:
     samples: int = 0  # prompts of the validation split that are answered at each evaluation
     sample_prompts: tuple[str, ...] = ()  # and these
     sample_tokens: int = 48  # of an answer, at most
+    tasks: TasksConfig = dataclasses.field(default_factory=TasksConfig)  # scored at evaluations
 
     def __post_init__(self):
+        if isinstance(self.tasks, Mapping):  # from a config file or JSON
+            object.__setattr__(self, "tasks", _tasks(self.tasks))
         given = [name for name in BUDGETS if getattr(self, name)]
         keys = ", ".join(f"training.{name}" for name in given or BUDGETS)
         if not given:
@@ -73,6 +97,14 @@ class TrainingConfig:
             raise UserError(f"training.dtype is {self.dtype!r}; choose one of auto, float32, bfloat16.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay={self.ema_decay} must be at least 0 and below 1.")
+
+
+def _tasks(values: Mapping[str, Any]) -> TasksConfig:
+    known = [field.name for field in dataclasses.fields(TasksConfig)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"The config has an unknown key training.tasks.{key}; {did_you_mean(str(key), known)}")
+    return TasksConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+from slmjax.files import cache_directory
+
 DEFAULTS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "JAX_COMPILATION_CACHE_MAX_SIZE": str(4 << 30),  # bytes; the least recently used go first
@@ -21,11 +23,13 @@ def keep_compiled_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    cache = cache_directory()
+    if cache is None:
+        return
+    directory = cache / f"compiled-{_cpu()}"
     try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = Path(base) / "slmjax" / f"compiled-{_cpu()}"
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
+    except OSError:
         return
     if os.access(directory, os.W_OK):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)

@@ -6,6 +6,8 @@ questions are those of the authors' test_ground_truth.json; the other 500 are fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.evaluation.loglikelihood import loglikelihoods
-from slmjax.evaluation.tasks.task import Result, Settings, check_settings
+from slmjax.evaluation.tasks.choices import choice_log_probs
+from slmjax.evaluation.tasks.task import Item, Judge, Metric, Prediction, Result, Settings, check_settings, result_of
 from slmjax.files import local_path
 from slmjax.inference.language_model import LanguageModel
 from slmjax.untrusted import read_json
@@ -50,6 +52,23 @@ def read_pubmedqa(directory: str | Path, split: str) -> list[dict[str, str]]:
     return records
 
 
+def _gold(prediction: Prediction) -> int:
+    return ANSWERS.index(prediction["gold"])
+
+
+def _pair(prediction: Prediction) -> tuple[int, int]:
+    return ANSWERS.index(prediction["answer"]), _gold(prediction)
+
+
+def _macro_f1(pairs: Sequence[tuple[int, int]]) -> float:
+    chosen, right = np.asarray(pairs).T
+    return macro_f1(chosen, right, len(ANSWERS))
+
+
+def _share_of_most_frequent(golds: Sequence[int]) -> float:
+    return float(np.bincount(golds).max() / len(golds))
+
+
 @dataclass(frozen=True)
 class PubMedQA:
     """`accuracy` and `macro_f1` (the authors' two numbers), beside the accuracy of the most frequent answer."""
@@ -57,29 +76,47 @@ class PubMedQA:
     name: str = "pubmedqa"
     splits: tuple[str, ...] = SPLITS
     takes_fewshot: bool = False
+    choices: tuple[str, ...] = ANSWERS
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 0
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Of the answers."""
+        return {
+            "accuracy": Metric(lambda prediction: prediction["answer"] == prediction["gold"]),
+            "macro_f1": Metric(_pair, _macro_f1),
+            "most_frequent_answer_accuracy": Metric(_gold, _share_of_most_frequent),
+        }
+
+    def items(self, directory: str | Path, split: str) -> list[Item]:
+        """The questions of a split."""
+        return read_pubmedqa(directory, split)
+
+    def shots(self, directory: str | Path, count: int) -> list[Item]:
+        """None."""
+        return []
+
+    def judging(self, directory: str | Path) -> AbstractContextManager[Judge]:
+        """A context in which the likeliest answer is taken."""
+        return nullcontext(_judge)
 
     def evaluate(self, lm: LanguageModel, directory: str | Path, settings: Settings) -> Result:
         """The answer whose log-likelihood is largest, to each question."""
         check_settings(self, settings)
-        records = read_pubmedqa(directory, settings.split)[: settings.limit or None]
-        requests = [(record["prompt"], [f" {answer}" for answer in ANSWERS]) for record in records]
-        scores = loglikelihoods(lm, requests, progress=settings.progress)
-        chosen = np.asarray(scores).argmax(1)
-        right = np.asarray([ANSWERS.index(record["completion"].strip()) for record in records])
-        numbers = {
-            "accuracy": float((chosen == right).mean()),
-            "macro_f1": macro_f1(chosen, right, len(ANSWERS)),
-            "most_frequent_answer_accuracy": float(np.bincount(right).max() / len(right)),
-        }
-        predictions = [
-            {"prompt": r["prompt"], "gold": r["completion"].strip(), "answer": ANSWERS[c], "log_likelihoods": list(s)}
-            for r, c, s in zip(records, chosen.tolist(), scores, strict=True)
-        ]
-        return Result(self.name, settings.split, numbers, predictions)
+        items = self.items(directory, settings.split)[: settings.limit or None]
+        requests = [(item["prompt"], [f" {answer}" for answer in ANSWERS]) for item in items]
+        scores = choice_log_probs(lm, requests, progress=settings.progress)
+        return result_of(self, settings, [_judge(*pair) for pair in zip(items, scores, strict=True)])
 
     def records(self, directory: str | Path, split: str) -> tuple[list[dict[str, str]], list[str]]:
         """All questions of a split; none is left out."""
         return read_pubmedqa(directory, split), []
+
+
+def _judge(item: Item, log_likelihoods: Sequence[float]) -> Prediction:
+    answer, gold = ANSWERS[int(np.argmax(log_likelihoods))], item["completion"].strip()
+    return {"prompt": item["prompt"], "gold": gold, "answer": answer, "log_likelihoods": list(log_likelihoods)}
 
 
 def macro_f1(chosen: np.ndarray, right: np.ndarray, num_classes: int) -> float:

@@ -23,6 +23,8 @@ class Mask:
 
     q_segments: int32 [B, T]. kv_segments: int32 [B, S]. offset: index of the first query among the keys; None: 0, and
     queries and keys (behind the prefix) are those of one whole sequence, which kernels must know when they are traced.
+    distances: int32 [B, T, S] in place of segments and prefix: how many tokens each key lies behind the query, negative
+    where the query does not see it. No key at or after `offset` + T is seen.
     """
 
     q_segments: jax.Array | None = None
@@ -30,6 +32,7 @@ class Mask:
     window: int | None = flax.struct.field(pytree_node=False, default=None)
     offset: jax.Array | int | None = None
     prefix: int = flax.struct.field(pytree_node=False, default=0)
+    distances: jax.Array | None = None
 
     @property
     def is_whole(self) -> bool:

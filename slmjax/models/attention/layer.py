@@ -28,6 +28,7 @@ class Context(NamedTuple):
     q_segments_BT: jax.Array | None
     kv_segments_BS: jax.Array | None
     start: jax.Array | None  # index of the first token in the cache; None: the tokens are the whole sequence
+    distances_BTS: jax.Array | None = None  # see `Mask`; of all keys of the cache, its prefix included
 
 
 class Attention(nn.Module):
@@ -117,6 +118,12 @@ class Attention(nn.Module):
             slopes_H = jnp.asarray(slopes * (c.softmax_scale if c.alibi_scaled else 1.0))
         scores = Scores(c.softmax_scale, c.attention_softcap, slopes_H)
         mask = Mask(context.q_segments_BT, context.kv_segments_BS, spec.window, context.start)
+        if context.distances_BTS is not None and cache is not None and context.start is not None:
+            if falcon_alibi:
+                raise ValueError("Falcon's ALiBi is rounded at positions, which distances do not tell.")
+            keys, values = cache.read_heads_first(repeat)
+            mask = Mask(window=spec.window, offset=jnp.max(context.start), distances=context.distances_BTS)
+            return cached_attention(q_BTHK, keys.astype(run.dtype), values.astype(run.dtype), mask, scores)
         if context.start is not None and cache is not None:
             # Read in blocks, the cache gives a prefix no place of its own before windows and slopes.
             prefix_apart = num_prefix > 0 and (spec.window is not None or c.position == "alibi")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from slmjax.errors import UserError
 from slmjax.quantities import json_text
 from slmjax.recipes.config import RunConfig
-from slmjax.recipes.observers.plots import plot_forgetting
+from slmjax.recipes.observers.plots import TASK, is_score, metric_of, plot_forgetting
 from slmjax.training.processes import is_primary
 from slmjax.training.recipe import End, Evaluation, Watching
 from slmjax.training.reporting.metrics import FILE_NAME as METRICS
@@ -19,7 +19,6 @@ from slmjax.training.reporting.metrics import read_metrics
 
 FILE_NAME = "forgetting.json"
 PLOT = "forgetting.png"
-TASK = "task/"  # before a task's name in the metrics
 # Any task: (model program, state) -> a score, more is better.
 Task = Callable[[Any, Any], float]
 
@@ -45,9 +44,9 @@ class Forgetting(Watching):
 
     name = "forgetting"
 
-    def __init__(self, config: RunConfig, workdir: Path):
-        """`workdir`: where the report goes."""
-        self._config, self._workdir = config, workdir
+    def __init__(self, config: RunConfig, workdir: Path, falling: Collection[str] = ()):
+        """`workdir`: where the report goes. falling: metrics of tasks of which less is better."""
+        self._config, self._workdir, self._falling = config, workdir, falling
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """Nothing of its own."""
@@ -58,7 +57,7 @@ class Forgetting(Watching):
         """The report of a run that has ended; writes WORKDIR/forgetting.json and WORKDIR/forgetting.png."""
         if not end.complete:
             return None
-        report = compare(self._config, end.step, _before(self._workdir), end.values)
+        report = compare(self._config, end.step, _before(self._workdir), end.values, self._falling)
         if report is not None:
             report.save(self._workdir)
         return report
@@ -119,15 +118,23 @@ class ForgettingReport:
 
 
 def compare(
-    config: RunConfig, step: int, before: Mapping[str, float], after: Mapping[str, float]
+    config: RunConfig,
+    step: int,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    falling: Collection[str] = (),
 ) -> ForgettingReport | None:
-    """The report on values by their names in the metrics; None where nothing was measured before."""
-    names = ["validation_loss", "general_loss", *(name for name in before if name.startswith(TASK))]
+    """The report on values by their names in the metrics; None where nothing was measured before.
+
+    falling: metrics of tasks of which less is better.
+    """
+    names = ["validation_loss", "general_loss", *filter(is_score, before)]
     rows = []
     for name in names:
         if name in before and name in after:
             change = after[name] - before[name]
-            gain = change if name.startswith(TASK) else -change
+            rising = is_score(name) and metric_of(name) not in falling
+            gain = change if rising else -change
             rows.append({"name": name, "before": before[name], "after": after[name], "change": change, "gain": gain})
     if not rows:
         return None

@@ -9,6 +9,8 @@ import numpy as np
 from slmjax.errors import UserError
 from slmjax.training.reporting.metrics import read_metrics
 
+TASK = "task/"  # before a task's name in the metrics
+
 
 def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> None:
     """Draw the training loss (raw and smoothed), the validation loss and, beneath, the learning rate, over tokens.
@@ -61,19 +63,82 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
     _save(figure, png)
 
 
+def is_score(name: str) -> bool:
+    """Whether a number of the metrics is a task's score."""
+    return name.startswith(TASK) and not name.partition(",")[0].endswith("_stderr")
+
+
+def metric_of(name: str) -> str:
+    """The metric of a task's score: `acc` of `task/piqa/acc`."""
+    return name.rpartition("/")[2].partition(",")[0]
+
+
+def plot_tasks(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> None:
+    """Draw a task's first score over the steps of a run, with its standard error; `acc_norm` where there is one.
+
+    Shares (0 to 1) and other numbers (perplexities) have a panel each. Nothing is drawn where there is no score.
+    """
+    lines = [line for line in read_metrics(metrics_jsonl) if line.get("split") == "validation"]
+    curves = _score_curves(lines)
+    if not curves:
+        return
+    shares = {name: curve for name, curve in curves.items() if all(0 <= y <= 1 for _, y, _ in curve)}
+    panels = [panel for panel in (shares, {n: c for n, c in curves.items() if n not in shares}) if panel]
+    figure = _figure()
+    all_axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for name, curve in panel.items():
+            steps, scores, errors = zip(*curve, strict=True)
+            label = name.removeprefix(TASK).replace("/", " ")
+            axes.errorbar(
+                steps, scores, errors, marker="o", markersize=4.5, linewidth=1.4, capsize=2, elinewidth=0.7, label=label
+            )
+        axes.set_ylabel("score" if panel is shares else "score (not a share)")
+        axes.legend(frameon=False, fontsize="small", ncols=2)
+        axes.margins(x=0.06, y=0.2)
+        _plain(axes)
+    heading = f"{title}: tasks, with one standard error" if title else "Tasks, with one standard error"
+    all_axes[0].set_title(heading, loc="left", weight="bold", parse_math=False)
+    all_axes[-1].set_xlabel("step")
+    _save(figure, png)
+
+
+def _score_curves(lines: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
+    """(step, score, standard error) of each task's one score that is drawn, by the score's name."""
+    chosen: dict[str, str] = {}
+    for name in dict.fromkeys(name for line in lines for name in line if is_score(name)):
+        task = name.rpartition("/")[0]
+        if task not in chosen or metric_of(name) == "acc_norm":
+            chosen[task] = name
+    curves = {}
+    for name in chosen.values():
+        metric, comma, kind = name.partition(",")
+        error = f"{metric}_stderr{comma}{kind}"
+        curve = [(line["step"], line[name], line.get(error) or 0.0) for line in lines if line.get(name) is not None]
+        if curve:
+            curves[name] = curve
+    return curves
+
+
 def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> None:
-    """Draw the validation loss (what is gained) and the general loss (what is forgotten) over the steps of a run."""
+    """Draw the validation loss (what is gained) and the general loss (what is forgotten) over the steps of a run.
+
+    Beneath them, where tasks were scored, each one's score as far as it has moved from what it was at first.
+    """
     lines = [line for line in read_metrics(metrics_jsonl) if line.get("split") == "validation"]
     curves = {
         name: [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         for name in ("validation_loss", "general_loss")
     }
     drawn = {name: points for name, points in curves.items() if points}
-    if not drawn:
+    scores = _score_curves(lines)
+    if not drawn and not scores:
         return
     figure = _figure()
-    axes = np.atleast_1d(figure.subplots(len(drawn), 1, sharex=True))
-    for ax, (name, points) in zip(axes, drawn.items(), strict=True):
+    axes = np.atleast_1d(figure.subplots(len(drawn) + bool(scores), 1, sharex=True))
+    if scores:
+        _draw_moves(axes[-1], scores)
+    for ax, (name, points) in zip(axes, drawn.items(), strict=False):
         color = _COLORS[name]
         steps, losses = zip(*points, strict=True)
         ax.axhline(losses[0], color="#999999", linewidth=0.9, linestyle="--")
@@ -92,6 +157,18 @@ def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "")
     )
     axes[-1].set_xlabel("step (dashed: before training)")
     _save(figure, png)
+
+
+def _draw_moves(axes: Any, scores: dict[str, list[tuple[int, float, float]]]) -> None:
+    axes.axhline(0.0, color="#999999", linewidth=0.9, linestyle="--")
+    for name, curve in scores.items():
+        steps, moves = [step for step, _, _ in curve], [score - curve[0][1] for _, score, _ in curve]
+        label = name.removeprefix(TASK).replace("/", " ")
+        axes.plot(steps, moves, "o-", markersize=4.5, linewidth=1.4, label=label)
+    axes.set_ylabel("change of score")
+    axes.legend(frameon=False, fontsize="small", ncols=2)
+    axes.margins(x=0.06, y=0.2)
+    _plain(axes)
 
 
 def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: str = "") -> None:

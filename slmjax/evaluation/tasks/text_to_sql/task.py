@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from slmjax.errors import UserError
-from slmjax.evaluation.tasks.task import Result, Settings, check_settings
+from slmjax.evaluation.tasks.task import Item, Judge, Metric, Result, Settings, check_settings, result_of
 from slmjax.evaluation.tasks.text_to_sql.database import Database, QueryError
 from slmjax.evaluation.tasks.text_to_sql.forms import tokens_of
 from slmjax.evaluation.tasks.text_to_sql.records import SPLITS, Question, read_questions, training_record
@@ -81,33 +82,63 @@ class TextToSQL:
     name: str = "text2sql"
     splits: tuple[str, ...] = SPLITS
     takes_fewshot: bool = True
+    choices: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ("\n",)
+    max_new_tokens: int = MAX_NEW_TOKENS
     batch_size: int = BATCH
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Of the answers."""
+        return {
+            "execution_accuracy": Metric(lambda p: p["right"]),
+            "execution_accuracy_first_gold": Metric(lambda p: p["right_by_first_gold"]),
+            "valid_sql": Metric(lambda p: p["error"] is None),
+            "gold_failures": Metric(lambda p: p["gold_error"] is not None, sum, higher_is_better=False),
+        }
+
+    def items(self, directory: str | Path, split: str) -> list[Item]:
+        """The questions of a split."""
+        return [
+            {"prompt": q.prompt, "completion": f" {q.queries[0]}", "text": q.text, "queries": list(q.queries)}
+            for q in read_questions(find_data(directory)[0], split)
+        ]
+
+    def shots(self, directory: str | Path, count: int) -> list[Item]:
+        """Evenly spread over the training split."""
+        if not count:
+            return []
+        records: Sequence[Item] = training_records(directory, "train")[0]
+        if count > len(records):
+            raise UserError(
+                f"The training split has {len(records)} questions, fewer than num_fewshot={count}: lower it."
+            )
+        return [records[i * len(records) // count] for i in range(count)]
+
+    @contextmanager
+    def judging(self, directory: str | Path) -> Iterator[Judge]:
+        """A context in which answers are run beside the gold queries."""
+        with Database(find_data(directory)[1]) as database:
+            yield lambda item, answer: judge(
+                database, Question(item["text"], tuple(item["queries"])), str(answer).strip()
+            )
 
     def evaluate(self, lm: LanguageModel, directory: str | Path, settings: Settings) -> Result:
         """Generate a query for each question, and run it beside the gold queries."""
         check_settings(self, settings)
-        questions_path, database_path = find_data(directory)
-        questions = read_questions(questions_path, settings.split)[: settings.limit or None]
-        shots = _shots(directory, settings.num_fewshot)
+        items = self.items(directory, settings.split)[: settings.limit or None]
+        shots = "".join(f"{s['prompt']}{s['completion']}\n\n" for s in self.shots(directory, settings.num_fewshot))
         answers: list[str] = []
-        with tqdm(total=len(questions), desc=self.name, unit=" questions", disable=not settings.progress) as bar:
-            for first in range(0, len(questions), self.batch_size):
-                part = questions[first : first + self.batch_size]
-                prompts = [shots + question.prompt for question in part]
-                texts = generate(lm, prompts, max_new_tokens=MAX_NEW_TOKENS, sampling=GREEDY, stop=["\n"])
-                answers += [text.strip() for text in texts]
-                bar.update(len(part))
-        with Database(database_path) as database:
-            predictions = [judge(database, *pair) for pair in zip(questions, answers, strict=True)]
-        n = len(predictions)
-        numbers = {
-            "num_fewshot": settings.num_fewshot,
-            "execution_accuracy": sum(p["right"] for p in predictions) / n,
-            "execution_accuracy_first_gold": sum(p["right_by_first_gold"] for p in predictions) / n,
-            "valid_sql": sum(p["error"] is None for p in predictions) / n,
-            "gold_failures": sum(p["gold_error"] is not None for p in predictions),
-        }
-        return Result(self.name, settings.split, numbers, predictions)
+        with tqdm(total=len(items), desc=self.name, unit=" questions", disable=not settings.progress) as bar:
+            for first in range(0, len(items), self.batch_size):
+                prompts = [shots + item["prompt"] for item in items[first : first + self.batch_size]]
+                answers += generate(
+                    lm, prompts, max_new_tokens=self.max_new_tokens, sampling=GREEDY, stop=list(self.stop)
+                )
+                bar.update(len(prompts))
+        with self.judging(directory) as judge_answer:
+            predictions = [judge_answer(*pair) for pair in zip(items, answers, strict=True)]
+        return result_of(self, settings, predictions)
 
     def records(self, directory: str | Path, split: str) -> tuple[list[dict[str, str]], list[str]]:
         """Questions with the shortest form of their query; those that no query answers are left out."""
@@ -160,13 +191,3 @@ def _result(database: Database, sql: str) -> Rows | str:
         return database.run(sql)
     except QueryError as error:
         return str(error)
-
-
-def _shots(directory: str | Path, count: int) -> str:
-    if not count:
-        return ""
-    records: Sequence[dict[str, str]] = training_records(directory, "train")[0]
-    if count > len(records):
-        raise UserError(f"The training split has {len(records)} questions, fewer than num_fewshot={count}: lower it.")
-    spread = [records[i * len(records) // count] for i in range(count)]
-    return "".join(f"{record['prompt']}{record['completion']}\n\n" for record in spread)

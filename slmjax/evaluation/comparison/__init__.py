@@ -1,0 +1,1 @@
+"""Comparison of two models' results: whether a difference is more than noise."""

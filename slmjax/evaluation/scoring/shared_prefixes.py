@@ -1,0 +1,87 @@
+"""The compiled half of scoring: chunks of a trie, each run after a cache that holds the path to it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from slmjax.inference.decoding import Decoder, new_cache
+from slmjax.models.kv_cache import KVCache
+from slmjax.models.transformer import apply_head
+from slmjax.peft.forward import forward
+from slmjax.peft.prefix_cache import prefix_length
+
+NOT_SEEN = -1
+_SLOTS = 2  # the axis of positions in the arrays of a layer's cache, stacked or not
+
+
+@partial(jax.jit, static_argnames=("decoder", "num_rows", "capacity"))
+def empty_path(decoder: Decoder, arrays: Any, num_rows: int, capacity: int) -> Any:
+    """The layers of a cache with room for a path of `capacity` tokens in each row, after the prefix if it has one."""
+    return new_cache(decoder, decoder.collections(arrays), num_rows, capacity).layers
+
+
+@partial(jax.jit, static_argnames=("decoder", "seen"), donate_argnames=("path",))
+def run_chunk(decoder: Decoder, arrays: Any, path: Any, chunk: Any, seen: int) -> tuple[jax.Array, Any]:
+    """Hidden states [B, T, E] of a chunk's nodes, and the path to the last of them.
+
+    path: layers of a cache of `capacity` slots, one a depth. chunk: int32 arrays as in `trie.Chunk`, with a leading
+    axis of rows. seen: how many slots of the path any node sees, at most.
+    """
+    variables = decoder.collections(arrays)
+    tokens_BT, depths_BT, ends_BT, floors_BT, sources_BC = chunk
+    B, T = tokens_BT.shape
+    prefix = prefix_length(variables.get("peft", {}))
+    S, capacity = prefix + seen, sources_BC.shape[1]
+
+    slots_S = jnp.arange(S) - prefix
+    behind_BTS = jnp.where(slots_S < floors_BT[..., None], depths_BT[..., None] - slots_S, NOT_SEEN)
+    behind_BTS = jnp.where(slots_S < 0, 0, behind_BTS)  # a prefix is seen by all, at no distance
+    place_T = jnp.arange(T)
+    above_BTT = (place_T[:, None] >= place_T) & (place_T[:, None] < ends_BT[:, None, :])
+    within_BTT = jnp.where(above_BTT, depths_BT[:, :, None] - depths_BT[:, None, :], NOT_SEEN)
+    distances_BTS = jnp.concatenate([behind_BTS, within_BTT], axis=2)
+
+    def with_room(array: jax.Array) -> jax.Array:
+        part = jax.lax.slice_in_dim(array, 0, S, axis=_SLOTS)
+        room = [(0, 0)] * array.ndim
+        room[_SLOTS] = (0, T)
+        return jnp.pad(part, room)
+
+    segments_BS = jnp.ones((B, S + T), jnp.int32)
+    cache = KVCache(jax.tree.map(with_room, path), segments_BS, jnp.asarray(S, jnp.int32), distances_BTS)
+    inputs = (tokens_BT, depths_BT, None, cache)
+    hidden_BTE, cache = forward(decoder.network, variables, *inputs, hidden=True)
+
+    # Where a depth's node lies now: in the path as it was, or in the chunk, which begins at slot S.
+    moved_BC = jnp.where(sources_BC >= capacity, S + sources_BC - capacity, prefix + sources_BC)
+    width = min(capacity, seen + T)  # no node of the chunk is deeper
+
+    def with_path(old: jax.Array, new: jax.Array) -> jax.Array:
+        # A row's path beyond what is seen stays as it was: nothing above it was left.
+        rows = 1 if old.ndim == 5 else 0
+        index = moved_BC[:, :width]
+        shape = [1] * new.ndim
+        shape[rows], shape[_SLOTS] = B, width
+        taken = jnp.take_along_axis(new, jnp.minimum(index, S + T - 1).reshape(shape), axis=_SLOTS)
+        return jax.lax.dynamic_update_slice_in_dim(old, taken, prefix, axis=_SLOTS)
+
+    return hidden_BTE, jax.tree.map(with_path, path, cache.layers)
+
+
+@partial(jax.jit, static_argnames=("decoder",))
+def read_targets(
+    decoder: Decoder, arrays: Any, hidden_BTE: jax.Array, nodes_N: jax.Array, asked_M: jax.Array, targets_M: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """float32 log-probabilities [M] of `targets_M` after some nodes, and whether each is the most likely token.
+
+    nodes_N: int32, nodes as places in hidden_BTE's rows one after the other. asked_M: int32, each target's place in it.
+    """
+    params = decoder.collections(arrays)["params"]
+    hidden_NE = hidden_BTE.reshape(-1, hidden_BTE.shape[-1])[nodes_N]
+    logits_NV = apply_head(decoder.model, params, hidden_NE[:, None])[:, 0]
+    total_N, best_N = jax.nn.logsumexp(logits_NV, axis=-1), jnp.argmax(logits_NV, axis=-1)
+    return logits_NV[asked_M, targets_M] - total_N[asked_M], best_N[asked_M] == targets_M
