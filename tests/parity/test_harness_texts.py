@@ -79,3 +79,29 @@ def test_texts_end_where_the_harness_ends_them(tmp_path, name):
     assert our == their
     assert sum(len(text) for text in their) < len(stops) * sum(map(len, free))
     assert sorted(ours.prompts) == sorted(theirs.prompts)
+
+
+HISTORIES = [
+    [("user", "What is it? ")],
+    [("system", " Be brief.\n"), ("user", "One"), ("assistant", " two\n"), ("user", " three")],
+    [("user", "One"), ("assistant", "The answer is ")],
+    [("system", "Short."), ("user", "One"), ("assistant", "The answer is\n")],
+    [("user", "One"), ("assistant", "One")],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["no bos", "adds bos"])
+def test_conversations_are_rendered_as_the_harness_renders_them(tmp_path, name):
+    """Up to where the assistant begins, or goes on with what it has begun; a template may refuse system messages."""
+    folder = pair.make_directory(name, tmp_path / "model")
+    theirs, ours = pair.Theirs(folder), pair.Ours(folder)
+    assert ours.chat_template(True) == theirs.chat_template(True)
+    for history in HISTORIES:
+        messages = [{"role": role, "content": content} for role, content in history]
+        expected = theirs.apply_chat_template([dict(m) for m in messages], add_generation_prompt=True)
+        assert ours.apply_chat_template(messages, add_generation_prompt=True) == expected
+        if messages[-1]["role"] == "assistant":
+            begun = theirs.apply_chat_template([dict(m) for m in messages], add_generation_prompt=False)
+            assert ours.apply_chat_template(messages, add_generation_prompt=False) == begun
+            assert ours.tok_encode(begun) == theirs.tok_encode(begun)
