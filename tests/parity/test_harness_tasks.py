@@ -5,6 +5,8 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (pip install slmjax[eval])")
 pytest.importorskip("transformers", reason="parity with transformers needs it (pip install slmjax[parity])")
 
+from slmjax.evaluation.harness.run import evaluate_harness
+from tests.evaluation import miniatures
 from tests.parity import harness_pair as pair
 
 # With the module that reads its answers each, which takes seconds to import.
@@ -57,3 +59,15 @@ def test_a_chat_template_gives_the_harness_prompts_and_numbers(models, name, mul
     settings = {"apply_chat_template": True, "fewshot_as_multiturn": multiturn, "system_instruction": "Be brief."}
     tasks = ("arc_easy", "mmlu_anatomy", "lambada_openai", "gsm8k")
     pair.assert_same(*models(name), tasks, 2, limit=2, **settings)
+
+
+@pytest.mark.slow
+def test_slmjax_evaluate_gives_the_harness_numbers(models, tmp_path):
+    """The whole road: the official files, data from a directory, templates that are compiled once."""
+    theirs, ours = models("sentencepiece")
+    names = ("hellaswag", "winogrande", "mmlu_anatomy", "lambada_openai", "wikitext", "gsm8k")
+    expected = pair.ask(theirs, pair.build_tasks(names, 2), limit=1)
+    data = miniatures.write(tmp_path / "data", names, form="parquet")
+    results = evaluate_harness(ours, names, data_dir=data, num_fewshot=2, limit=1, progress=False)
+    assert sorted(ours.scored) == sorted(theirs.scored)
+    pair.assert_same_results(expected, results, names)

@@ -12,7 +12,7 @@ from slmjax.inference.text import starts_with_bos
 from slmjax.tokenization.tokenizer import Tokenizer
 
 Pair = tuple[list[int], list[int]]  # context, continuation
-_CHUNK = 1024  # texts encoded at once: of each only what is new is kept
+_CHUNK = 1024  # texts encoded at once: the library's own record of a token takes far more than its id
 
 
 class Encoder:
@@ -82,7 +82,9 @@ class Encoder:
         return [self.prefix], ids
 
     def _bare(self, texts: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-        return zip(texts, self._tokenizer.encode_batch(texts, allow_special=True), strict=True)
+        for start in range(0, len(texts), _CHUNK):
+            chunk = texts[start : start + _CHUNK]
+            yield from zip(chunk, self._tokenizer.encode_batch(chunk, allow_special=True), strict=True)
 
     def _surrounded(self, text: str, ids: list[int], beginning: str | None) -> list[int]:
         """The ids with what is put around them, unless the text has its beginning already."""
