@@ -66,13 +66,19 @@ def model(talker):
 
 
 def test_pairs_are_encoded_as_the_harness_encodes_them(model, monkeypatch):
-    """Its own loop over `tok_encode`, and ours in batches; one context is encoded once."""
+    """Its own loop over `tok_encode`, and ours in batches; one context is encoded once, its first lines too."""
+    words, rng = (
+        ["question:", "where ", "is\n", "ohio", "\n\n", " ", "sql: ", "select", "\u00e9", "<|endoftext|>"],
+        random.Random(1),
+    )
+    long = ["".join(rng.choices(words, k=60)) for _ in range(40)]
+    pairs = PAIRS + [(context, continuation) for context in long for continuation in CONTINUATIONS]
     asked = []
     monkeypatch.setattr(model, "_loglikelihood_tokens", lambda found, **_: asked.extend(found))
-    TemplateLM.loglikelihood(model, requests("loglikelihood", PAIRS), disable_tqdm=True)
-    pairs = list(model._encoder.encode_pairs(PAIRS))
-    assert pairs == [(context, tail) for _, context, tail in asked]
-    of_one_context = pairs[: len(CONTINUATIONS)]
+    TemplateLM.loglikelihood(model, requests("loglikelihood", pairs), disable_tqdm=True)
+    found = list(model._encoder.encode_pairs(pairs))
+    assert found == [(context, tail) for _, context, tail in asked]
+    of_one_context = found[: len(CONTINUATIONS)]
     assert all(context is of_one_context[0][0] for context, _ in of_one_context)
 
 

@@ -6,6 +6,7 @@ is put there unless the text begins with it already. Source: lm-eval 0.4.13, api
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from slmjax.inference.text import starts_with_bos
@@ -13,6 +14,7 @@ from slmjax.tokenization.tokenizer import Tokenizer
 
 Pair = tuple[list[int], list[int]]  # context, continuation
 _CHUNK = 1024  # texts encoded at once: the library's own record of a token takes far more than its id
+_TAIL = 64  # characters at the end of a context that a continuation is encoded with, at least
 
 
 class Encoder:
@@ -63,17 +65,38 @@ class Encoder:
         the prefix, or after its own first token where that is the prefix.
         """
         moved = [_move_space(context, continuation) for context, continuation in pairs]
-        distinct = list(dict.fromkeys(context for context, _ in moved if context))
-        contexts = dict(zip(distinct, self.encode_many(distinct), strict=True))
+        times = Counter(context for context, _ in moved if context)
+        contexts = dict(zip(times, self.encode_many(list(times)), strict=True))
+        tails = self._tails(contexts, times)
         for start in range(0, len(moved), _CHUNK):
             chunk = moved[start : start + _CHUNK]
-            wholes = iter(self.encode_many([context + continuation for context, continuation in chunk if context]))
+            ends = [tails[context][0] + continuation for context, continuation in chunk if context in tails]
+            ended = (ids for _, ids in self._bare(ends))
+            rest = [context + tail for context, tail in chunk if context and context not in tails]
+            wholes = iter(self.encode_many(rest))
             for context, continuation in chunk:
-                if context:
-                    ids = contexts[context]
-                    yield ids, next(wholes)[len(ids) :]
-                else:
+                if not context:
                     yield self._without_context(continuation)
+                elif context in tails:
+                    yield contexts[context], next(ended)[tails[context][1] :]
+                else:
+                    yield contexts[context], next(wholes)[len(contexts[context]) :]
+
+    def _tails(self, contexts: dict[str, list[int]], times: Counter[str]) -> dict[str, tuple[str, int]]:
+        """The last lines of the long contexts that several continuations follow, and how many tokens these lines have.
+
+        A continuation is encoded with these lines alone: shots in front of them are not encoded again for each choice.
+        Only where the lines have the same tokens alone as at the end of their context, so that the two are encoded
+        apart; which no tokenizer does that puts a space before a text.
+        """
+        cuts = {context: context.rfind("\n", 0, -_TAIL) + 1 for context in contexts if times[context] > 1}
+        lines = {context: context[cut:] for context, cut in cuts.items() if cut > _TAIL and not self.after}
+        encoded = zip(lines.items(), self._bare(list(lines.values())), strict=True)
+        return {
+            context: (text, len(ids))
+            for (context, text), (_, ids) in encoded
+            if len(ids) < len(contexts[context]) and contexts[context][-len(ids) :] == ids
+        }
 
     def _without_context(self, continuation: str) -> Pair:
         ids = self.encode_bare(continuation)
