@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+import datasets
 from lm_eval.tasks._index import TaskIndex
 
 from slmjax.errors import UserError
@@ -239,3 +240,21 @@ def test_a_user_can_bring_tasks(tmp_path):
     results = evaluate_harness(model, names, data_dir=tmp_path, include_path=[str(tmp_path / "tasks")])
     assert list(results["results"]) == ["piqa", "quiz"]
     assert all(prompt.startswith("Mind the gap. Question:") for prompt in model.prompts)
+
+
+def test_without_a_directory_the_hub_is_asked_as_the_harness_does(monkeypatch):
+    asked = []
+
+    def load_dataset(path, name, **options):
+        asked.append((path, name))
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(part) for split, part in ARC.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert documents(None, "arc_easy") == ARC["test"] and asked == [("allenai/ai2_arc", "ARC-Easy")]
+
+    def unreachable(*args, **options):
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    told = refused("arc_easy")
+    assert "Couldn't reach" in told and "--data-dir" in told and "allenai/ai2_arc" in told
