@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,8 @@ from slmjax.cli.main import main
 from slmjax.errors import UserError
 from slmjax.evaluation.harness.run import evaluate_harness
 from slmjax.formats.models import load
+from slmjax.inference.finetuned import FineTuned
+from slmjax.inference.language_model import LanguageModel
 from slmjax.peft.config import PeftConfig
 from slmjax.recipes.check import check
 from slmjax.recipes.config import run_config
@@ -20,9 +23,11 @@ from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.recipes.observers.forgetting import compare
 from slmjax.recipes.observers.plots import is_score, metric_of
 from slmjax.recipes.observers.tasks import TaskScores, open_tasks
-from slmjax.recipes.train import train
+from slmjax.recipes.train import make_recipe, train
+from slmjax.tokenization.tokenizer import load_tokenizer
 from slmjax.training.checkpoints.config import more_is_better
 from slmjax.training.config import TasksConfig
+from slmjax.training.recipe import Evaluation
 from tests.tiny_run import lines_of, make_base
 
 
@@ -114,13 +119,41 @@ def test_the_forgetting_report_takes_tasks(scored, tmp_path):
 
 
 def evaluate_base(config, tmp_path):
-    from slmjax.inference.language_model import LanguageModel
-    from slmjax.tokenization.tokenizer import load_tokenizer
-
     tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer")
     lm = LanguageModel(config=config.model, params=make_base(config), tokenizer=tokenizer)
     data = config.training.tasks.data_dir
     return evaluate_harness(lm, ["lambada_openai"], data_dir=data, limit=3, progress=False)["results"]["lambada_openai"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "peft",
+    [
+        {"method": "lora", "quantize": "int8"},
+        {"method": "ia3"},
+        {"method": "freeze", "expand": 1},
+    ],
+    ids=lambda peft: peft["method"],
+)
+def test_what_a_method_adds_is_scored_with_the_base(scored, tmp_path, peft, task_files):
+    config, general = scored("lambada_openai")
+    config = dataclasses.replace(
+        config,
+        peft=PeftConfig(base="somewhere", **peft),
+        forgetting=ForgettingConfig(corpus=str(general), tokens=64),
+    )
+    recipe = make_recipe(config, tmp_path, base=make_base(config))
+    (observer,) = [one for one in recipe.observers if isinstance(one, TaskScores)]
+    begun = recipe.start()
+    found = []
+    for shift in (0.0, 0.5 if peft["method"] == "ia3" else 0.05):
+        state = dataclasses.replace(begun, params=jax.tree.map(lambda x, s=shift: x + s, begun.params))
+        found.append(observer.measure(Evaluation(3, state, False, {}, print))["task/lambada_openai/perplexity"])
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
+    merged = FineTuned(observer._lm.method, state.params, state.frozen).merged()
+    lm = LanguageModel(config=observer._lm.config.model, params=merged, tokenizer=observer._tokenizer)
+    results = evaluate_harness(lm, ["lambada_openai"], data_dir=task_files, limit=3, progress=False)["results"]
+    assert results["lambada_openai"]["perplexity,none"] == pytest.approx(found[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(
