@@ -2,8 +2,7 @@
 
 Most of the tests' time is XLA compiling small programs that run once. So the tests compile with little effort (an
 eighth of the time), and what one test compiled the next one loads, in all processes of a session and in those that they
-start. A test that is about the compiled program itself, or that runs a real model for long, takes the fixture
-`full_optimization`.
+start. A test that is about the program as users get it starts a process without these settings.
 """
 
 import atexit
@@ -55,9 +54,11 @@ gc.set_threshold(100_000, 20, 100)
 LONGEST_FIRST = (
     "emulated_mesh/test_tpu_compiler.py",
     "benchmarks",
-    "tokenization",
-    "colab",
     "multiprocess",
+    "recipes",
+    "colab",
+    "inference",
+    "tokenization",
     "training",
     "cli",
     "peft",
@@ -90,19 +91,14 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_let_go():
-    """jax holds every program that it has compiled: gigabytes over a session, of which no other file needs any."""
-    yield
-    jax.clear_caches()
+    """jax holds every program that it has compiled: gigabytes over a session, of which no other file needs any.
 
-
-@pytest.fixture(scope="module")
-def full_optimization():
-    """A file whose programs are compiled as users' are: about their text, memory or speed, or run for long."""
+    A file that leaves the compiler at another effort makes all that follow in its process several times slower.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
+    assert jax.config.read("jax_disable_most_optimizations") == before
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,12 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from slmjax.models.config import ModelConfig
 from slmjax.models.parameters import abstract_params
+from slmjax.models.transformer import Transformer
 
 
 def make_batch(vocab_size: int, rows: int, length: int, documents: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
@@ -33,6 +35,16 @@ def make_batch(vocab_size: int, rows: int, length: int, documents: int = 3, seed
 def param_shapes(config: ModelConfig) -> Any:
     """The shapes and dtypes of a network's parameters, traced once for all tests of a process."""
     return abstract_params(config)
+
+
+@functools.cache
+def _initialized(config: ModelConfig) -> Any:
+    return jax.jit(Transformer(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def initialized(config: ModelConfig) -> Any:
+    """A network's fresh parameters, in dicts of the caller's own; the arrays are shared by all who ask."""
+    return jax.tree.map(lambda x: x, _initialized(config))
 
 
 def noise(tree: Any, scale: float = 0.2, seed: int = 1) -> Any:

@@ -22,9 +22,11 @@ from slmjax.recipes import finetuning, language_model, pretraining
 from slmjax.recipes.config import RunConfig, default_config, run_config, set_budget
 from slmjax.training import loop, program
 from slmjax.training.checkpoints.checkpointer import Checkpointer, Restored
+from slmjax.training.checkpoints.orbax import orbax
 from slmjax.training.interrupts import StopRequest
 from slmjax.training.program import Program
 from slmjax.training.reporting.metrics import read_metrics
+from slmjax.training.schedules import make_schedule
 
 V, T, B = 300, 32, 8
 SCRIPT = """
@@ -102,33 +104,65 @@ def assert_bitwise_equal() -> Callable[[Any, Any], None]:
     return check
 
 
+# Of a run, but of no program: runs that differ in these alone share theirs.
+HOST_ONLY = {"tokens": 0, "tokens_per_param": 0.0, "epochs": 0.0, "log_every": 1, "eval_every": 0, "eval_batches": 0}
+HOST_ONLY |= {"profile_at": -1, "branch_from": "", "branch_step": -1, "early_stopping": 0, "samples": 0}
+_built: dict[Any, language_model.ModelProgram] = {}
+_compiled: dict[int, Any] = {}
+_makers: dict[tuple[int, str], Any] = {}
+
+
+def _rates(config: RunConfig) -> list[float]:
+    schedule, steps = make_schedule(config.laid_out_schedule, config.total_steps), np.arange(config.total_steps + 1)
+    return np.asarray(schedule(steps)).tolist()
+
+
+def _what_is_compiled(config: RunConfig) -> str:
+    """What of a config its program depends on; a run that goes on has the schedule that it began with, if it has."""
+    begun, held = dataclasses.replace(config, begun_steps=None), config.forgetting
+    same = config.begun_steps is None or _rates(begun) == _rates(config)
+    schedule = config.schedule if same else config.laid_out_schedule
+    training = dataclasses.replace(config.training, steps=config.total_steps, **HOST_ONLY)
+    peft = dataclasses.replace(config.peft, base="", fingerprint="")
+    methods = (peft, held.strengths, held.general_rows_are_held)
+    return repr((config.model, training, config.optimizer, schedule, config.mesh, config.data.sequence_length, methods))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def built_once() -> Iterator[None]:
-    """Runs of one config share one program in a module: each would trace and compile the same again.
+    """Runs whose programs are the same share one: each would trace and compile the same again.
 
     Processes that a test starts build their own. A test that replaces the training step gets a program with it.
     """
-    built: dict[Any, Any] = {}
-    compiled: dict[int, Any] = {}
-    build, compile_steps = language_model.build, Program.compile
+    build, compile_steps, make = language_model.build, Program.compile, Program._make
 
     def build_once(config: RunConfig, **given: Any) -> language_model.ModelProgram:
         table, base, devices = (given.get(name) for name in ("token_bytes", "base", "devices"))
         shapes = str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), base))
-        key = (repr(config), None if table is None else table.tobytes(), str(devices), shapes, program.make_train_step)
-        if key not in built:
-            built[key] = build(config, **given)
-        return built[key]
+        same = _what_is_compiled(config)
+        key = (same, None if table is None else table.tobytes(), str(devices), shapes, program.make_train_step)
+        if key not in _built:
+            _built[key] = build(config, **given)
+        return dataclasses.replace(_built[key], config=config)
 
     def compile_once(self: Program) -> dict[str, Any]:
-        if id(self) not in compiled:
-            compiled[id(self)] = self, compile_steps(self)
-        return compiled[id(self)][1]
+        if id(self) not in _compiled:
+            _compiled[id(self)] = self, compile_steps(self)
+        return _compiled[id(self)][1]
+
+    def make_once(self: Program, base: Any, function: Any, shardings: Any) -> Any:
+        """With the first of a program's functions of this name, for which jax has a program already."""
+        _, first = _makers.setdefault((id(self), function.__qualname__), (self, function))
+        return make(self, base, first, shardings)
 
     with pytest.MonkeyPatch.context() as patched:
         for room in (language_model, pretraining, finetuning):
             patched.setattr(room, "build", build_once)
         patched.setattr(Program, "compile", compile_once)
+        patched.setattr(Program, "_make", make_once)
+        # Orbax has each replica write a slice of an array, and each slice's shape is a program: of large ones only.
+        handler = orbax().type_handlers.get_type_handler(jax.Array)
+        patched.setattr(handler, "_min_slice_bytes_for_replica_parallel", 1 << 20)
         yield
 
 

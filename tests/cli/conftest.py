@@ -13,7 +13,9 @@ from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
 from slmjax.models.transformer import Transformer
 from slmjax.tokenization.tokenizer import train_bpe
+from tests.tiny_run import built_once
 
+__all__ = ["built_once"]
 MODEL = {"vocab_size": 300, "num_layers": 2, "embed_dim": 16, "num_heads": 2, "ffn_dim": 32, "context_length": 128}
 CONFIG = f"""
 from slmjax.data.sft_config import SftConfig

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -150,9 +151,11 @@ def test_convert_and_evaluate(run, place, tmp_path, capsys):
 def test_every_kind_of_path_loads_the_same_model(run, tmp_path):
     lm = slmjax.load(run)
     tokens = np.arange(20)[None]
+    apply = jax.jit(lm.apply)
     for path in (run / "checkpoints" / "4", slmjax.save(lm, tmp_path / "model")):
         again = slmjax.load(path)
-        np.testing.assert_array_equal(lm.apply(lm.params, tokens), again.apply(again.params, tokens))
+        assert again.config == lm.config
+        np.testing.assert_array_equal(apply(lm.params, tokens), apply(again.params, tokens))
     with pytest.raises(slmjax.UserError, match="not a saved model alone"):
         slmjax.save(lm, run)
 

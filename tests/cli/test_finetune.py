@@ -38,7 +38,7 @@ def test_a_prefix_is_run_beside_its_base_and_not_saved_as_weights(ready, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, base.params, tuned.params)
     assert prefix_length(tuned.peft) == 4
     tokens = np.arange(6)[None]
-    assert not np.allclose(base.apply(base.params, tokens), tuned.apply(tuned.params, tokens), atol=1e-4)
+    assert not np.allclose(*(jax.jit(lm.apply)(lm.params, tokens) for lm in (base, tuned)), atol=1e-4)
     capsys.readouterr()
     assert main(["generate", "--model", str(run), "--prompt", "what", "--max-new-tokens", "3"]) == 0
     assert main(["convert", str(run), str(tmp_path / "weights"), "--format", "huggingface"]) == 2
@@ -51,7 +51,7 @@ def test_an_adapter_on_a_quantized_base_is_merged_or_kept_beside_it(ready, tmp_p
     merged, beside = slmjax.load(tmp_path / "run"), slmjax.load(tmp_path / "run", merge=False)
     assert is_quantized(beside.params) and beside.peft and not is_quantized(merged.params) and not merged.peft
     tokens = np.arange(6)[None]
-    logits = [np.asarray(lm.apply(lm.params, tokens)) for lm in (merged, beside)]
+    logits = [np.asarray(jax.jit(lm.apply)(lm.params, tokens)) for lm in (merged, beside)]
     np.testing.assert_allclose(*logits, atol=1e-5)
     assert slmjax.generate(merged, ["what"], max_new_tokens=4) == slmjax.generate(beside, ["what"], max_new_tokens=4)
 

@@ -1,6 +1,7 @@
 """WiSE-FT: the ends of the curve are the base and the fine-tuned network, what lies between is measured and saved."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,21 +12,25 @@ from slmjax.cli.main import main
 from slmjax.errors import UserError
 from slmjax.models.parameters import flatten
 from slmjax.recipes.interpolation import mix_weights
+from tests.cli.conftest import arguments
 
 
-@pytest.fixture
-def trained(ready, tmp_path):
-    (tmp_path / "general.txt").write_text("\n\n".join(f"{n} ships sail over the sea {n * n} times" for n in range(200)))
-    general = f"--config.forgetting.corpus={tmp_path / 'general.txt'}"
-    assert main([*ready, general, "--config.forgetting.tokens=256"]) == 0
-    return tmp_path
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """A directory where a run has been trained that measured what it forgot."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    (folder / "general.txt").write_text("\n\n".join(f"{n} ships sail over the sea {n * n} times" for n in range(200)))
+    general = f"--config.forgetting.corpus={folder / 'general.txt'}"
+    assert main([*arguments(folder), general, "--config.forgetting.tokens=256"]) == 0
+    return folder
 
 
 def test_the_curve_runs_from_the_base_to_the_fine_tune(trained, capsys):
     report = json.loads((trained / "run" / "forgetting.json").read_text())
     capsys.readouterr()
-    arguments = [str(trained / "run"), "--output", str(trained / "curve"), "--json"]
-    assert main(["interpolate", *arguments, "--points", "0,0.5,1", "--save", "0.5", str(trained / "half")]) == 0
+    options = [str(trained / "run"), "--output", str(trained / "curve"), "--json"]
+    assert main(["interpolate", *options, "--points", "0,0.5,1", "--save", "0.5", str(trained / "half")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((trained / "curve.json").read_text())
     assert (trained / "curve.png").stat().st_size > 10_000
@@ -49,10 +54,10 @@ def test_the_ends_are_exact_and_shapes_must_agree():
 
 
 def test_mistakes_get_a_sentence(trained, capsys):
-    for arguments, words in (
+    for options, words in (
         ([str(trained / "base")], "is a model and not a run"),
         ([str(trained / "run"), "--points", "0,2"], "from 0 (the base) to 1"),
         ([str(trained / "run"), "--output", str(trained / "nowhere" / "x")], "no directory"),
     ):
-        assert main(["interpolate", *arguments]) == 2
+        assert main(["interpolate", *options]) == 2
         assert words in capsys.readouterr().err

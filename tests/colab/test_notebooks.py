@@ -15,9 +15,19 @@ TINY = {
     "train_your_own": {"WORKDIR": "run", "STEPS": 6, "BATCH_SIZE": 4, "VOCAB_SIZE": 300, "LAYERS": 1}
     | {"TEXT": "python:stdlib?max_megabytes=0.3"},
 }
-# Runs the cells of argv[1] as a kernel would, one namespace for all; what only a notebook has is stood in for.
+# Runs the cells of argv[1] as a kernel would, one namespace for all; what only a notebook has is stood in for. The
+# quickstart as users get it is a section of .ci/run; here its network and its text are small ones.
 KERNEL = """
 import json, sys, types
+from slmjax.recipes import quickstart
+as_users_get_it = quickstart.get_config
+def small():
+    config = as_users_get_it()
+    config.data.sources.python = {"path": "python:stdlib?max_megabytes=0.3"}
+    config.data.tokenizer, config.model.vocab_size, config.model.num_layers = "train:300", 300, 1
+    config.training.batch_size = 4
+    return config
+quickstart.get_config = small
 import matplotlib
 matplotlib.use("agg")
 display = types.ModuleType("IPython.display")

@@ -1,12 +1,10 @@
-import jax
-import jax.numpy as jnp
 import pytest
 
 from slmjax.formats.huggingface.export import save_huggingface
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
-from slmjax.models.transformer import Transformer
 from slmjax.tokenization.tokenizer import train_bpe
+from tests.tiny import initialized
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +23,7 @@ def lm():
         qk_norm="head",
         tie_embeddings=False,
     )
-    params = Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = initialized(config)
     return LanguageModel(config=config, params=params, tokenizer=tokenizer, stop_ids=(0, 7))
 
 

@@ -4,8 +4,6 @@ import os
 import struct
 import tracemalloc
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,8 +17,8 @@ from slmjax.formats.gguf.writer import write_gguf
 from slmjax.formats.tensors import PlannedTensor
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig
-from slmjax.models.transformer import Transformer
 from slmjax.tokenization.tokenizer import train_bpe
+from tests.tiny import initialized
 
 F32 = BLOCK_TYPES["F32"]
 
@@ -169,7 +167,7 @@ CONFIG = ModelConfig(vocab_size=272, num_layers=2, embed_dim=32, num_heads=2, ff
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> bytes:
     """A whole model in a file."""
-    params = Transformer(CONFIG).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = initialized(CONFIG)
     tokenizer = train_bpe(["the cat sat on the mat"] * 3, 260, progress=False)
     return save_gguf(
         LanguageModel(config=CONFIG, params=params, tokenizer=tokenizer),
@@ -249,7 +247,7 @@ def test_a_mutated_file_is_read_or_refused(small, data, tmp_path_factory):
 
 @pytest.mark.parametrize("worst", [3e38, np.inf, np.nan])
 def test_weights_that_are_no_numbers_are_warned_of_once_and_large_ones_are_not(worst, tmp_path, recwarn):
-    params = Transformer(CONFIG).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    params = initialized(CONFIG)
     params["final_norm"]["scale"] = np.full(CONFIG.embed_dim, worst, np.float32)
     path = save_gguf(LanguageModel(config=CONFIG, params=params), tmp_path / "large.gguf", dtype="float32")
     assert load_gguf(path).tokenizer is None

@@ -20,7 +20,6 @@ from slmjax.models.families.registry import model_config
 from slmjax.models.transformer import Transformer
 
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-pytestmark = pytest.mark.usefixtures("full_optimization")
 
 
 @pytest.fixture(scope="module")

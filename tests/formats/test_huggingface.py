@@ -24,6 +24,7 @@ from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.families.registry import model_config
 from slmjax.sharding.mesh import MeshConfig, make_mesh
 from slmjax.sharding.rules import tree_shardings
+from tests.tiny import initialized
 
 
 def edit(path, change):
@@ -177,9 +178,7 @@ print(status("VmHWM") - before)
 
 
 def _random(config):
-    from slmjax.models.transformer import Transformer
-
-    return Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return initialized(config)
 
 
 # hostile and broken

@@ -1,13 +1,11 @@
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from slmjax.inference.language_model import LanguageModel
 from slmjax.models.config import ModelConfig, RopeScaling
-from slmjax.models.transformer import Transformer
 from slmjax.tokenization.tokenizer import train_bpe
+from tests.tiny import initialized
 
 SIZES = {"num_layers": 2, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 48, "context_length": 256}
 
@@ -22,7 +20,7 @@ def tokenizer():
 def lm(tokenizer):
     """Random weights, large enough that the most likely token differs from place to place."""
     config = ModelConfig(vocab_size=tokenizer.vocab_size, init_std=0.3, init_scale_residual=False, **SIZES)
-    params = Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = initialized(config)
     return LanguageModel(config=config, params=params, tokenizer=tokenizer)
 
 

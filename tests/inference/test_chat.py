@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import pytest
 
 from slmjax.errors import UserError
@@ -16,13 +15,6 @@ TEMPLATE = (
     "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
 )
 LINES = ["the old river", "walks", "under the light of a stone"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -24,13 +24,6 @@ PROMPTS = [[5, 6, 7], list(range(40, 120)), [9], list(range(10, 74))]  # 64 fill
 # Most calls below have the same shapes and settings, so that few programs are compiled.
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_greedy_decoding_is_the_argmax_of_the_full_forward(lm):
     apply = jax.jit(lm.apply)
     for prompt, new in zip(PROMPTS, generate_ids(lm, PROMPTS, max_new_tokens=12), strict=True):

@@ -12,7 +12,7 @@ from slmjax.inference.generate import generate_ids, stop_ids_of
 from slmjax.tokenization.chat_template import ChatTemplate
 from slmjax.tokenization.chat_tokens import encode_messages
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("full_optimization")]
+pytestmark = pytest.mark.slow
 WINDOW = 1024
 
 
@@ -31,33 +31,38 @@ def lm(folder):
     return slmjax.load(next(folder.glob("*.gguf")))
 
 
-def continued(lm, prompts, expected):
-    """Greedy continuations as long as the references, a stop id put back where it ended a row."""
-    longest = max(map(len, expected))
-    rows = generate_ids(lm, prompts, max_new_tokens=longest, stop_ids=stop_ids_of(lm))
-    return [row[: len(wanted)] for row, wanted in zip(rows, expected, strict=True)]
-
-
 def without_stop(lm, ids):
     return ids[:-1] if ids and ids[-1] in stop_ids_of(lm) else ids
 
 
-def test_greedy_continuations_are_the_references(lm, reference):
-    """All prompts in one batch: rows of different lengths, padded on the left."""
-    prompts = [case["prompt_ids"] for case in reference["greedy"]]
-    expected = [without_stop(lm, case["output_ids"][len(case["prompt_ids"]) :]) for case in reference["greedy"]]
-    assert [lm.tokenizer.encode(case["prompt"]) for case in reference["greedy"]] == prompts
-    assert continued(lm, prompts, expected) == expected
+@pytest.fixture(scope="module")
+def continuations(lm, reference):
+    """[(greedy continuation, the reference's)]: of all texts and of the conversation, which is the last.
+
+    They are one batch: rows of different lengths, padded on the left.
+    """
+    cases = [*reference["greedy"], reference["chat"]]
+    prompts = [case["prompt_ids"] for case in cases]
+    expected = [without_stop(lm, case["output_ids"][len(case["prompt_ids"]) :]) for case in cases]
+    rows = generate_ids(lm, prompts, max_new_tokens=max(map(len, expected)), stop_ids=stop_ids_of(lm))
+    return [(row[: len(wanted)], wanted) for row, wanted in zip(rows, expected, strict=True)]
 
 
-def test_the_chat_is_rendered_and_answered_as_the_reference(lm, reference):
+def test_greedy_continuations_are_the_references(lm, reference, continuations):
+    for case in reference["greedy"]:
+        assert lm.tokenizer.encode(case["prompt"]) == case["prompt_ids"]
+    for got, expected in continuations[:-1]:
+        assert got == expected
+
+
+def test_the_chat_is_rendered_and_answered_as_the_reference(lm, reference, continuations):
     chat = reference["chat"]
     template = ChatTemplate.of(lm.tokenizer)
     assert template.render(chat["messages"], add_generation_prompt=True) == chat["rendered"]
     ids = encode_messages(lm.tokenizer, template, chat["messages"], add_generation_prompt=True)
     assert ids == chat["prompt_ids"]
-    expected = without_stop(lm, chat["output_ids"][len(ids) :])
-    assert continued(lm, [ids], [expected]) == [expected]
+    got, expected = continuations[-1]
+    assert got == expected
 
 
 def test_the_losses_of_wikitext_are_the_references(lm, reference, assets):

@@ -1,7 +1,6 @@
 """The schema of the parameters against the network itself, for uniform, periodic and irregular layers."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -21,7 +20,7 @@ from slmjax.models.parameters import (
     unflatten,
     within_block,
 )
-from slmjax.models.transformer import Transformer
+from tests.tiny import initialized
 
 NETWORKS = {
     "uniform": ModelConfig(vocab_size=16, num_layers=3, embed_dim=8, num_heads=2, ffn_dim=12),
@@ -39,7 +38,7 @@ each_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORK
 
 @pytest.fixture
 def params(network):
-    return Transformer(network).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return initialized(network)
 
 
 @each_network

@@ -26,6 +26,7 @@ from slmjax.formats.models import load
 from tests.evaluation import miniatures
 from tests.parity.miniatures import random_model
 
+torch.set_num_threads(1)  # for networks as small as these
 CONTEXT, VOCAB = 2048, 420
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nYou are small.<|im_end|>\n"
@@ -141,18 +142,27 @@ def make_directory(name: str, folder: Path) -> Path:
 
 
 class Theirs(HFLM):
-    """The harness's own class, in float32, one request at a time; what it was asked for in tokens is kept."""
+    """The harness's own class in float32; what it was asked for in tokens is kept.
+
+    It generates one text at a time: of several, one that has met its stop string goes on until all have.
+    """
 
     def __init__(self, folder: Path, **settings: Any):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float()
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        super().__init__(pretrained=model, tokenizer=tokenizer, device="cpu", **{"batch_size": 1, **settings})
+        super().__init__(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=8, **settings)
         self.scored: list[tuple[list[int], list[int]]] = []
         self.prompts: list[list[int]] = []
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
         self.scored += [(list(context), list(tail)) for _, context, tail in requests]
         return super()._loglikelihood_tokens(requests, **{**kwargs, "disable_tqdm": True})
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        self.batch_size_per_gpu, size = 1, self.batch_size_per_gpu
+        texts = super().generate_until(requests, disable_tqdm=True)
+        self.batch_size_per_gpu = size
+        return texts
 
     def _model_generate(self, context: torch.Tensor, **kwargs: Any) -> Any:
         self.prompts += context.tolist()
@@ -204,13 +214,14 @@ def build_tasks(names: Iterable[str], shots: int, gen_kwargs: dict[str, Any] | N
             task.set_config("num_fewshot", shots)
         if gen_kwargs and task.OUTPUT_TYPE == "generate_until":
             task.set_config("generation_kwargs", gen_kwargs, update=True)
-        task.set_fewshot_seed(1234)
         tasks[name] = task
     return tasks
 
 
 def ask(lm: Any, tasks: dict[str, Any], **settings: Any) -> Any:
     """The results of the harness's `evaluate`, with samples and without errors that it would bootstrap."""
+    for task in tasks.values():
+        task.set_fewshot_seed(1234)
     return lm_eval.evaluate(lm, {"tasks": tasks, "groups": {}}, bootstrap_iters=0, log_samples=True, **settings)
 
 
@@ -219,8 +230,8 @@ def assert_same(theirs: Theirs, ours: Ours, names: Iterable[str], shots: int, **
 
     Log-likelihoods are within 1e-4, those of whole documents and all perplexities within a relative 1e-5.
     """
-    gen_kwargs = settings.pop("gen_kwargs", {"max_gen_toks": 12})
-    a, b = (ask(lm, build_tasks(names, shots, gen_kwargs), **settings) for lm in (theirs, ours))
+    tasks = build_tasks(names, shots, settings.pop("gen_kwargs", {"max_gen_toks": 12}))
+    a, b = (ask(lm, tasks, **settings) for lm in (theirs, ours))
     assert ours.scored == theirs.scored
     assert sorted(ours.prompts) == sorted(theirs.prompts)
     for name in names:

@@ -11,6 +11,7 @@ from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
 from slmjax.peft.forward import Network, forward
 from slmjax.peft.method import make_method
+from tests.tiny import initialized
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -71,9 +72,14 @@ def shaken(model):
     return peft.get_peft_model_state_dict(model)
 
 
+@jax.jit
+def plain_logits(base):
+    return Transformer(CONFIG).apply({"params": base}, TOKENS)
+
+
 def compare(model, theirs, ours, base):
     method = make_method(PeftConfig(**ours), Transformer(CONFIG))
-    trained, frozen = method.split(base, jax.random.key(0))
+    trained, frozen = jax.jit(method.split)(base, jax.random.key(0))
     same = jax.tree.map(lambda x, y: x.shape == y.shape, trained["peft"], theirs)
     assert all(jax.tree.leaves(same))
     with torch.no_grad():
@@ -81,7 +87,7 @@ def compare(model, theirs, ours, base):
     run = jax.jit(lambda t, f: forward(Network(Transformer(CONFIG)), method.variables(t, f), jnp.asarray(TOKENS)))
     logits = np.asarray(run({"peft": theirs}, frozen))
     expected = expected[:, -TOKENS.shape[1] :]  # prompt tuning gives logits for the prompt too
-    plain = np.asarray(Transformer(CONFIG).apply({"params": base}, TOKENS))
+    plain = np.asarray(plain_logits(base))
     assert np.abs(expected - plain).max() > 0.05
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
@@ -164,6 +170,6 @@ def test_prompt_tuning(llama, kind):
 def test_the_names_of_the_small_tree_are_those_of_the_base():
     """An importer finds each array by the base's path."""
     method = make_method(PeftConfig(method="lora"), Transformer(CONFIG))
-    base = Transformer(CONFIG).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    base = initialized(CONFIG)
     modules = {path.rpartition("/")[0] for path in flatten(method.split(base, jax.random.key(0))[0]["peft"])}
     assert modules == {f"segment_0/block_0/{path}" for path in LINEAR}

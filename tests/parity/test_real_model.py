@@ -12,7 +12,7 @@ pytest.importorskip("gguf", reason="transformers reads GGUF with gguf (pip insta
 
 import slmjax
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("full_optimization")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -174,17 +174,21 @@ def test_dora_has_no_distance(tune):
 NEFTUNE = 5.0
 
 
-def embeddings_of(tuned, rng, segments):
-    """What enters the first layer: with no layers' output in it, hidden states before the norm are embeddings."""
-    seen = []
-    run = tuned.model.execution
-    record = dataclasses.replace(run, constrain=lambda x, name: seen.append((name, x)) or x, remat="none")
+def embeddings_of(tuned, segments):
+    """rng -> what enters the first layer."""
     options = dataclasses.replace(tuned.method.options, neftune=NEFTUNE)
-    tokens = make_batch()["inputs"]
-    variables = tuned.method.variables(tuned.trained, tuned.frozen)
-    with jax.disable_jit():
-        forward(Network(tuned.model.clone(execution=record), options), variables, tokens, None, segments, rng=rng)
-    return next(x for name, x in seen if name == "embedding")
+
+    def embed(rng, trained, frozen):
+        seen = {}
+        record = dataclasses.replace(
+            tuned.model.execution, constrain=lambda x, name: (seen.setdefault(name, x), x)[1], remat="none"
+        )
+        network = Network(tuned.model.clone(execution=record), options)
+        forward(network, tuned.method.variables(trained, frozen), make_batch()["inputs"], None, segments, rng=rng)
+        return seen["embedding"]
+
+    program = jax.jit(embed)  # the layers behind are no part of it: nothing of them is returned
+    return lambda rng: np.asarray(program(rng, tuned.trained, tuned.frozen))
 
 
 @pytest.mark.slow
@@ -192,9 +196,9 @@ def embeddings_of(tuned, rng, segments):
 def test_neftune_is_uniform_noise_of_each_documents_length_and_none_in_evaluation(kind, tune):
     tuned = tune(**METHODS[kind])
     segments = np.tile(np.repeat([1, 2, 0], [7, 3, 2]), (B, 1)).astype(np.int32)
-    plain = embeddings_of(tuned, None, segments)
-    noisy = embeddings_of(tuned, jax.random.key(0), segments)
-    noise = np.abs(np.asarray(noisy - plain))
+    embeddings = embeddings_of(tuned, segments)
+    plain, noisy = embeddings(None), embeddings(jax.random.key(0))
+    noise = np.abs(noisy - plain)
     D = plain.shape[-1]
     for place, length in ((slice(0, 7), 7), (slice(7, 10), 3)):
         bound = NEFTUNE / np.sqrt(length * D)
@@ -202,7 +206,6 @@ def test_neftune_is_uniform_noise_of_each_documents_length_and_none_in_evaluatio
         assert found.max() <= bound * 1.0001 and found.max() > 0.95 * bound
         assert found.mean() == pytest.approx(bound / 2, rel=0.1)  # of a uniform absolute value
     assert (noise[:, 10:] == 0).all()
-    again = embeddings_of(tuned, jax.random.key(1), segments)
-    assert not np.allclose(again, noisy)
+    assert not np.allclose(embeddings(jax.random.key(1)), noisy)
     table = tuned.base["embedder"]["embedding"]
     np.testing.assert_allclose(plain, table[make_batch()["inputs"]], atol=1e-6)

@@ -4,6 +4,8 @@ Batches are generated with the current parameters, the position holds arrays, an
 which trains one of two networks.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +27,9 @@ V, T, B, STEPS, LIKED = 11, 6, 4, 7, 3
 MODEL = ModelConfig(vocab_size=V, num_layers=1, embed_dim=16, num_heads=2, ffn_dim=24, context_length=T + 1)
 
 
-def online(workdir, seed=0):
-    """REINFORCE with a learned baseline on "write the liked token"; policy and value steps take turns."""
+@functools.cache
+def computed(seed):
+    """(program, its training config, sampling, probability of the liked token), compiled once for all runs."""
     model, mesh = Transformer(MODEL), make_mesh(MeshConfig(data=2, fsdp=1), jax.devices()[:2])
     rows = NamedSharding(mesh, P(BATCH))
     training = TrainingConfig(steps=STEPS, batch_size=B, eval_every=3, log_every=1, spike_factor=0, seed=seed)
@@ -57,10 +60,21 @@ def online(workdir, seed=0):
         "value": StepKind(value_loss, rewards, "value"),
     }
     program = make_program(init, kinds, optax.adam(3e-2), lambda step: jnp.float32(3e-2), mesh, training)
+    first = jnp.zeros((1, 1), jnp.int32)
+    texts = jax.jit(
+        lambda params, rng, step: sample(model, params, jax.random.fold_in(jax.random.wrap_key_data(rng), step))
+    )
+    liking = jax.jit(lambda p: jax.nn.softmax(model.apply({"params": p}, first)[0, 0])[LIKED])
+    return program, training, texts, liking
+
+
+def online(workdir, seed=0):
+    """REINFORCE with a learned baseline on "write the liked token"; policy and value steps take turns."""
+    program, training, texts, liking = computed(seed)
     return Recipe(
         program=program,
-        batches=Rollouts(model),
-        observers=[Liking(model)],
+        batches=Rollouts(texts),
+        observers=[Liking(liking)],
         start=program.initialize,
         training=training,
         budget=Budget(STEPS, B * T, 1.0, 1000),
@@ -83,10 +97,8 @@ def sample(model, params, rng):
 
 
 class Rollouts:
-    def __init__(self, model):
-        self.sample = jax.jit(
-            lambda params, rng, step: sample(model, params, jax.random.fold_in(jax.random.wrap_key_data(rng), step))
-        )
+    def __init__(self, sample):
+        self.sample = sample
         self.number, self.buffer = 0, np.zeros((3, B), np.float32)  # rewards of the last texts
 
     def next(self, state):
@@ -109,9 +121,8 @@ class Rollouts:
 class Liking(Watching):
     name = "liking"
 
-    def __init__(self, model):
-        first = jnp.zeros((1, 1), jnp.int32)
-        self.probability = jax.jit(lambda p: jax.nn.softmax(model.apply({"params": p}, first)[0, 0])[LIKED])
+    def __init__(self, probability):
+        self.probability = probability
         self.history = np.zeros(0)
 
     def measure(self, evaluation):

@@ -4,6 +4,8 @@ Two rows a record (chosen, rejected), a head that is not the language model's, a
 from the base's own files, and metrics of its own.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,15 +25,16 @@ from slmjax.training.step import StepKind
 
 V, T, B, D, STEPS = 23, 8, 8, 16, 6
 MODEL = ModelConfig(vocab_size=V, num_layers=1, embed_dim=D, num_heads=2, ffn_dim=24, context_length=T)
+TRAINING = TrainingConfig(
+    steps=STEPS, batch_size=B, accumulation=2, eval_every=2, log_every=1, spike_factor=0, ema_decay=0.9
+)
 
 
-def pairwise(workdir, seed=0):
-    """The recipe; the base is made from a seed, as if it had been read from files."""
+@functools.cache
+def computed(seed):
+    """(program, rewards of tokens, a function that makes the base): compiled once for all runs of a seed."""
     model, mesh = Transformer(MODEL), make_mesh(MeshConfig(data=2, fsdp=1), jax.devices()[:2])
     rows = NamedSharding(mesh, P(BATCH))
-    training = TrainingConfig(
-        steps=STEPS, batch_size=B, accumulation=2, eval_every=2, log_every=1, spike_factor=0, ema_decay=0.9
-    )
 
     def features(params, tokens_BT):
         """float32 [B, D]: the last hidden state."""
@@ -58,8 +61,12 @@ def pairwise(workdir, seed=0):
     def init(key, base):
         return {"network": base, "head": 0.1 * jax.random.normal(key, (D,))}, {"reference": base}
 
+    def reward(params, tokens):
+        return features(params["network"], tokens) @ params["head"]
+
+    @jax.jit
     def read_base():
-        return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+        return model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
 
     batch = {
         "tokens": jax.ShapeDtypeStruct((B, 2, T), jnp.int32, sharding=rows),
@@ -71,17 +78,24 @@ def pairwise(workdir, seed=0):
         optax.adamw(1e-2),
         lambda step: jnp.float32(1e-2),
         mesh,
-        training,
+        TRAINING,
         base=jax.eval_shape(read_base),
         rebuilt=("reference",),
     )
+    return program, jax.jit(reward), read_base
+
+
+def pairwise(workdir, seed=0):
+    """The recipe; the base is made from a seed, as if it had been read from files."""
+    program, reward, read_base = computed(seed)
+    rows = program.kinds[TRAIN].batch["tokens"].sharding
     return Recipe(
         program=program,
         batches=Pairs(process_rows(rows, B)),
-        observers=[Margins(features)],
+        observers=[Margins(reward)],
         start=lambda: program.initialize(read_base()),
         resume=lambda state: program.complete(state, read_base()),
-        training=training,
+        training=TRAINING,
         budget=Budget(STEPS, 2 * B * T, 1.0, 1000),
         checkpoint=CheckpointConfig(every=2),
         record=Record({"kind": "pairwise", "seed": seed}, lambda stored: [] if stored["seed"] == seed else ["seed"]),
@@ -117,9 +131,9 @@ class Pairs:
 class Margins(Watching):
     name = "margins"
 
-    def __init__(self, features):
+    def __init__(self, reward):
         self.heldout = np.stack([record(10**6 + n) for n in range(4)])
-        self.reward = jax.jit(lambda params, tokens: features(params["network"], tokens) @ params["head"])
+        self.reward = reward
 
     def measure(self, evaluation):
         rewards = [np.asarray(self.reward(evaluation.state.ema, rows)) for rows in self.heldout.swapaxes(0, 1)]

@@ -58,8 +58,8 @@ def test_a_fine_tune_saves_the_small_tree_and_goes_on_bitwise(config, tmp_path, 
     found = load_finetuned(describe_run(config(4)), tmp_path / "whole" / CHECKPOINTS, base)
     assert_bitwise_equal(jax.device_get(found.trained), jax.device_get(state.ema))
     tokens = np.arange(6, dtype=np.int32)[None]
-    merged = Transformer(config().model).apply({"params": found.merged()}, tokens)
-    beside = forward(Network(Transformer(config().model)), found.variables, tokens)
+    merged = jax.jit(Transformer(config().model).apply)({"params": found.merged()}, tokens)
+    beside = jax.jit(lambda v: forward(Network(Transformer(config().model)), v, tokens))(found.variables)
     np.testing.assert_allclose(merged, beside, atol=1e-5)
 
     saved = json.loads((tmp_path / "whole" / "config.json").read_text())["peft"]

@@ -89,7 +89,7 @@ def test_random_directories_give_the_ids_of_transformers():
 @pytest.mark.slow
 def test_more_random_directories_give_the_ids_of_transformers():
     pytest.importorskip("transformers")
-    assert count_equal(range(1000, 1100)) >= 50
+    assert count_equal(range(1000, 1070)) >= 35
 
 
 def test_classes_by_model_type_are_those_of_transformers():
@@ -137,4 +137,4 @@ def test_odd_values_in_a_directory_are_refused_in_a_sentence_or_read():
 
 @pytest.mark.slow
 def test_more_odd_values_in_a_directory_are_refused_in_a_sentence_or_read():
-    assert 0 < sum(_read_damaged(seed) for seed in range(1000, 1300)) < 300
+    assert 0 < sum(_read_damaged(seed) for seed in range(1000, 1150)) < 150

@@ -113,16 +113,17 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
         )
     notes = [
         f"{first_few(only, 5)} only in {name}."
-        for name, mine, other in (("A", *files), ("B", *reversed(files)))
+        for name, mine, other in (("A", files[0], files[1]), ("B", files[1], files[0]))
         if (only := [task for task in mine.tasks if task not in other.tasks])
     ]
     rows = [row for task in tasks for row in _rows_of_task(files, task, notes, seed)]
     rows += [row for group in files[0].groups for row in _rows_of_group(files, group, rows)]
     if not rows:
-        raise UserError(f"{a} and {b} have no metric that can be compared item by item. {' '.join(notes)}")
+        raise UserError(f"{a} and {b} have no metric that can be compared item by item ({first_few(notes)}).")
     adjusted = holm([row.p for row in rows])
     rows = [_judged(replace(row, p_holm=p)) for row, p in zip(rows, adjusted, strict=True)]
-    return Comparison(*_names(files), rows, notes)
+    names = _names(files)
+    return Comparison(names[0], names[1], rows, notes)
 
 
 def _rows_of_task(files: tuple[ResultsFile, ResultsFile], task: str, notes: list[str], seed: int) -> Iterable[Row]:
@@ -270,9 +271,21 @@ def _new_row(
     difference: Difference,
     better: bool,
 ) -> Row:
-    d = difference
-    numbers = (d.difference, d.low, d.high, d.p, d.test, 1.0)
-    return Row(task, metric, filter, *sizes, scores[0], scores[1], *numbers, better, "")
+    a, b = scores
+    items, clusters = sizes
+    return Row(
+        task,
+        metric,
+        filter,
+        items,
+        clusters,
+        a,
+        b,
+        **difference._asdict(),
+        p_holm=1.0,
+        higher_is_better=better,
+        verdict="",
+    )
 
 
 def _judged(row: Row) -> Row:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.evaluation.comparison.compare import Comparison, Row
-from slmjax.figures import new_figure, tidy, write_figure
+from slmjax.figures import new_figure, short_name, tidy, write_figure
 
 _COLORS = {"A": "#08519c", "B": "#d94801", "": "#999999"}
 
@@ -27,7 +27,7 @@ def plot_comparison(comparison: Comparison, png: str | Path) -> None:
         _draw(axes, rows, scale)
         unit = "difference of the scores" if scale == 1 else "difference in % of B's"
         axes.set_xlabel(f"← B is better   {unit}, 95% interval   A is better →")
-    title = f"A: {comparison.a}\nB: {comparison.b}"
+    title = f"A: {short_name(comparison.a)}\nB: {short_name(comparison.b)}"
     all_axes[0].set_title(title, loc="left", fontweight="bold", fontsize=10, parse_math=False)
     write_figure(figure, png)
 

@@ -199,12 +199,9 @@ def _lines(path: Path) -> Iterator[tuple[str, Values]]:
 def _value(line: Values, name: str) -> Value:
     """A metric's value as numbers; None where it is of a kind that only all items together give a score (F1)."""
     value = line.get(name)
-    if (
-        isinstance(value, list)
-        and 1 <= len(value) <= MAX_VALUES
-        and all(isinstance(v, bool | int | float) for v in value)
-    ):
-        return tuple(_finite(line, name, v) for v in value)
+    listed = value if isinstance(value, list) else []
+    if 1 <= len(listed) <= MAX_VALUES and all(isinstance(v, bool | int | float) for v in listed):
+        return tuple(_finite(line, name, v) for v in listed)
     if isinstance(value, bool | int | float):
         return _finite(line, name, value)
     if value is None:

@@ -70,7 +70,7 @@ class HarnessTask(ConfigurableTask):
         self._data = data
         self._shots = config["num_fewshot"]
         if config.get("process_docs") is not None:
-            config["process_docs"] = functools.cache(config["process_docs"])  # data sets are compared by identity
+            config["process_docs"] = _once(config["process_docs"])
         if data is not None and config.get("custom_dataset") is None:
             self._choose_splits(config)
         super().__init__(config=config)
@@ -145,6 +145,19 @@ class HarnessTask(ConfigurableTask):
         if not paths:
             raise UserError(missing_split(config, split, self._data))
         return read_dataset(paths, FORMS.get((config["dataset_path"] or "").rpartition("/")[2], lambda record: record))
+
+
+def _once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function, run once on each data set: the harness asks for its documents at every look."""
+    done: dict[int, tuple[Any, Any]] = {}
+
+    @functools.wraps(process)
+    def processed(documents: Any) -> Any:
+        if id(documents) not in done:
+            done[id(documents)] = documents, process(documents)  # which stays alive, and so keeps its id
+        return done[id(documents)][1]
+
+    return processed
 
 
 class _Splits(dict[str, Any]):

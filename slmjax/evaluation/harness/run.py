@@ -14,7 +14,7 @@ import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
-from lm_eval.loggers.utils import get_git_commit_hash
+from lm_eval.loggers.utils import get_commit_from_path
 
 from slmjax.console import say
 from slmjax.errors import UserError
@@ -198,7 +198,7 @@ def evaluate_harness(
         **writing.text_facts("system_instruction", system_instruction),
         **writing.text_facts("chat_template", template),
         "fewshot_as_multiturn": multiturn,
-        "git_hash": get_git_commit_hash(),
+        "git_hash": get_commit_from_path(Path.cwd()),
         "date": started,
     }
     notes = [note for each in tasks.loaded for note in each.notes]

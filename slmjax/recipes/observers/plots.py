@@ -1,12 +1,12 @@
 """Curves of a run as PNG, from its metrics.jsonl."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.figures import new_figure, tidy, write_figure
 from slmjax.training.reporting.metrics import read_metrics
 
 TASK = "task/"  # before a task's name in the metrics
@@ -28,7 +28,7 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
         )
     x_name = "tokens" if all("tokens" in line for line in train) else "step"
 
-    figure = _figure()
+    figure = new_figure()
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     x, loss = _column(train, x_name, train), _column(train, "loss", train)
     loss_axes.plot(x, loss, color="#9ecae1", linewidth=0.8, label="training, as logged")
@@ -58,9 +58,8 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
     rate_axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     rate_axes.margins(x=0.02)
     for axes in (loss_axes, rate_axes):
-        _plain(axes)
-    Path(png).parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, png)
+        tidy(axes)
+    write_figure(figure, png)
 
 
 def is_score(name: str) -> bool:
@@ -83,7 +82,7 @@ def plot_tasks(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> N
     drawn = {label: curves for label, curves in zip(("score", "other scores"), panels, strict=True) if curves}
     if not drawn:
         return
-    figure = _figure()
+    figure = new_figure()
     all_axes = np.atleast_1d(figure.subplots(len(drawn), 1, sharex=True))
     for axes, (label, curves) in zip(all_axes, drawn.items(), strict=True):
         for name, curve in curves.items():
@@ -94,11 +93,11 @@ def plot_tasks(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> N
         axes.set_ylabel(label)
         axes.legend(frameon=False, fontsize="small", ncols=2)
         axes.margins(x=0.06, y=0.2)
-        _plain(axes)
+        tidy(axes)
     heading = f"{title}: tasks, with one standard error" if title else "Tasks, with one standard error"
     all_axes[0].set_title(heading, loc="left", weight="bold", parse_math=False)
     all_axes[-1].set_xlabel("step")
-    _save(figure, png)
+    write_figure(figure, png)
 
 
 Curves = dict[str, list[tuple[int, float, float]]]  # (step, score, standard error) by what the score is called
@@ -137,7 +136,7 @@ def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "")
     scores, _ = _score_curves(metrics_jsonl)
     if not drawn and not scores:
         return
-    figure = _figure()
+    figure = new_figure()
     axes = np.atleast_1d(figure.subplots(len(drawn) + bool(scores), 1, sharex=True))
     if scores:
         _draw_moves(axes[-1], scores)
@@ -151,7 +150,7 @@ def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "")
         )
         ax.set_ylabel(f"{name.replace('_', ' ')}\n(nats per token)")
         ax.margins(x=0.06, y=0.2)
-        _plain(ax)
+        tidy(ax)
     axes[0].set_title(
         f"{title}: gained and forgotten" if title else "Gained and forgotten",
         loc="left",
@@ -159,7 +158,7 @@ def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "")
         parse_math=False,
     )
     axes[-1].set_xlabel("step (dashed: before training)")
-    _save(figure, png)
+    write_figure(figure, png)
 
 
 def _draw_moves(axes: Any, scores: Curves) -> None:
@@ -170,7 +169,7 @@ def _draw_moves(axes: Any, scores: Curves) -> None:
     axes.set_ylabel("change of score")
     axes.legend(frameon=False, fontsize="small", ncols=2)
     axes.margins(x=0.06, y=0.2)
-    _plain(axes)
+    tidy(axes)
 
 
 def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: str = "") -> None:
@@ -178,7 +177,7 @@ def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: s
 
     points: of each its `weight`, and `validation_loss` and `general_loss` where they were measured.
     """
-    figure = _figure()
+    figure = new_figure()
     axes = figure.subplots()
     weights = [point["weight"] for point in points]
     for name, color in _COLORS.items():
@@ -189,33 +188,11 @@ def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: s
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(title, loc="left", weight="bold", parse_math=False)
     axes.legend(frameon=False)
-    _plain(axes)
-    Path(png).parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, png)
+    tidy(axes)
+    write_figure(figure, png)
 
 
 _COLORS = {"validation_loss": "#08519c", "general_loss": "#d94801"}
-
-
-def _save(figure: Any, png: str | Path) -> None:
-    with warnings.catch_warnings():  # a name in a script that matplotlib's font does not have is drawn as boxes
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(png)
-
-
-def _figure() -> Any:
-    # A figure of its own, without pyplot: no global state, no window, and no search for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _plain(axes: Any) -> None:
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _column(lines: list[dict[str, Any]], name: str, train: list[dict[str, Any]]) -> np.ndarray:

@@ -192,7 +192,7 @@ def test_missing_samples_are_told(write_results):
     a, b = write_results("one"), write_results("other")
     for path in b.parent.glob("samples_pages_*"):
         path.unlink()
-    with pytest.raises(UserError, match="There is no samples_pages_.*a comparison needs"):
+    with pytest.raises(UserError, match=r"There is no samples_pages_.*a comparison needs"):
         compare(a, b)
     with pytest.raises(UserError, match="There are no results at"):
         compare(a, b.with_name("none.json"))

@@ -35,7 +35,7 @@ _SPLIT = "test"
 
 
 class Model(Protocol):
-    """What a needle task asks of the harness's model."""
+    """The part of the harness's models that needle tasks use."""
 
     @property
     def max_length(self) -> int: ...
