@@ -49,7 +49,7 @@ def score_lines(workdir):
 
 @pytest.mark.slow
 def test_a_run_is_scored_as_evaluate_scores_its_checkpoint_and_trains_the_same(
-    scored, tmp_path, saved, assert_bitwise_equal, task_files, monkeypatch
+    scored, tmp_path, saved, assert_bitwise_equal, task_files, monkeypatch, capsys
 ):
     config, _ = scored("arc_easy", "lambada_openai", **{"training.eval_every": 2, "tasks": {"every": 2}})
     with monkeypatch.context() as patched:
@@ -62,6 +62,7 @@ def test_a_run_is_scored_as_evaluate_scores_its_checkpoint_and_trains_the_same(
         *(f"task/lambada_openai/{metric}" for metric in ("acc", "acc_stderr", "perplexity", "perplexity_stderr")),
     }
     assert (tmp_path / "run" / "tasks.png").stat().st_size > 10_000
+    assert capsys.readouterr().err.count("requests are longer than the context") == 2  # once a task
 
     results = evaluate_harness(
         load(tmp_path / "run"), ["arc_easy", "lambada_openai"], data_dir=task_files, limit=3, progress=False

@@ -113,6 +113,7 @@ class TaskScores(Watching):
         """`stop_ids`, `generation`: of the base, as the run's model will have them."""
         self._watched, self._lm, self._tokenizer, self._workdir = watched, lm, tokenizer, workdir
         self._stop_ids, self._generation = tuple(stop_ids), generation
+        self._told = False  # of requests that are too long, which are the same ones each time
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """Every score of every task; before the first step, of the network as it began. {} where none is due."""
@@ -152,6 +153,7 @@ class TaskScores(Watching):
         )
         model = HarnessModel(lm)
         model.get_model_info = dict  # type: ignore[method-assign]  # a fingerprint of all parameters, each time
+        model.tells_of_cuts, self._told = not self._told, True
         return model
 
 
