@@ -1,5 +1,6 @@
 """Evaluations as a whole: the harness's own numbers, standard errors, files, resuming, and the command."""
 
+import dataclasses
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -331,3 +333,16 @@ def test_the_command_refuses_in_one_sentence(model_directory, data, tmp_path, ca
         slmjax.inference.language_model.LanguageModel(config=bare.config, params=bare.params), tmp_path / "b"
     )
     assert "has no tokenizer" in refused(model=bare)
+
+
+@pytest.mark.filterwarnings("ignore:The weights")
+def test_a_log_likelihood_that_is_no_number_names_its_item(talker, data, tmp_path, capsys):
+    """All-NaN answers would score 1.00 where the right choice comes first."""
+    params = jax.tree.map(np.array, talker.params)
+    params["embedder"]["embedding"][talker.tokenizer.encode("Q")[0]] = np.nan
+    broken = slmjax.save(dataclasses.replace(talker, params=params), tmp_path / "broken")
+    argv = ("--model", broken, "--tasks", "piqa", "--data-dir", data, "--output", tmp_path / "out.json")
+    status, out, err = evaluated(capsys, *argv)
+    assert status == 2 and out == "" and "--resume" in err
+    assert re.search(r"error: .*item \d+ of the task piqa is not finite", err)
+    assert not (tmp_path / "out.json").exists()
