@@ -7,6 +7,7 @@ import sys
 
 from slmjax.cli.main import run_command
 from slmjax.cli.shared.malloc_settings import begin_with_kept_memory
+from slmjax.errors import UserError
 
 
 def command() -> int:
@@ -21,14 +22,16 @@ def main() -> int:
 
 
 def _evaluate(_: argparse.Namespace) -> int:
-    from slmjax.cli.shared.harness_model import SlmjaxModel  # isort: skip (it fills the harness's list of models first)
-
-    from lm_eval.__main__ import cli_evaluate
-    from lm_eval.api.registry import register_model
-
+    try:
+        import lm_eval.models  # noqa: F401 (before ours is added: the harness fills its registry only while it is empty)
+        from lm_eval.__main__ import cli_evaluate
+        from lm_eval.api.registry import model_registry
+    except ImportError as error:
+        raise UserError("Evaluation needs lm-evaluation-harness: pip install 'slmjax[eval]'.") from error
     from slmjax.evaluation.tasks.code_execution.executor import install
 
-    register_model("slmjax")(SlmjaxModel)
     install("--confirm_run_unsafe_code" in sys.argv)
+    if "slmjax" not in model_registry:
+        model_registry.register("slmjax", target="slmjax.cli.shared.harness_model:SlmjaxModel")
     cli_evaluate()
     return 0

@@ -1,5 +1,6 @@
 """`python -m slmjax.lm_eval`: the harness's own command line over a saved model and a task of the user's own."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (pip install slmjax[eval])")
+
+from lm_eval.tasks import TaskManager
 
 import slmjax
 from slmjax.cli import lm_eval
@@ -47,6 +50,11 @@ def place(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_harness_command_line_evaluates_a_model_and_refuses_what_is_not_one(place, monkeypatch, capsys):
+    """Without reading the harness's thousands of task files, and without its report of the machine."""
+    read_files = functools.partialmethod(TaskManager.__init__, include_defaults=False)
+    monkeypatch.setattr(TaskManager, "__init__", read_files)
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
+
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
         return lm_eval.main()

@@ -149,7 +149,8 @@ class Theirs(HFLM):
 
     def __init__(self, folder: Path, **settings: Any):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        adds = {key: settings[key] for key in ("add_bos_token",) if settings.get(key) is not None}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **adds)  # as the class does with a name
         super().__init__(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=8, **settings)
         self.scored: list[tuple[list[int], list[int]]] = []
         self.prompts: list[list[int]] = []
@@ -200,6 +201,7 @@ class MiniatureTask(ConfigurableTask):
 FOLDERS = {"arc_easy": "arc", "arc_challenge": "arc", "boolq": "super_glue/boolq", "social_iqa": "siqa"}
 FOLDERS |= {"truthfulqa_mc1": "truthfulqa", "truthfulqa_mc2": "truthfulqa", "lambada_openai": "lambada"}
 FOLDERS |= {"mmlu_anatomy": "mmlu/default", "minerva_math_algebra": "minerva_math"}
+FOLDERS |= {"bbh_cot_fewshot_boolean_expressions": "bbh/cot_fewshot"}
 
 
 def build_tasks(names: Iterable[str], shots: int, gen_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:

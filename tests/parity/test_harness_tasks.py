@@ -10,7 +10,7 @@ from tests.parity import harness_pair as pair
 # With the module that reads its answers each, which takes seconds to import.
 SCORED = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "openbookqa", "winogrande", "boolq", "commonsense_qa")
 SCORED += ("social_iqa", "sciq", "mmlu_anatomy", "truthfulqa_mc1", "truthfulqa_mc2", "lambada_openai", "wikitext")
-GENERATED = ("gsm8k", "minerva_math_algebra", "ifeval")
+GENERATED = ("gsm8k", "minerva_math_algebra", "ifeval", "bbh_cot_fewshot_boolean_expressions")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_every_task_gives_the_harness_numbers(models, name, shots):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(pair.MODELS))
 def test_every_generation_gives_the_harness_texts(models, name):
-    pair.assert_same(*models(name), GENERATED, 2, limit=3)
+    pair.assert_same(*models(name), GENERATED, 2, limit=2)
 
 
 def test_what_is_longer_than_the_context_is_cut_as_the_harness_cuts_it(models, capsys):
