@@ -258,7 +258,7 @@ def refuse_code(tasks: Selection, allowed: bool) -> None:
                 raise UserError(f"{name} runs programs that the model writes: allow it by --allow-code.")
             if getattr(task, "UNSAFE_CODE", False) and not contain(task):
                 raise UserError(
-                    f"{name} runs programs in a way of its own, within no limits: evaluate it by the harness itself, in "
+                    f"{name} runs programs in a way of its own, within no limits: leave it to the harness itself, in "
                     "a container."
                 )
             if getattr(task, "MULTIMODAL", False):
