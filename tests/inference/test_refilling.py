@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from slmjax.inference import refilling
+from slmjax.inference import ragged_rows, refilling
 from slmjax.inference.generate import generate_ids
 from slmjax.inference.refilling import generate_rows
 from slmjax.inference.sampling import Sampling
@@ -22,10 +22,10 @@ PROMPTS += [SHARED + [5], SHARED + [6, 7, 8], SHARED[:12] + [9], SHARED + [5]]
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pieces():
-    before = refilling.PIECE, refilling.BURST
-    refilling.PIECE, refilling.BURST = 16, 4
+    before = refilling.PIECE, ragged_rows.BURST
+    refilling.PIECE, ragged_rows.BURST = 16, 4
     yield
-    refilling.PIECE, refilling.BURST = before
+    refilling.PIECE, ragged_rows.BURST = before
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -57,8 +57,8 @@ def test_a_row_ends_at_a_stop_id_or_string_and_the_next_prompt_takes_its_place(l
 
 def test_a_shared_beginning_is_run_once(lm, monkeypatch):
     ran = []
-    original = refilling.run_piece
-    monkeypatch.setattr(refilling, "run_piece", lambda *a: ran.append(int(a[-1])) or original(*a))
+    original = ragged_rows.run_piece
+    monkeypatch.setattr(ragged_rows, "run_piece", lambda *a: ran.append(int(a[-1])) or original(*a))
     generate_rows(lm, PROMPTS[4:], max_new_tokens=2, rows=2)
     assert sum(ran) == 20 + 1 + 3 + 1 + 1  # the last: of a prompt that is another's the last token runs again
 

@@ -53,6 +53,7 @@ class ResultsFile:
         higher_is_better: task -> metric -> whether it is.
         groups: group -> its tasks, for groups that have a score.
         shots: task -> examples in each prompt.
+        versions: task -> its version, as text.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class ResultsFile:
     higher_is_better: dict[str, dict[str, bool]]
     groups: dict[str, list[str]]
     shots: dict[str, int]
+    versions: dict[str, str]
     hashes: dict[str, str] = field(repr=False)
 
     @property
@@ -98,6 +100,7 @@ def read_results(path: str | Path) -> ResultsFile:
         },
         {name: children for name, children in groups.items() if name in tables},
         {name: shots.integer(name, 0) for name in _names(values, "n-shot")},
+        {name: shown(version) for name, version in values.table("versions").items()},
         {name: hashes.text(name, "") for name in _names(values, "task_hashes")},
     )
 

@@ -238,6 +238,8 @@ def _evaluate(model: LM, loaded: LoadedTask, settings: dict[str, Any], seed: int
 def _fit_needles(tasks: Selection, model: LM, lengths: Sequence[int], system: str | None, *, chat: bool) -> None:
     """Make the prompts of needle tasks, which a model's tokenizer and context decide."""
     needles = [task for each in tasks.loaded for task in each.tasks.values() if isinstance(task, NeedleTask)]
+    if lengths and not needles:
+        raise UserError("--lengths N,... is of needle tasks: add needle to --tasks, or leave it out.")
     if not needles:
         return
     around = system or ""  # what stands in every prompt beside the task's own text

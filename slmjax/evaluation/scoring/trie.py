@@ -15,7 +15,7 @@ Ids = Sequence[int]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks of the trie: the probability of each of its targets at a node.
+    """A request's targets, each of which is asked for at a node of the trie.
 
     request: its number. nodes: int32 [n], ascending along the request's path. targets: int32 [n], tokens.
     """

@@ -63,7 +63,7 @@ class NeedleTask(ConfigurableTask):
         Raises:
             UserError: a length beyond the context, too short, or longer than the haystack.
         """
-        lengths = list(lengths) or default_lengths(model.max_length)
+        lengths = list(dict.fromkeys(lengths)) or default_lengths(model.max_length)
         if max(lengths) > model.max_length:
             raise UserError(
                 f"{self._name} cannot have prompts of {max(lengths):,} tokens: the model's context is "
