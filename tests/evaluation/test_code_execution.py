@@ -174,6 +174,28 @@ def test_the_kernel_refuses_what_python_does_not_tell_of(executor, tmp_path, mon
     assert not (tmp_path / "new").exists()
 
 
+def test_where_the_kernel_has_none_of_it_python_refuses_and_a_warning_says_so(tmp_path, monkeypatch, capsys):
+    source = module._PROGRAM.with_name("kernel.py").read_text()
+    (tmp_path / "kernel.py").write_text(source + "\n_LIBC = None\n")  # as on another system
+    (tmp_path / "process.py").write_text(module._PROGRAM.read_text())
+    monkeypatch.setattr(module, "_PROGRAM", tmp_path / "process.py")
+    with Executor(seconds=1.0, workers=1) as without:
+        assert without.layers == ()
+        assert without.run([f"{RIGHT}\n{TEST}"]) == ["passed"]
+        for program in (
+            "open('/etc/passwd')",
+            f"open({str(tmp_path / 'new')!r}, 'w')",
+            "import os\nos.fork()",
+            "import socket",
+            "import _posixsubprocess",
+            "import sys\nsys._getframe(1)",
+            "x = bytearray(1 << 34)",
+        ):
+            assert without.run([program])[0].startswith("failed: "), program
+    assert not (tmp_path / "new").exists()
+    assert "this system has not all that keeps a program in its limits" in capsys.readouterr().err
+
+
 def test_nothing_is_left_of_the_programs(executor):
     executor.run(["import os\nos.makedirs('a/b')\nopen('a/b/c', 'w').close()"])
     assert os.listdir(executor.place) == []

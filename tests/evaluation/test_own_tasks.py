@@ -14,7 +14,8 @@ import slmjax
 from slmjax.cli.main import main
 from slmjax.errors import UserError
 from slmjax.evaluation.harness.own_tasks import OwnTask
-from slmjax.evaluation.harness.run import evaluate_harness, load_tasks
+from slmjax.evaluation.harness.run import evaluate_harness, load_tasks, refuse_code
+from slmjax.evaluation.tasks.code_execution.executor import CODE_EVAL
 from slmjax.evaluation.tasks.registry import TASKS, evaluate_tasks
 from tests.evaluation import miniatures
 
@@ -100,6 +101,34 @@ def test_what_does_not_fit_is_refused(data, tmp_path):
         load_tasks(["text2sql"], data_dir=tmp_path)
     (task,) = load_tasks(["pubmedqa"], data_dir=data).loaded[0].tasks.values()
     assert isinstance(task, OwnTask)
+
+
+def test_no_task_runs_programs_in_its_own_way(tmp_path):
+    item = {"code": "def f(x):\n    return x + 1", "input": "1", "output": "2", "id": "mini"}
+    (tmp_path / "cruxeval_output.test.jsonl").write_text(json.dumps(item) + "\n")
+    (task,) = load_tasks(["cruxeval_output"], data_dir=tmp_path, allow_code=True).loaded[0].tasks.values()
+    selection = load_tasks(["cruxeval_output"], data_dir=tmp_path, allow_code=True)
+    with pytest.raises(UserError, match="--allow-code"):
+        refuse_code(selection, allowed=False)
+    refuse_code(selection, allowed=True)
+    score = task.config.metric_list[0]["metric"]
+    escape = f"open({str(tmp_path / 'escaped')!r}, 'w')"
+    try:
+        found = score(
+            references=[""], predictions=[[f"{item['code']}\nassert f(1) == 2", escape, "import os\nos.fork()"]]
+        )
+    finally:
+        CODE_EVAL.close()
+    assert found == {"pass@1": pytest.approx(1 / 3)} and not (tmp_path / "escaped").exists()
+    (tmp_path / "own.yaml").write_text(
+        "task: own\ndataset_path: own\nunsafe_code: true\noutput_type: generate_until\ntest_split: test\n"
+        "doc_to_text: code\ndoc_to_target: output\nmetric_list:\n  - metric: exact_match\n    aggregation: mean\n"
+        "    higher_is_better: true\n"
+    )
+    (tmp_path / "own.test.jsonl").write_text(json.dumps(item) + "\n")
+    own = load_tasks([str(tmp_path / "own.yaml")], data_dir=tmp_path, allow_code=True)
+    with pytest.raises(UserError, match="own runs programs in a way of its own"):
+        refuse_code(own, allowed=True)
 
 
 def test_programs_are_run_only_where_it_is_allowed(talker, tmp_path, capsys, monkeypatch):

@@ -29,7 +29,9 @@ def by_hand(lm, prompt, continuation):
     start = lm.tokenizer.encode(prompt)
     tail = lm.tokenizer.encode(prompt + continuation)[len(start) :]
     row = (start + tail)[-lm.context_length - 1 :]
-    log_probs = jax.nn.log_softmax(lm.apply(lm.params, np.asarray([row[:-1]])))[0]
+    padded = np.zeros((1, lm.context_length), np.int32)  # one length, one program; what comes behind is not seen
+    padded[0, : len(row) - 1] = row[:-1]
+    log_probs = jax.nn.log_softmax(lm.apply(lm.params, padded))[0]
     return sum(float(log_probs[len(row) - 1 - len(tail) + i, token]) for i, token in enumerate(tail))
 
 

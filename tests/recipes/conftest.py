@@ -77,7 +77,7 @@ def task_files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finetuning_on_tasks(small_run, task_files):
-    """The recipe of fine-tuning that is scored on tasks: choices, a perplexity, generation."""
+    """The recipe of fine-tuning that is scored on tasks: choices and a perplexity."""
     pytest.importorskip("lm_eval")
     config, general = small_run(
         **{

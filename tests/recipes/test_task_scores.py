@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import random
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("lm_eval")
+lm_eval = pytest.importorskip("lm_eval")
 
 from slmjax.cli.main import main
 from slmjax.errors import UserError
 from slmjax.evaluation.harness.run import evaluate_harness
 from slmjax.formats.models import load
+from slmjax.inference.finetuned import FineTuned
+from slmjax.inference.language_model import LanguageModel
 from slmjax.peft.config import PeftConfig
 from slmjax.recipes.check import check
 from slmjax.recipes.config import run_config
@@ -20,9 +24,11 @@ from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.recipes.observers.forgetting import compare
 from slmjax.recipes.observers.plots import is_score, metric_of
 from slmjax.recipes.observers.tasks import TaskScores, open_tasks
-from slmjax.recipes.train import train
+from slmjax.recipes.train import make_recipe, train
+from slmjax.tokenization.tokenizer import load_tokenizer
 from slmjax.training.checkpoints.config import more_is_better
 from slmjax.training.config import TasksConfig
+from slmjax.training.recipe import Evaluation
 from tests.tiny_run import lines_of, make_base
 
 
@@ -44,26 +50,35 @@ def score_lines(workdir):
 
 @pytest.mark.slow
 def test_a_run_is_scored_as_evaluate_scores_its_checkpoint_and_trains_the_same(
-    scored, tmp_path, saved, assert_bitwise_equal, task_files, monkeypatch
+    scored, tmp_path, saved, assert_bitwise_equal, task_files, monkeypatch, capsys
 ):
-    config, _ = scored("arc_easy", "lambada_openai", **{"training.eval_every": 2, "tasks": {"every": 2}})
+    official = Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"
+    (tmp_path / "gsm8k_short.yaml").write_text(
+        f"include: {official}\ntask: gsm8k_short\ngeneration_kwargs:\n  until: [':']\n  max_gen_toks: 6\n"
+    )
+    names = ("arc_easy", "lambada_openai", str(tmp_path / "gsm8k_short.yaml"))
+    config, _ = scored(*names, **{"training.eval_every": 2, "tasks": {"every": 2, "num_fewshot": 0}})
     with monkeypatch.context() as patched:
         patched.setattr(TaskScores, "measure", leaving_generators(TaskScores.measure))
         train(config, tmp_path / "run")
     found = score_lines(tmp_path / "run")
     assert {step for step, scores in found.items() if scores} == {4, 6}  # every second evaluation, and the last
-    assert set(found[6]) == {
+    generated = {name for name in found[6] if name.startswith("task/gsm8k_short/")}
+    assert "task/gsm8k_short/exact_match,strict-match" in generated
+    assert set(found[6]) - generated == {
         *(f"task/arc_easy/{metric}" for metric in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")),
         *(f"task/lambada_openai/{metric}" for metric in ("acc", "acc_stderr", "perplexity", "perplexity_stderr")),
     }
     assert (tmp_path / "run" / "tasks.png").stat().st_size > 10_000
+    assert capsys.readouterr().err.count("requests are longer than the context") == 3  # once a task
 
     results = evaluate_harness(
-        load(tmp_path / "run"), ["arc_easy", "lambada_openai"], data_dir=task_files, limit=3, progress=False
+        load(tmp_path / "run"), names, data_dir=task_files, limit=3, num_fewshot=0, progress=False
     )["results"]
     for name, value in found[6].items():
         _, task, metric = name.split("/")
-        assert value == pytest.approx(results[task][f"{metric},none"], rel=1e-4)
+        key = metric if "," in metric else f"{metric},none"
+        assert value == pytest.approx(results[task][key], rel=1e-4)
 
     plain = dataclasses.replace(config, training=dataclasses.replace(config.training, tasks=TasksConfig()))
     train(plain, tmp_path / "plain")
@@ -114,13 +129,41 @@ def test_the_forgetting_report_takes_tasks(scored, tmp_path):
 
 
 def evaluate_base(config, tmp_path):
-    from slmjax.inference.language_model import LanguageModel
-    from slmjax.tokenization.tokenizer import load_tokenizer
-
     tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer")
     lm = LanguageModel(config=config.model, params=make_base(config), tokenizer=tokenizer)
     data = config.training.tasks.data_dir
     return evaluate_harness(lm, ["lambada_openai"], data_dir=data, limit=3, progress=False)["results"]["lambada_openai"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "peft",
+    [
+        {"method": "lora", "quantize": "int8"},
+        {"method": "ia3"},
+        {"method": "freeze", "expand": 1},
+    ],
+    ids=lambda peft: peft["method"],
+)
+def test_what_a_method_adds_is_scored_with_the_base(scored, tmp_path, peft, task_files):
+    config, general = scored("lambada_openai")
+    config = dataclasses.replace(
+        config,
+        peft=PeftConfig(base="somewhere", **peft),
+        forgetting=ForgettingConfig(corpus=str(general), tokens=64),
+    )
+    recipe = make_recipe(config, tmp_path, base=make_base(config))
+    (observer,) = [one for one in recipe.observers if isinstance(one, TaskScores)]
+    begun = recipe.start()
+    found = []
+    for shift in (0.0, 0.5 if peft["method"] == "ia3" else 0.05):
+        state = dataclasses.replace(begun, params=jax.tree.map(lambda x, s=shift: x + s, begun.params))
+        found.append(observer.measure(Evaluation(3, state, False, {}, print))["task/lambada_openai/perplexity"])
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
+    merged = FineTuned(observer._lm.method, state.params, state.frozen).merged()
+    lm = LanguageModel(config=observer._lm.config.model, params=merged, tokenizer=observer._tokenizer)
+    results = evaluate_harness(lm, ["lambada_openai"], data_dir=task_files, limit=3, progress=False)["results"]
+    assert results["lambada_openai"]["perplexity,none"] == pytest.approx(found[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +174,7 @@ def evaluate_base(config, tmp_path):
         ({"names": ("mmlu_pro",)}, "mmlu_pro.*lacks"),
         ({"names": ("arc_easy",), "num_fewshot": 1000}, r"lower training\.tasks\.num_fewshot"),
         ({"names": ("humaneval",)}, r"training\.tasks\.allow_code=True"),
+        ({"names": ("gsm8k",)}, r"gsm8k asks for 256 new tokens, which model\.context_length=32 has no room for"),
         ({"names": ("pubmedqa",)}, "ori_pqal.json cannot be read"),
     ],
 )

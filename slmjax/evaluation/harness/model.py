@@ -39,6 +39,7 @@ class HarnessModel(TemplateLM):
         lm: the model.
         truncated: requests by task that were longer than the context and lost their beginning.
         tokenizer: its special tokens, which the harness writes into its results.
+        tells_of_cuts: whether a warning tells of these requests too.
 
     Args:
         max_length: tokens of the context; None: the model's.
@@ -54,6 +55,8 @@ class HarnessModel(TemplateLM):
     Raises:
         UserError: the model has no tokenizer; a context that it cannot have.
     """
+
+    tells_of_cuts = True
 
     def __init__(
         self,
@@ -257,8 +260,8 @@ class HarnessModel(TemplateLM):
         )
 
     def _tell_of_cuts(self, cut: Counter[str], count: int) -> None:
-        if cut:
-            self.truncated.update(cut)
+        self.truncated.update(cut)
+        if cut and self.tells_of_cuts:
             tasks = first_few([f"{number} of {task}" for task, number in cut.most_common()])
             warn(
                 f"{cut.total()} of {count} requests are longer than the context of {self.max_length} tokens and lose "

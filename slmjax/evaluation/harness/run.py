@@ -28,7 +28,7 @@ from slmjax.evaluation.harness.own_tasks import OwnTask
 from slmjax.evaluation.harness.presets import asked_tasks
 from slmjax.evaluation.harness.resume import AnswerStore, remember
 from slmjax.evaluation.harness.standard_errors import add_standard_errors
-from slmjax.evaluation.tasks.code_execution.executor import install
+from slmjax.evaluation.tasks.code_execution.executor import contain, install
 from slmjax.evaluation.tasks.needle.task import NeedleTask
 from slmjax.files import local_path
 from slmjax.inference.language_model import LanguageModel
@@ -258,6 +258,11 @@ def refuse_code(tasks: Selection, allowed: bool) -> None:
         for name, task in each.tasks.items():
             if getattr(task, "UNSAFE_CODE", False) and not allowed:
                 raise UserError(f"{name} runs programs that the model writes: allow it by --allow-code.")
+            if getattr(task, "UNSAFE_CODE", False) and not contain(task):
+                raise UserError(
+                    f"{name} runs programs in a way of its own, within no limits: leave it to the harness itself, in "
+                    "a container."
+                )
             if getattr(task, "MULTIMODAL", False):
                 raise UserError(f"{name} asks about images or sound, which no model here takes: choose another task.")
 

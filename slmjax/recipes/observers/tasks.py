@@ -75,8 +75,26 @@ def open_tasks(config: RunConfig) -> WatchedTasks | None:
             message = message.replace(option, key)
         raise UserError(message) from error
     tasks = [task for loaded in selection.loaded for task in loaded.tasks.values()]
+    for task in tasks:
+        _check_room(task, config.model.context_length)
     falling = {metric for task in tasks for metric, rising in task.higher_is_better().items() if not rising}
     return WatchedTasks(selection, asked.allow_code, frozenset(falling))
+
+
+def _check_room(task: Any, context: int) -> None:
+    """UserError where a task's answers alone fill the context, before an evaluation says so amid the run."""
+    if task.OUTPUT_TYPE != "generate_until":
+        return
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    from slmjax.evaluation.harness.generation import MAX_NEW_TOKENS
+
+    length = normalize_gen_kwargs(dict(task.config.generation_kwargs or {}), MAX_NEW_TOKENS)["max_gen_toks"]
+    if length >= context:
+        raise UserError(
+            f"The task {task.task_name} asks for {length} new tokens, which model.context_length={context} has no room "
+            "for: leave it out, or give the path of a YAML file that includes it and sets a smaller max_gen_toks."
+        )
 
 
 def task_scores(
@@ -113,6 +131,7 @@ class TaskScores(Watching):
         """`stop_ids`, `generation`: of the base, as the run's model will have them."""
         self._watched, self._lm, self._tokenizer, self._workdir = watched, lm, tokenizer, workdir
         self._stop_ids, self._generation = tuple(stop_ids), generation
+        self._told = False  # of requests that are too long, which are the same ones each time
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """Every score of every task; before the first step, of the network as it began. {} where none is due."""
@@ -152,6 +171,7 @@ class TaskScores(Watching):
         )
         model = HarnessModel(lm)
         model.get_model_info = dict  # type: ignore[method-assign]  # a fingerprint of all parameters, each time
+        model.tells_of_cuts, self._told = not self._told, True
         return model
 
 

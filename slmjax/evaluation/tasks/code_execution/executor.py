@@ -143,6 +143,12 @@ class CodeEval:
         """End the processes; the next program begins them anew."""
         self._executor.close()
 
+    def passes(self, program: str) -> bool:
+        """Whether a program comes to its end. UserError where running programs was not allowed."""
+        if not self.allowed:
+            raise UserError(NOT_ALLOWED)
+        return self._executor.run([program]) == ["passed"]
+
     def compute(
         self,
         *,
@@ -203,6 +209,21 @@ def install(allow: bool) -> None:
         found.__dict__.update(load=_load, __getattr__=_attribute)
     elif found.load is not _load:
         _replace_load(found)
+
+
+def contain(task: Any) -> bool:
+    """Whether a task of the harness runs programs by this metric alone, where need be from now on.
+
+    A task with a copy of human-eval's functions of its own (cruxeval) gets this one in their place.
+    """
+    metrics = [metric["metric"] for metric in task.config.metric_list or []]
+    functions = [one for one in (*metrics, task.config.process_results) if callable(one)]
+    for names in (getattr(function, "__globals__", {}) for function in functions):
+        if "unsafe_execute" in names:
+            names["check_correctness"] = lambda program, timeout=SECONDS: CODE_EVAL.passes(program)
+        elif not any(value is CODE_EVAL for value in names.values()):
+            return False
+    return bool(functions)
 
 
 def _load(path: str, *args: Any, **settings: Any) -> Any:
