@@ -17,6 +17,12 @@ def new_figure(width: float = 8, height: float = 5) -> Any:
     return figure
 
 
+def short_name(name: str, most: int = 70) -> str:
+    """A model's name or path as a title has room for it: its end."""
+    name = name.rstrip("/")
+    return name if len(name) <= most else f"...{name[3 - most :]}"
+
+
 def tidy(axes: Any) -> None:
     """A light grid, and no frame above and to the right."""
     axes.grid(color="#e5e5e5", linewidth=0.6)

@@ -15,7 +15,8 @@ from typing import Any
 MOVED = {
     "cli.sampling_arguments": "cli.shared.sampling_arguments",
     "data.examples": "data.conversations.examples data.conversations.encoding",
-    "evaluation.choices": "evaluation.loglikelihood",
+    "evaluation.choices": "evaluation.tasks.choices",
+    "evaluation.loglikelihood": "evaluation.tasks.choices",
     "evaluation.pubmedqa": "evaluation.tasks.pubmedqa",
     "evaluation.text_to_sql": "evaluation.tasks.text_to_sql.task",
     "formats.adapterhub": "formats.adapters.adapterhub",

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slmjax.cli.shared.model_arguments import add_checkpoint_argument
+from slmjax.cli.shared.model_arguments import add_checkpoint_argument, add_mesh_argument, mesh_of
 from slmjax.cli.shared.option_types import not_empty, whole_number
 from slmjax.cli.shared.sampling_arguments import add_context_argument
 from slmjax.cli.shared.text_sources import add_format_arguments, texts_of
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter (default: the one that it names)")
     add_checkpoint_argument(parser)
     add_context_argument(parser)
+    add_mesh_argument(parser)
     parser.add_argument("--output", help="directory for the results in the harness's files, or a .json file for them")
     parser.add_argument(
         "--compare",
@@ -145,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace) -> Any:
     from slmjax.formats.models import load
 
-    return load(args.model, base=args.base, checkpoint=args.checkpoint).with_context(args.context)
+    lm = load(args.model, mesh=mesh_of(args.mesh), base=args.base, checkpoint=args.checkpoint)
+    return lm.with_context(args.context)
 
 
 def _text(args: argparse.Namespace) -> dict[str, Any]:
@@ -272,7 +274,7 @@ def _shots(names: list[str], output: Path | None, args: argparse.Namespace) -> i
             _write_samples(one, results[n]["samples"], args)
         png = _written_beside(output, "in_context", text)
         if lines:
-            plot_shots(lines, png, f"{args.model}: in-context learning")
+            plot_shots(lines, png, args.model)
     print(text if args.json else shots_table(lines))
     return 0
 

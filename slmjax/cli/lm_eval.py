@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from slmjax.cli.main import run_command
 from slmjax.cli.shared.malloc_settings import begin_with_kept_memory
@@ -25,6 +26,9 @@ def _evaluate(_: argparse.Namespace) -> int:
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import register_model
 
+    from slmjax.evaluation.tasks.code_execution.executor import install
+
     register_model("slmjax")(SlmjaxModel)
+    install("--confirm_run_unsafe_code" in sys.argv)
     cli_evaluate()
     return 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from slmjax.console import warn
 from slmjax.errors import UserError, first_few
-from slmjax.figures import new_figure, tidy, write_figure
+from slmjax.figures import new_figure, short_name, tidy, write_figure
 
 if TYPE_CHECKING:
     from slmjax.evaluation.harness.run import Selection
@@ -169,7 +169,12 @@ def plot_shots(lines: Sequence[Line], png: str | Path, title: str = "") -> None:
     axes.set_xticks(shots)
     axes.set_xlabel("shots (examples in the prompt)")
     axes.set_ylabel("accuracy (%), with standard errors")
-    axes.set_title(title or "In-context learning", loc="left", weight="bold", parse_math=False)
+    axes.set_title(
+        f"In-context learning: {short_name(title, 50)}" if title else "In-context learning",
+        loc="left",
+        weight="bold",
+        parse_math=False,
+    )
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     tidy(axes)
     write_figure(figure, png)

@@ -48,6 +48,24 @@ class Decoder:
         return self.network.model
 
 
+def over_rows(mesh: jax.sharding.Mesh | None, tree: Any, axis: Callable[[jax.Array], int] = lambda array: 0) -> Any:
+    """The arrays of a program with their rows over the mesh's data and fsdp, where they can be divided so.
+
+    axis: that of an array's rows.
+    """
+    if mesh is None:
+        return tree
+
+    def constrain(array: jax.Array) -> jax.Array:
+        at = axis(array)
+        if array.shape[at] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+            return array
+        spec = P(*(None,) * at, ("data", "fsdp"))
+        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+    return jax.tree.map(constrain, tree)
+
+
 @flax.struct.dataclass
 class DecodeState:
     """State that decoding carries from token to token."""

@@ -124,6 +124,14 @@ class LanguageModel:
             variables["peft"] = unstack(self.config, self.peft, dtype)
         return Decoder(Network(Transformer(self.config, execution), self.options)), variables
 
+    @property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The mesh over which the parameters lie; None for one device."""
+        shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(self.params))
+        meshes = (s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding) and s.mesh.size > 1)
+        found = next(meshes, None)
+        return found if isinstance(found, jax.sharding.Mesh) else None
+
     def apply(self, params: Any, tokens_BT: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of int32 tokens [B, T]; pure, and may be jitted."""
         return forward(Network(self.model, self.options), self._with_peft(params), tokens_BT)

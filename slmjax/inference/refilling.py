@@ -6,6 +6,7 @@ any row, whose keys and values are copied.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from slmjax.inference.decoding import NONE, Decoder, new_cache
+from slmjax.inference.decoding import NONE, Decoder, new_cache, over_rows
 from slmjax.inference.generate import bucket, check_prompts, decode_prompts, padded_stops
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import changes_with_length
 from slmjax.inference.sampling import GREEDY, Sampling, require_seed, sample
 from slmjax.inference.text import Continuation
 from slmjax.models.config import ModelConfig
-from slmjax.models.kv_cache import KVCache
+from slmjax.models.kv_cache import SLOTS, KVCache, axis_of_rows
 from slmjax.models.transformer import apply_head
 from slmjax.peft.forward import forward
 from slmjax.peft.prefix_cache import prefix_length
@@ -35,7 +36,6 @@ from slmjax.tokenization.tokenizer import Tokenizer
 ROWS = 16  # of a batch: on a CPU a step of 16 takes little longer than one of 4, since it reads the same weights
 BURST = 8  # tokens drawn before the host looks for rows that have finished
 PIECE = 256  # tokens of a prompt that are run at once
-_SLOTS = 2  # the axis of positions in the arrays of a layer's cache, stacked or not
 
 
 @flax.struct.dataclass
@@ -79,6 +79,7 @@ def generate_rows(
     check_prompts(prompts, max_new_tokens, lm.config.vocab_size, lm.longest_context)
     rows = max(1, min(rows or ROWS, len(prompts)))
     decoder, arrays = lm.decoding(max(rows, 2))  # the layout of several rows, whose caches are written row by row
+    decoder = dataclasses.replace(decoder, mesh=lm.mesh)
     config = decoder.model.config
     outputs: dict[int, list[int]] = {}
     with tqdm(total=len(prompts), desc="generate", unit=" prompts", disable=not progress) as bar:
@@ -221,15 +222,12 @@ def _order(prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[int
 def empty_rows(decoder: Decoder, arrays: Any, num_rows: int, capacity: int, penalized: bool) -> Rows:
     """Rows without prompts, with room for `capacity` tokens each."""
     layers = new_cache(decoder, decoder.collections(arrays), num_rows, capacity).layers
+    layers = over_rows(decoder.mesh, layers, axis_of_rows)
     zeros_B = jnp.zeros(num_rows, jnp.int32)
     keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(zeros_B)
     seen_BV = jnp.zeros((num_rows, decoder.model.config.vocab_size), bool) if penalized else None
     drawn_BN = jnp.full((num_rows, BURST), NONE, jnp.int32)
     return Rows(layers, zeros_B, zeros_B, zeros_B, keys_B, jnp.ones(num_rows, bool), drawn_BN, seen_BV)
-
-
-def _axis_of_rows(array: jax.Array) -> int:
-    return 1 if array.ndim == 5 else 0
 
 
 @partial(jax.jit, static_argnames=("decoder",), donate_argnames=("rows",))
@@ -240,13 +238,13 @@ def run_piece(decoder: Decoder, arrays: Any, rows: Rows, source, row, tokens_1T,
     """
     variables = decoder.collections(arrays)
     prefix = prefix_length(variables.get("peft", {}))
-    layer = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, source, 1, _axis_of_rows(x)), rows.layers)
-    T, S = tokens_1T.shape[1], jax.tree.leaves(layer)[0].shape[_SLOTS]
+    layer = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, source, 1, axis_of_rows(x)), rows.layers)
+    T, S = tokens_1T.shape[1], jax.tree.leaves(layer)[0].shape[SLOTS]
     positions_1T = (at + jnp.arange(T, dtype=jnp.int32))[None]
     cache = KVCache(layer, jnp.ones((1, S), jnp.int32), prefix + at, _behind(positions_1T, S, prefix))
     hidden_1TE, cache = forward(decoder.network, variables, tokens_1T, positions_1T, None, cache, hidden=True)
     layers = jax.tree.map(
-        lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, _axis_of_rows(x)), rows.layers, cache.layers
+        lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis_of_rows(x)), rows.layers, cache.layers
     )
     return rows.replace(layers=layers), hidden_1TE[:, length - 1]  # type: ignore[attr-defined]
 
@@ -294,13 +292,14 @@ def decode_burst(decoder: Decoder, arrays: Any, rows: Rows, stops, limit, sampli
     """Draw `BURST` tokens in each row, or until it is done; they are its `drawn_BN`. limit: tokens of a row."""
     variables = decoder.collections(arrays)
     prefix = prefix_length(variables.get("peft", {}))
-    B, S = rows.lengths_B.shape[0], jax.tree.leaves(rows.layers)[0].shape[_SLOTS]
+    B, S = rows.lengths_B.shape[0], jax.tree.leaves(rows.layers)[0].shape[SLOTS]
     segments_BS = jnp.ones((B, S), jnp.int32)
 
     def step(carry: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
         n, rows = carry
         # A row that is done writes where its next token would stand, which nothing sees.
         positions_B1, index_B = rows.lengths_B[:, None], prefix + rows.lengths_B
+        rows = rows.replace(layers=over_rows(decoder.mesh, rows.layers, axis_of_rows))  # type: ignore[attr-defined]
         cache = KVCache(rows.layers, segments_BS, index_B, _behind(positions_B1, S, prefix))
         inputs = (rows.last_B[:, None], positions_B1, None, cache)
         hidden_B1E, cache = forward(decoder.network, variables, *inputs, hidden=True)

@@ -90,6 +90,14 @@ class LayerCache:
         return LayerCache(fill(self.keys, keys), fill(self.values, values), self.stacked)
 
 
+SLOTS = 2  # the axis of positions in the arrays of a layer's cache, stacked or not
+
+
+def axis_of_rows(array: jax.Array) -> int:
+    """The axis of rows in an array of a layer's cache: behind the layers, where they are stacked."""
+    return array.ndim - 4
+
+
 @flax.struct.dataclass
 class KVCache:
     """Keys and values of the first `index` positions of each row.

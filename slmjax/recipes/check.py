@@ -114,7 +114,7 @@ def _check_tasks(config: RunConfig, *, tuned: bool) -> None:
     require_harness()
     place = config.training.tasks.data_dir
     if place and not local_path(place, "training.tasks.data_dir").is_dir():
-        raise UserError(f"training.tasks.data_dir={place} is no directory: give the one that holds the tasks' files.")
+        raise UserError(f"training.tasks.data_dir={place} is not a directory: give the one of the tasks' files.")
 
 
 def _holds_out(config: RunConfig) -> bool:

@@ -104,7 +104,8 @@ def _tasks(values: Mapping[str, Any]) -> TasksConfig:
     for key in values:
         if key not in known:
             raise UserError(f"The config has an unknown key training.tasks.{key}; {did_you_mean(str(key), known)}")
-    return TasksConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return TasksConfig(**given)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,6 +203,23 @@ def test_the_metric_has_the_form_of_evaluates(executor):
     assert details[1][2] == (2, {"task_id": 1, "passed": False, "result": "failed: ", "completion_id": 2})
 
 
+def test_mbpp_counts_the_programs_of_its_own_examples(monkeypatch):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    install(True)
+    try:
+        task = load_yaml(os.path.join(os.path.dirname(lm_eval.__file__), "tasks", "mbpp", "mbpp.yaml"))
+        score = task["metric_list"][0]["metric"]
+        for example in task["fewshot_config"]["samples"]():
+            test = "\n".join(example["test_list"])
+            assert score([test], [[example["code"]]]) == 1.0
+            assert score([test], [["return None".join(example["code"].rsplit("return", 1))]]) == 0.0
+    finally:
+        install(False)
+        module.CODE_EVAL.close()
+
+
 def test_the_harness_gets_the_metric_only_where_it_was_allowed(monkeypatch):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -211,6 +228,9 @@ def test_the_harness_gets_the_metric_only_where_it_was_allowed(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     official = os.path.join(os.path.dirname(lm_eval.__file__), "tasks", "humaneval", "humaneval.yaml")
     install(False)
+    import evaluate
+
+    assert not hasattr(evaluate, "__wrapped__") and evaluate.__name__ == "evaluate"
     with pytest.raises(UserError, match="--allow-code"):
         load_yaml(official)
     install(True)

@@ -76,6 +76,19 @@ def test_all_tasks_are_evaluated_in_one_call(talker, data, tmp_path, capsys):
     assert "predictions" not in shown["text2sql"]
 
 
+def test_without_the_harness_our_own_tasks_are_evaluated_alone(talker, data, tmp_path, capsys, monkeypatch):
+    slmjax.save(talker, tmp_path / "model")
+    command = ["evaluate", "--model", str(tmp_path / "model"), "--tasks", "text2sql", "--limit", "1", "--json"]
+    shown = []
+    for installed in (True, False):
+        monkeypatch.setattr("slmjax.evaluation.harness.has_harness", lambda installed=installed: installed)
+        assert main([*command, "--data-dir", str(data / "text2sql")]) == 0
+        shown.append(json.loads(capsys.readouterr().out)["text2sql"])
+    assert shown[0] == shown[1]
+    assert main([*command, "--data-dir", str(data), "--tasks", "text2sql,arc_easy"]) == 2
+    assert "pip install 'slmjax[eval]'" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_refused(data, tmp_path):
     with pytest.raises(UserError, match="text2sql reads local data: give their directory by --data-dir"):
         load_tasks(["text2sql"])

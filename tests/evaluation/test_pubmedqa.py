@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from slmjax.errors import UserError
-from slmjax.evaluation.tasks.choices import choice_log_probs
+from slmjax.evaluation.tasks.choices import loglikelihoods
 from slmjax.evaluation.tasks.pubmedqa import PubMedQA, macro_f1, read_pubmedqa
 from slmjax.evaluation.tasks.task import Settings
 
@@ -38,13 +38,13 @@ def test_likelihoods_are_those_of_the_whole_forward(talker):
     requests = [("Answer:", [" yes", " no", " select name"]), ("question: where is ohio " * 40, [" no", " maybe"])]
     assert len(talker.tokenizer.encode(requests[1][0])) > talker.context_length // 2
     long = [("x y z " * 300, [" yes", " where is"])]
-    scores = choice_log_probs(talker, requests + long, progress=False)
+    scores = loglikelihoods(talker, requests + long, progress=False)
     for (prompt, continuations), ours in zip(requests + long, scores, strict=True):
         wanted = [by_hand(talker, prompt, continuation) for continuation in continuations]
         np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-4)
         assert len(set(ours)) == len(ours)
     with pytest.raises(UserError, match="no tokens of its own"):
-        choice_log_probs(talker, [("Answer:", [""])], progress=False)
+        loglikelihoods(talker, [("Answer:", [""])], progress=False)
 
 
 def test_questions_are_divided_as_the_authors_did(data):

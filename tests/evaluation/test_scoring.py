@@ -15,7 +15,7 @@ from slmjax.evaluation.scoring.score import NotFiniteError, score, score_with
 from slmjax.evaluation.scoring.trie import cut_chunks, cut_streams
 from slmjax.inference.decoding import Decoder
 from slmjax.inference.language_model import LanguageModel
-from slmjax.inference.refilling import common_prefix
+from slmjax.inference.refilling import common_prefix, generate_rows
 from slmjax.models.config import ModelConfig, RopeScaling
 from slmjax.models.transformer import Transformer
 from slmjax.peft.config import PeftConfig
@@ -130,6 +130,7 @@ def test_a_prefix_stands_before_every_text(window):
     assert_same(score(lm, questions(), progress=False), one_by_one(lm, questions()))
 
 
+@pytest.mark.slow
 def test_rows_lie_over_a_mesh():
     lm, requests = make_lm(), questions()
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -137,6 +138,12 @@ def test_rows_lie_over_a_mesh():
     decoder = Decoder(Network(Transformer(lm.config)), mesh=mesh)
     scores = score_with(decoder, {"params": params}, requests, progress=False)
     assert_same(scores, score(lm, requests, progress=False))
+    spread = dataclasses.replace(lm, params=params)
+    assert spread.mesh == mesh and lm.mesh is None
+    assert_same(score(spread, requests, progress=False), scores)
+    settings = {"max_new_tokens": 4, "rows": 8}
+    prompts = [context for context, _ in requests]
+    assert generate_rows(spread, prompts, **settings) == generate_rows(lm, prompts, **settings)
 
 
 def test_a_sum_that_is_not_finite_names_its_request():

@@ -10,6 +10,7 @@ from slmjax.peft.config import PeftConfig
 from slmjax.recipes.config import default_config, run_config, set_budget
 from slmjax.recipes.forgetting_config import ForgettingConfig
 from slmjax.recipes.train import make_recipe
+from tests.evaluation import miniatures
 from tests.tiny_run import assert_bitwise_equal, built_once, make_base, saved, tiny_config, tiny_text
 
 __all__ = ["assert_bitwise_equal", "built_once", "saved", "tiny_config", "tiny_text"]
@@ -66,3 +67,33 @@ def finetuning(small_run):
         return make_recipe(config, workdir, base=make_base(config))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def task_files(tmp_path_factory):
+    """A directory with the data of tasks of the harness, invented and few."""
+    return miniatures.write(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="session")
+def finetuning_on_tasks(small_run, task_files):
+    """The recipe of fine-tuning that is scored on tasks: choices, a perplexity, generation."""
+    pytest.importorskip("lm_eval")
+    config, general = small_run(
+        **{
+            "schedule.name": "constant",
+            "training.ema_decay": 0.5,
+            "training.tasks": {
+                "names": ("arc_easy", "lambada_openai"),
+                "every": 2,
+                "limit": 3,
+                "data_dir": str(task_files),
+            },
+        }
+    )
+    config = dataclasses.replace(
+        config,
+        peft=PeftConfig(method="lora", base="somewhere"),
+        forgetting=ForgettingConfig(corpus=str(general), tokens=64, tasks=("sciq",)),
+    )
+    return lambda workdir: make_recipe(config, workdir, base=make_base(config))

@@ -61,7 +61,7 @@ def left_behind(recipe, workdir):
     return restored.step, numbers, files, digests
 
 
-@pytest.fixture(params=["pairwise", "online", "pretraining", "finetuning"])
+@pytest.fixture(params=["pairwise", "online", "pretraining", "finetuning", "finetuning_on_tasks"])
 def make(request):
     """make(workdir): a new recipe, as a new process would make it."""
     small = {"pairwise": pairwise, "online": online}

@@ -63,10 +63,13 @@ def test_sentencepiece_without_dummy_prefix_counts_bytes_exactly(sentencepiece_p
     assert tokenizer.token_bytes()[tokenizer.encode(text)].sum() == len(text.encode())
 
 
-@given(st.lists(any_text, max_size=5))
+@given(st.lists(any_text, max_size=5), st.booleans())
 @settings(deadline=None)
-def test_a_batch_is_its_texts_one_by_one(trained, texts):
-    assert trained.encode_batch(texts) == [trained.encode(text) for text in texts]
+def test_a_batch_is_its_texts_one_by_one(trained, sentencepiece_path, texts, special):
+    """With special tokens' strings among them, which are these tokens or text."""
+    for tokenizer, token in ((trained, END_OF_TEXT), (load_tokenizer(sentencepiece_path), "</s>")):
+        texts = [*texts, f"{token}a{token}{token}", *(f"{text}{token}" for text in texts[:2])]
+        assert tokenizer.encode_batch(texts, special) == [tokenizer.encode(text, special) for text in texts]
 
 
 def test_training_is_deterministic_and_reaches_the_size(trained):

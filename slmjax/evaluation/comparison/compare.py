@@ -24,6 +24,10 @@ LEVEL = 0.05  # of the adjusted p-value below which a difference is called more 
 MIN_CLUSTERS = 10  # fewer say too little about how clusters differ: their items count as independent
 
 
+def _mean(x: np.ndarray) -> np.ndarray:
+    return x
+
+
 def _bits(x: np.ndarray) -> np.ndarray:
     return -x / math.log(2)
 
@@ -113,20 +117,24 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
         )
     notes = [
         f"{first_few(only, 5)} only in {name}."
-        for name, mine, other in (("A", *files), ("B", *reversed(files)))
+        for name, mine, other in (("A", files[0], files[1]), ("B", files[1], files[0]))
         if (only := [task for task in mine.tasks if task not in other.tasks])
     ]
     rows = [row for task in tasks for row in _rows_of_task(files, task, notes, seed)]
     rows += [row for group in files[0].groups for row in _rows_of_group(files, group, rows)]
     if not rows:
-        raise UserError(f"{a} and {b} have no metric that can be compared item by item. {' '.join(notes)}")
+        raise UserError(f"{a} and {b} have no metric that can be compared item by item ({first_few(notes)}).")
     adjusted = holm([row.p for row in rows])
     rows = [_judged(replace(row, p_holm=p)) for row, p in zip(rows, adjusted, strict=True)]
-    return Comparison(*_names(files), rows, notes)
+    names = _names(files)
+    return Comparison(names[0], names[1], rows, notes)
 
 
 def _rows_of_task(files: tuple[ResultsFile, ResultsFile], task: str, notes: list[str], seed: int) -> Iterable[Row]:
     samples = [read_items(file, task) for file in files]
+    versions = [file.versions.get(task) for file in files]
+    if versions[0] != versions[1]:
+        notes.append(f"{task}: version {versions[0]} in A, {versions[1]} in B, which may count otherwise.")
     for filter in samples[0]:
         if filter not in samples[1]:
             notes.append(f"{task}: the filter {filter} only in A.")
@@ -179,19 +187,19 @@ def _row(
     if not MIN_CLUSTERS <= num_clusters < len(clusters):
         num_clusters = 0
     at = clusters_N if num_clusters else None
-    score = _LIKELIHOODS.get(metric)
     a_N, b_N, weights_N = values
-    if score is None:
-        scores = [float(a_N.mean()), float(b_N.mean())]
+    told = [file.scores[task].get(f"{metric},{filter}", math.nan) for file in files]
+    for score in (_LIKELIHOODS.get(metric, _mean), _mean):
+        scores = [float(score(x_N.sum() / weights_N.sum())) for x_N in (a_N, b_N)]
+        if _same(scores, told):
+            break
+    else:
+        return "as its score is not one that its items give by a mean"
+    if score is _mean:
         difference = mean_difference(a_N, b_N, at)
     else:
-        scores = [float(score(x_N.sum() / weights_N.sum())) for x_N in (a_N, b_N)]
         difference = bootstrap_difference(a_N, b_N, weights_N, score, at, seed=seed)
-    for file, found in zip(files, scores, strict=True):
-        told = file.scores[task].get(f"{metric},{filter}")
-        if told is None or not math.isclose(told, found, rel_tol=1e-5, abs_tol=1e-9):
-            return "as its score is not one that its items give by a mean"
-    better = files[0].higher_is_better.get(task, {}).get(metric, score is None) is True
+    better = files[0].higher_is_better.get(task, {}).get(metric, score is _mean) is True
     return _new_row(task, metric, filter, (len(a_N), num_clusters), scores, difference, better)
 
 
@@ -225,6 +233,11 @@ def _values(metric: str, pairs: list[tuple[Item, Item]]) -> tuple[tuple[np.ndarr
     return tuple(np.array(numbers).T) if numbers else "as no item has it", clusters
 
 
+def _same(scores: Sequence[float], told: Sequence[float]) -> bool:
+    """Whether these are the scores of the files of results."""
+    return all(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-9) for x, y in zip(scores, told, strict=True))
+
+
 def _rows_of_group(files: tuple[ResultsFile, ResultsFile], group: str, rows: Sequence[Row]) -> Iterable[Row]:
     """Rows of a group, for metrics whose score is its tasks' mean, by their sizes or plain."""
     members = _leaves(files[0], group)
@@ -238,8 +251,7 @@ def _rows_of_group(files: tuple[ResultsFile, ResultsFile], group: str, rows: Seq
         items = sum(row.items for row in mine)
         for weights in ([row.items / items for row in mine], [1 / len(mine)] * len(mine)):
             scores = [sum(w * getattr(row, side) for w, row in zip(weights, mine, strict=True)) for side in "ab"]
-            both = told, files[1].scores[group].get(key, math.nan)
-            if all(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-9) for x, y in zip(scores, both, strict=True)):
+            if _same(scores, [told, files[1].scores[group].get(key, math.nan)]):
                 parts = [Difference(row.difference, row.low, row.high, row.p, row.test) for row in mine]
                 summed = weighted_sum(weights, parts, items)
                 yield _new_row(group, metric, filter, (items, 0), scores, summed, mine[0].higher_is_better)
@@ -270,9 +282,21 @@ def _new_row(
     difference: Difference,
     better: bool,
 ) -> Row:
-    d = difference
-    numbers = (d.difference, d.low, d.high, d.p, d.test, 1.0)
-    return Row(task, metric, filter, *sizes, scores[0], scores[1], *numbers, better, "")
+    a, b = scores
+    items, clusters = sizes
+    return Row(
+        task,
+        metric,
+        filter,
+        items,
+        clusters,
+        a,
+        b,
+        **difference._asdict(),
+        p_holm=1.0,
+        higher_is_better=better,
+        verdict="",
+    )
 
 
 def _judged(row: Row) -> Row:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from slmjax.evaluation.comparison.compare import Comparison, Row
-from slmjax.figures import new_figure, tidy, write_figure
+from slmjax.figures import new_figure, short_name, tidy, write_figure
 
+MAX_ROWS = 200  # of a picture; more are in the table
 _COLORS = {"A": "#08519c", "B": "#d94801", "": "#999999"}
 
 
@@ -17,8 +18,9 @@ def plot_comparison(comparison: Comparison, png: str | Path) -> None:
 
     Scores are drawn as they are, perplexities and bits per byte in percent of B's, on an axis of their own.
     """
-    scores = [row for row in comparison.rows if row.test != "bootstrap"]
-    others = [row for row in comparison.rows if row.test == "bootstrap"]
+    drawn = comparison.rows[:MAX_ROWS]
+    scores = [row for row in drawn if row.test != "bootstrap"]
+    others = [row for row in drawn if row.test == "bootstrap"]
     panels = [(rows, scale) for rows, scale in ((scores, 1.0), (others, 100.0)) if rows]
     heights = [len(rows) + 1.5 for rows, _ in panels]
     figure = new_figure(8, 1.2 + 0.3 * sum(heights))
@@ -27,7 +29,9 @@ def plot_comparison(comparison: Comparison, png: str | Path) -> None:
         _draw(axes, rows, scale)
         unit = "difference of the scores" if scale == 1 else "difference in % of B's"
         axes.set_xlabel(f"← B is better   {unit}, 95% interval   A is better →")
-    title = f"A: {comparison.a}\nB: {comparison.b}"
+    title = f"A: {short_name(comparison.a)}\nB: {short_name(comparison.b)}"
+    if len(drawn) < len(comparison.rows):
+        title += f"\nthe first {len(drawn)} of {len(comparison.rows)} rows"
     all_axes[0].set_title(title, loc="left", fontweight="bold", fontsize=10, parse_math=False)
     write_figure(figure, png)
 

@@ -53,6 +53,7 @@ class ResultsFile:
         higher_is_better: task -> metric -> whether it is.
         groups: group -> its tasks, for groups that have a score.
         shots: task -> examples in each prompt.
+        versions: task -> its version, as text.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class ResultsFile:
     higher_is_better: dict[str, dict[str, bool]]
     groups: dict[str, list[str]]
     shots: dict[str, int]
+    versions: dict[str, str]
     hashes: dict[str, str] = field(repr=False)
 
     @property
@@ -98,6 +100,7 @@ def read_results(path: str | Path) -> ResultsFile:
         },
         {name: children for name, children in groups.items() if name in tables},
         {name: shots.integer(name, 0) for name in _names(values, "n-shot")},
+        {name: shown(version) for name, version in values.table("versions").items()},
         {name: hashes.text(name, "") for name in _names(values, "task_hashes")},
     )
 
@@ -199,12 +202,9 @@ def _lines(path: Path) -> Iterator[tuple[str, Values]]:
 def _value(line: Values, name: str) -> Value:
     """A metric's value as numbers; None where it is of a kind that only all items together give a score (F1)."""
     value = line.get(name)
-    if (
-        isinstance(value, list)
-        and 1 <= len(value) <= MAX_VALUES
-        and all(isinstance(v, bool | int | float) for v in value)
-    ):
-        return tuple(_finite(line, name, v) for v in value)
+    listed = value if isinstance(value, list) else []
+    if 1 <= len(listed) <= MAX_VALUES and all(isinstance(v, bool | int | float) for v in listed):
+        return tuple(_finite(line, name, v) for v in listed)
     if isinstance(value, bool | int | float):
         return _finite(line, name, value)
     if value is None:

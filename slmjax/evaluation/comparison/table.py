@@ -24,7 +24,7 @@ def comparison_table(comparison: Comparison) -> str:
         lines.append("  ".join(cells).rstrip())
     several = f" of {len(comparison.rows)} comparisons" if len(comparison.rows) > 1 else ""
     lines += ["", f"Better by more than noise: the p-value{several}, adjusted after Holm, is below {LEVEL:g}."]
-    return "\n".join(lines + comparison.notes)
+    return "\n".join(map(_printable, lines + comparison.notes))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -32,6 +32,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     interval = "none" if math.isnan(row.low) else f"{row.low:+.4f} to {row.high:+.4f}"
     scores = (f"{row.a:.4f}", f"{row.b:.4f}", f"{row.difference:+.4f}", interval)
     return (row.task, metric, f"{row.items:,}", *scores, _p(row.p), _p(row.p_holm), row.verdict)
+
+
+def _printable(line: str) -> str:
+    """A line without characters that steer a terminal: names come from files of others."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _p(p: float) -> str:

@@ -70,7 +70,7 @@ class HarnessTask(ConfigurableTask):
         self._data = data
         self._shots = config["num_fewshot"]
         if config.get("process_docs") is not None:
-            config["process_docs"] = functools.cache(config["process_docs"])  # data sets are compared by identity
+            config["process_docs"] = _once(config["process_docs"])
         if data is not None and config.get("custom_dataset") is None:
             self._choose_splits(config)
         super().__init__(config=config)
@@ -79,6 +79,11 @@ class HarnessTask(ConfigurableTask):
         """Make the requests of all items; UserError where one of them lacks what the task reads."""
         with told_as_mistakes(self.config.task, self.config.dataset_path or "", local=True):
             super().build_all_requests(**kwargs)
+
+    def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
+        """The metrics of an item; UserError where it lacks what they read."""
+        with told_as_mistakes(self.config.task, self.config.dataset_path or "", local=True):
+            return super().process_results(doc, results)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Read the splits when they are first asked for, or load the data set as the harness does."""
@@ -142,6 +147,19 @@ class HarnessTask(ConfigurableTask):
         return read_dataset(paths, FORMS.get((config["dataset_path"] or "").rpartition("/")[2], lambda record: record))
 
 
+def _once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function, run once on each data set: the harness asks for its documents at every look."""
+    done: dict[int, tuple[Any, Any]] = {}
+
+    @functools.wraps(process)
+    def processed(documents: Any) -> Any:
+        if id(documents) not in done:
+            done[id(documents)] = documents, process(documents)  # which stays alive, and so keeps its id
+        return done[id(documents)][1]
+
+    return processed
+
+
 class _Splits(dict[str, Any]):
     """The splits of a data set, each read when it is first asked for."""
 
@@ -194,6 +212,10 @@ def told_as_mistakes(task: str, dataset: str, *, local: bool) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise UserError(f"{task} needs the package {error.name}: pip install {error.name}.") from error
     except Exception as error:
+        if "punkt_tab" in str(error):
+            raise UserError(
+                f"{task} needs NLTK's data of English sentences: python -m nltk.downloader punkt_tab fetches them."
+            ) from error
         if (missing := _missing_field(error)) is not None:
             raise UserError(
                 f"{task} reads the field {missing!r}, which the data lack: give them the fields of {dataset}."

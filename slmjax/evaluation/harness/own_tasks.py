@@ -36,7 +36,8 @@ class OwnTask(ConfigurableTask):
         self._directory = Path(data_dir) / name if (Path(data_dir) / name).is_dir() else Path(data_dir)
         self._settings = Settings(_SPLIT, num_fewshot=config.get("num_fewshot") or 0)
         check_settings(self._own, self._settings)
-        self._open, self._judge = ExitStack(), None
+        self._open = ExitStack()
+        self._judge: Judge | None = None
         self.predictions: list[Prediction] = []
         super().__init__(config={"task": name, "metadata": {"version": _VERSION}, **self._form()})
 
@@ -85,7 +86,7 @@ class OwnTask(ConfigurableTask):
     def _process(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         """The metrics' values of one answer."""
         if self._judge is None:
-            self._judge: Judge | None = self._open.enter_context(self._own.judging(self._directory))
+            self._judge = self._open.enter_context(self._own.judging(self._directory))
         answer = [total for total, _ in results] if self._own.choices else results[0]
         prediction = self._judge(doc, answer)
         self.predictions.append(prediction)

@@ -60,7 +60,10 @@ class AnswerStore:
 
     def put(self, key: str, answer: Any) -> None:
         """Keep an answer."""
-        self._run("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+        self._run(
+            "INSERT OR REPLACE INTO answers VALUES (?, ?)",
+            (key, json.dumps(answer, default=lambda value: value.item())),
+        )
         if time.monotonic() - self._committed > _COMMIT_EVERY:
             self.commit()
 

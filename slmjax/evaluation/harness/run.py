@@ -14,8 +14,9 @@ import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
-from lm_eval.loggers.utils import get_git_commit_hash
+from lm_eval.loggers.utils import get_commit_from_path
 
+from slmjax.console import say
 from slmjax.errors import UserError
 from slmjax.evaluation.harness import results as writing
 from slmjax.evaluation.harness.data_folder import DataFolder
@@ -27,8 +28,8 @@ from slmjax.evaluation.harness.own_tasks import OwnTask
 from slmjax.evaluation.harness.presets import asked_tasks
 from slmjax.evaluation.harness.resume import AnswerStore, remember
 from slmjax.evaluation.harness.standard_errors import add_standard_errors
-from slmjax.evaluation.tasks.needle.task import NeedleTask
 from slmjax.evaluation.tasks.code_execution.executor import install
+from slmjax.evaluation.tasks.needle.task import NeedleTask
 from slmjax.files import local_path
 from slmjax.inference.language_model import LanguageModel
 
@@ -197,7 +198,7 @@ def evaluate_harness(
         **writing.text_facts("system_instruction", system_instruction),
         **writing.text_facts("chat_template", template),
         "fewshot_as_multiturn": multiturn,
-        "git_hash": get_git_commit_hash(),
+        "git_hash": get_commit_from_path(Path.cwd()),
         "date": started,
     }
     notes = [note for each in tasks.loaded for note in each.notes]
@@ -212,6 +213,10 @@ def evaluate_harness(
             whole["config"] = _config(model, lm, tasks.limit, seed, notes, store)
             if tell is not None:
                 tell(whole)
+    except (UserError, KeyboardInterrupt):
+        if store is not None:
+            say("What was computed is kept: the same command with --resume goes on from there.")
+        raise
     finally:
         if store is not None:
             store.close()
@@ -225,14 +230,7 @@ def _evaluate(model: LM, loaded: LoadedTask, settings: dict[str, Any], seed: int
     for task in loaded.tasks.values():
         task.set_fewshot_seed(seed)
     manager = {"tasks": loaded.tasks, "groups": loaded.groups}
-    try:
-        results: writing.Results = lm_eval.evaluator.evaluate(lm=model, task_dict=manager, **settings)  # type: ignore
-    except LookupError as error:
-        if "punkt_tab" not in str(error):
-            raise
-        raise UserError(
-            f"{loaded.name} needs NLTK's data for English sentences: python -m nltk.downloader punkt_tab fetches it."
-        ) from error
+    results: writing.Results = lm_eval.evaluator.evaluate(lm=model, task_dict=manager, **settings)  # type: ignore
     add_standard_errors(results, loaded.tasks, loaded.groups)
     return results | {"task_hashes": writing.task_hashes(results["samples"])}
 
@@ -240,6 +238,8 @@ def _evaluate(model: LM, loaded: LoadedTask, settings: dict[str, Any], seed: int
 def _fit_needles(tasks: Selection, model: LM, lengths: Sequence[int], system: str | None, *, chat: bool) -> None:
     """Make the prompts of needle tasks, which a model's tokenizer and context decide."""
     needles = [task for each in tasks.loaded for task in each.tasks.values() if isinstance(task, NeedleTask)]
+    if lengths and not needles:
+        raise UserError("--lengths N,... is of needle tasks: add needle to --tasks, or leave it out.")
     if not needles:
         return
     around = system or ""  # what stands in every prompt beside the task's own text

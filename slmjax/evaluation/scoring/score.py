@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -54,7 +55,8 @@ def score(
     Raises:
         NotFiniteError: a log-likelihood is not finite.
     """
-    decoder, arrays = lm.decoding(num_rows())
+    decoder, arrays = lm.decoding(num_rows(lm.mesh))
+    decoder = dataclasses.replace(decoder, mesh=lm.mesh)
     return score_with(decoder, arrays, requests, share=share, progress=progress, tell=tell)
 
 

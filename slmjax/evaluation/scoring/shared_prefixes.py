@@ -8,20 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from slmjax.inference.decoding import Decoder, new_cache
-from slmjax.models.kv_cache import KVCache
+from slmjax.inference.decoding import Decoder, new_cache, over_rows
+from slmjax.models.kv_cache import SLOTS, KVCache, axis_of_rows
 from slmjax.models.transformer import apply_head
 from slmjax.peft.forward import forward
 from slmjax.peft.prefix_cache import prefix_length
 
 NOT_SEEN = -1
-_SLOTS = 2  # the axis of positions in the arrays of a layer's cache, stacked or not
 
 
 @partial(jax.jit, static_argnames=("decoder", "num_rows", "capacity"))
 def empty_path(decoder: Decoder, arrays: Any, num_rows: int, capacity: int) -> Any:
     """The layers of a cache with room for a path of `capacity` tokens in each row, after the prefix if it has one."""
-    return new_cache(decoder, decoder.collections(arrays), num_rows, capacity).layers
+    layers = new_cache(decoder, decoder.collections(arrays), num_rows, capacity).layers
+    return over_rows(decoder.mesh, layers, axis_of_rows)
 
 
 @partial(jax.jit, static_argnames=("decoder", "seen"), donate_argnames=("path",))
@@ -32,6 +32,7 @@ def run_chunk(decoder: Decoder, arrays: Any, path: Any, chunk: Any, seen: int) -
     axis of rows. seen: how many slots of the path any node sees, at most.
     """
     variables = decoder.collections(arrays)
+    chunk = over_rows(decoder.mesh, tuple(map(jnp.asarray, chunk)))
     tokens_BT, depths_BT, ends_BT, floors_BT, sources_BC = chunk
     B, T = tokens_BT.shape
     prefix = prefix_length(variables.get("peft", {}))
@@ -46,9 +47,9 @@ def run_chunk(decoder: Decoder, arrays: Any, path: Any, chunk: Any, seen: int) -
     distances_BTS = jnp.concatenate([behind_BTS, within_BTT], axis=2)
 
     def with_room(array: jax.Array) -> jax.Array:
-        part = jax.lax.slice_in_dim(array, 0, S, axis=_SLOTS)
+        part = jax.lax.slice_in_dim(array, 0, S, axis=SLOTS)
         room = [(0, 0)] * array.ndim
-        room[_SLOTS] = (0, T)
+        room[SLOTS] = (0, T)
         return jnp.pad(part, room)
 
     segments_BS = jnp.ones((B, S + T), jnp.int32)
@@ -62,14 +63,15 @@ def run_chunk(decoder: Decoder, arrays: Any, path: Any, chunk: Any, seen: int) -
 
     def with_path(old: jax.Array, new: jax.Array) -> jax.Array:
         # A row's path beyond what is seen stays as it was: nothing above it was left.
-        rows = 1 if old.ndim == 5 else 0
+        rows = axis_of_rows(old)
         index = moved_BC[:, :width]
         shape = [1] * new.ndim
-        shape[rows], shape[_SLOTS] = B, width
-        taken = jnp.take_along_axis(new, jnp.minimum(index, S + T - 1).reshape(shape), axis=_SLOTS)
-        return jax.lax.dynamic_update_slice_in_dim(old, taken, prefix, axis=_SLOTS)
+        shape[rows], shape[SLOTS] = B, width
+        taken = jnp.take_along_axis(new, jnp.minimum(index, S + T - 1).reshape(shape), axis=SLOTS)
+        return jax.lax.dynamic_update_slice_in_dim(old, taken, prefix, axis=SLOTS)
 
-    return hidden_BTE, jax.tree.map(with_path, path, cache.layers)
+    path = over_rows(decoder.mesh, jax.tree.map(with_path, path, cache.layers), axis_of_rows)
+    return hidden_BTE, path
 
 
 @partial(jax.jit, static_argnames=("decoder",))

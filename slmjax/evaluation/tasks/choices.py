@@ -10,7 +10,7 @@ from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.text import encode_prompt
 
 
-def choice_log_probs(
+def loglikelihoods(
     lm: LanguageModel, requests: Sequence[tuple[str, Sequence[str]]], *, progress: bool = True
 ) -> list[list[float]]:
     """Summed log-probabilities of each request's continuations after its prompt, in nats.

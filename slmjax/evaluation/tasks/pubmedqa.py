@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from slmjax.errors import UserError
-from slmjax.evaluation.tasks.choices import choice_log_probs
+from slmjax.evaluation.tasks.choices import loglikelihoods
 from slmjax.evaluation.tasks.task import Item, Judge, Metric, Prediction, Result, Settings, check_settings, result_of
 from slmjax.files import local_path
 from slmjax.inference.language_model import LanguageModel
@@ -82,7 +82,7 @@ class PubMedQA:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """Of the answers."""
+        """Numbers of a set of answers."""
         return {
             "accuracy": Metric(lambda prediction: prediction["answer"] == prediction["gold"]),
             "macro_f1": Metric(_pair, _macro_f1),
@@ -94,7 +94,7 @@ class PubMedQA:
         return read_pubmedqa(directory, split)
 
     def shots(self, directory: str | Path, count: int) -> list[Item]:
-        """None."""
+        """No examples: the task takes none."""
         return []
 
     def judging(self, directory: str | Path) -> AbstractContextManager[Judge]:
@@ -106,7 +106,7 @@ class PubMedQA:
         check_settings(self, settings)
         items = self.items(directory, settings.split)[: settings.limit or None]
         requests = [(item["prompt"], [f" {answer}" for answer in ANSWERS]) for item in items]
-        scores = choice_log_probs(lm, requests, progress=settings.progress)
+        scores = loglikelihoods(lm, requests, progress=settings.progress)
         return result_of(self, settings, [_judge(*pair) for pair in zip(items, scores, strict=True)])
 
     def records(self, directory: str | Path, split: str) -> tuple[list[dict[str, str]], list[str]]:

@@ -1,12 +1,12 @@
 """Curves of a run as PNG, from its metrics.jsonl."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slmjax.errors import UserError
+from slmjax.figures import new_figure, tidy, write_figure
 from slmjax.training.reporting.metrics import read_metrics
 
 TASK = "task/"  # before a task's name in the metrics
@@ -28,7 +28,7 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
         )
     x_name = "tokens" if all("tokens" in line for line in train) else "step"
 
-    figure = _figure()
+    figure = new_figure()
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     x, loss = _column(train, x_name, train), _column(train, "loss", train)
     loss_axes.plot(x, loss, color="#9ecae1", linewidth=0.8, label="training, as logged")
@@ -58,9 +58,8 @@ def plot_loss(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> No
     rate_axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     rate_axes.margins(x=0.02)
     for axes in (loss_axes, rate_axes):
-        _plain(axes)
-    Path(png).parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, png)
+        tidy(axes)
+    write_figure(figure, png)
 
 
 def is_score(name: str) -> bool:
@@ -74,56 +73,59 @@ def metric_of(name: str) -> str:
 
 
 def plot_tasks(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> None:
-    """Draw a task's first score over the steps of a run, with its standard error; `acc_norm` where there is one.
+    """Draw scores of tasks over the steps of a run, with their standard errors.
 
-    Shares (0 to 1) and other numbers (perplexities) have a panel each. Nothing is drawn where there is no score.
+    Of each task one share (0 to 1), `acc_norm` where there is one, and in a panel beneath one other number (a
+    perplexity), those that there are. Nothing is drawn where there is no score.
     """
-    lines = [line for line in read_metrics(metrics_jsonl) if line.get("split") == "validation"]
-    curves = _score_curves(lines)
-    if not curves:
+    panels = _score_curves(metrics_jsonl)
+    drawn = {label: curves for label, curves in zip(("score", "other scores"), panels, strict=True) if curves}
+    if not drawn:
         return
-    shares = {name: curve for name, curve in curves.items() if all(0 <= y <= 1 for _, y, _ in curve)}
-    panels = [panel for panel in (shares, {n: c for n, c in curves.items() if n not in shares}) if panel]
-    figure = _figure()
-    all_axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
-    for axes, panel in zip(all_axes, panels, strict=True):
-        for name, curve in panel.items():
+    figure = new_figure()
+    all_axes = np.atleast_1d(figure.subplots(len(drawn), 1, sharex=True))
+    for axes, (label, curves) in zip(all_axes, drawn.items(), strict=True):
+        for name, curve in curves.items():
             steps, scores, errors = zip(*curve, strict=True)
-            label = name.removeprefix(TASK).replace("/", " ")
             axes.errorbar(
-                steps, scores, errors, marker="o", markersize=4.5, linewidth=1.4, capsize=2, elinewidth=0.7, label=label
+                steps, scores, errors, marker="o", markersize=4.5, linewidth=1.4, capsize=2, elinewidth=0.7, label=name
             )
-        axes.set_ylabel("score" if panel is shares else "score (not a share)")
+        axes.set_ylabel(label)
         axes.legend(frameon=False, fontsize="small", ncols=2)
         axes.margins(x=0.06, y=0.2)
-        _plain(axes)
+        tidy(axes)
     heading = f"{title}: tasks, with one standard error" if title else "Tasks, with one standard error"
     all_axes[0].set_title(heading, loc="left", weight="bold", parse_math=False)
     all_axes[-1].set_xlabel("step")
-    _save(figure, png)
+    write_figure(figure, png)
 
 
-def _score_curves(lines: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
-    """(step, score, standard error) of each task's one score that is drawn, by the score's name."""
-    chosen: dict[str, str] = {}
+Curves = dict[str, list[tuple[int, float, float]]]  # (step, score, standard error) by what the score is called
+
+
+def _score_curves(metrics_jsonl: str | Path) -> tuple[Curves, Curves]:
+    """Shares and other numbers, one of each kind of a task at most."""
+    lines = [line for line in read_metrics(metrics_jsonl) if line.get("split") == "validation"]
+    chosen: dict[tuple[str, bool], str] = {}
     for name in dict.fromkeys(name for line in lines for name in line if is_score(name)):
-        task = name.rpartition("/")[0]
-        if task not in chosen or metric_of(name) == "acc_norm":
-            chosen[task] = name
-    curves = {}
-    for name in chosen.values():
+        values = [line[name] for line in lines if line.get(name) is not None]
+        key = name.rpartition("/")[0], all(0 <= value <= 1 for value in values)
+        if values and (key not in chosen or metric_of(name) == "acc_norm"):
+            chosen[key] = name
+    shares, others = Curves(), Curves()
+    for (_, is_share), name in chosen.items():
         metric, comma, kind = name.partition(",")
         error = f"{metric}_stderr{comma}{kind}"
+        label = metric.removeprefix(TASK).replace("/", " ") + (f" ({kind})" if kind else "")
         curve = [(line["step"], line[name], line.get(error) or 0.0) for line in lines if line.get(name) is not None]
-        if curve:
-            curves[name] = curve
-    return curves
+        (shares if is_share else others)[label] = curve
+    return shares, others
 
 
 def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "") -> None:
     """Draw the validation loss (what is gained) and the general loss (what is forgotten) over the steps of a run.
 
-    Beneath them, where tasks were scored, each one's score as far as it has moved from what it was at first.
+    Beneath them, where tasks were scored, how far each one's share of right answers has moved from the first one.
     """
     lines = [line for line in read_metrics(metrics_jsonl) if line.get("split") == "validation"]
     curves = {
@@ -131,10 +133,10 @@ def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "")
         for name in ("validation_loss", "general_loss")
     }
     drawn = {name: points for name, points in curves.items() if points}
-    scores = _score_curves(lines)
+    scores, _ = _score_curves(metrics_jsonl)
     if not drawn and not scores:
         return
-    figure = _figure()
+    figure = new_figure()
     axes = np.atleast_1d(figure.subplots(len(drawn) + bool(scores), 1, sharex=True))
     if scores:
         _draw_moves(axes[-1], scores)
@@ -148,7 +150,7 @@ def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "")
         )
         ax.set_ylabel(f"{name.replace('_', ' ')}\n(nats per token)")
         ax.margins(x=0.06, y=0.2)
-        _plain(ax)
+        tidy(ax)
     axes[0].set_title(
         f"{title}: gained and forgotten" if title else "Gained and forgotten",
         loc="left",
@@ -156,19 +158,18 @@ def plot_forgetting(metrics_jsonl: str | Path, png: str | Path, title: str = "")
         parse_math=False,
     )
     axes[-1].set_xlabel("step (dashed: before training)")
-    _save(figure, png)
+    write_figure(figure, png)
 
 
-def _draw_moves(axes: Any, scores: dict[str, list[tuple[int, float, float]]]) -> None:
+def _draw_moves(axes: Any, scores: Curves) -> None:
     axes.axhline(0.0, color="#999999", linewidth=0.9, linestyle="--")
     for name, curve in scores.items():
         steps, moves = [step for step, _, _ in curve], [score - curve[0][1] for _, score, _ in curve]
-        label = name.removeprefix(TASK).replace("/", " ")
-        axes.plot(steps, moves, "o-", markersize=4.5, linewidth=1.4, label=label)
+        axes.plot(steps, moves, "o-", markersize=4.5, linewidth=1.4, label=name)
     axes.set_ylabel("change of score")
     axes.legend(frameon=False, fontsize="small", ncols=2)
     axes.margins(x=0.06, y=0.2)
-    _plain(axes)
+    tidy(axes)
 
 
 def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: str = "") -> None:
@@ -176,7 +177,7 @@ def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: s
 
     points: of each its `weight`, and `validation_loss` and `general_loss` where they were measured.
     """
-    figure = _figure()
+    figure = new_figure()
     axes = figure.subplots()
     weights = [point["weight"] for point in points]
     for name, color in _COLORS.items():
@@ -187,33 +188,11 @@ def plot_interpolation(points: list[dict[str, float]], png: str | Path, title: s
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(title, loc="left", weight="bold", parse_math=False)
     axes.legend(frameon=False)
-    _plain(axes)
-    Path(png).parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, png)
+    tidy(axes)
+    write_figure(figure, png)
 
 
 _COLORS = {"validation_loss": "#08519c", "general_loss": "#d94801"}
-
-
-def _save(figure: Any, png: str | Path) -> None:
-    with warnings.catch_warnings():  # a name in a script that matplotlib's font does not have is drawn as boxes
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(png)
-
-
-def _figure() -> Any:
-    # A figure of its own, without pyplot: no global state, no window, and no search for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _plain(axes: Any) -> None:
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _column(lines: list[dict[str, Any]], name: str, train: list[dict[str, Any]]) -> np.ndarray:

@@ -26,6 +26,7 @@ PICTURE = "tasks.png"
 _KEYS = {  # of a config, where a command has options
     "--data-dir": "training.tasks.data_dir",
     "--num-fewshot": "training.tasks.num_fewshot",
+    "--allow-code (of the harness's own command line: --confirm_run_unsafe_code)": "training.tasks.allow_code=True",
     "--allow-code": "training.tasks.allow_code=True",
     "--tasks": "training.tasks.names",
 }

@@ -27,4 +27,7 @@ class CheckpointConfig:
 
 def more_is_better(metric: str) -> bool:
     """Whether the higher value of a metric is the better one: of accuracies and tasks' scores, not of losses."""
-    return metric.startswith("task/") or metric.endswith("accuracy")
+    name = metric.rpartition("/")[2].partition(",")[0]
+    if metric.startswith("task/"):
+        return not name.endswith(("perplexity", "bits_per_byte"))
+    return name.endswith("accuracy")

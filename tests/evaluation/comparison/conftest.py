@@ -1,6 +1,5 @@
 """Results files that lm-evaluation-harness itself writes, of a model whose log-likelihoods are random numbers."""
 
-import functools
 import hashlib
 import shutil
 
@@ -114,23 +113,24 @@ def make_tasks(items, shots=0, passages=0):
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
     """The directory of each run, written once."""
-    monkeypatch = pytest.MonkeyPatch()
     runs = {}
 
     def write(name, skill, items, shots, passages, limit):
-        import lm_eval.utils
-        from lm_eval import simple_evaluate
+        from lm_eval.evaluator import evaluate
         from lm_eval.loggers import EvaluationTracker
-        from lm_eval.tasks import TaskManager
 
-        # The harness compiles a template again for every field of every item.
-        monkeypatch.setattr(lm_eval.utils.env, "from_string", functools.cache(lm_eval.utils.env.from_string))
+        from slmjax.evaluation.harness.host_cost import keep_compiled_templates
+
+        keep_compiled_templates()
         root = tmp_path_factory.mktemp("runs")
         tracker = EvaluationTracker(output_path=str(root))
-        results = simple_evaluate(
-            model=make_model(name, skill),
-            tasks=make_tasks(items, shots, passages),
-            task_manager=TaskManager(include_defaults=False),
+        group, *others = make_tasks(items, shots, passages)
+        tasks = {task.task_name: task for task in (*group.get_all_tasks(), *others)}
+        for task in tasks.values():
+            task.set_fewshot_seed(1234)
+        results = evaluate(
+            lm=make_model(name, skill),
+            task_dict={"tasks": tasks, "groups": {group.name: group}},
             bootstrap_iters=0,
             limit=limit,
             log_samples=True,
@@ -148,8 +148,7 @@ def written(tmp_path_factory):
             runs[run] = write(*run)
         return runs[run]
 
-    yield find
-    monkeypatch.undo()
+    return find
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 import json
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from slmjax.errors import UserError
+from slmjax.evaluation.comparison import forest_plot
 from slmjax.evaluation.comparison.compare import compare
 from slmjax.evaluation.comparison.forest_plot import plot_comparison
 from slmjax.evaluation.comparison.paired import holm
@@ -192,7 +194,7 @@ def test_missing_samples_are_told(write_results):
     a, b = write_results("one"), write_results("other")
     for path in b.parent.glob("samples_pages_*"):
         path.unlink()
-    with pytest.raises(UserError, match="There is no samples_pages_.*a comparison needs"):
+    with pytest.raises(UserError, match=r"There is no samples_pages_.*a comparison needs"):
         compare(a, b)
     with pytest.raises(UserError, match="There are no results at"):
         compare(a, b.with_name("none.json"))
@@ -250,3 +252,30 @@ def test_json_of_a_comparison_can_be_read_back(write_results):
     found = compare(write_results("one"), write_results("other"))
     read = json.loads(json.dumps(found.to_dict()))
     assert [row["task"] for row in read["rows"]] == [row.task for row in found.rows]
+
+
+def test_names_cannot_steer_the_terminal(write_results):
+    a, b = write_results("one"), write_results("other")
+    results = json.loads(b.read_text())
+    b.write_text(json.dumps(results | {"model_name": "\x1b[2Jother"}))
+    table = comparison_table(compare(a, b))
+    assert "\x1b" not in table
+    assert "B: \\x1b[2Jother" in table
+
+
+def test_another_version_of_a_task_is_told(write_results):
+    a, b = write_results("one"), write_results("other")
+    results = json.loads(b.read_text())
+    results["versions"]["pages"] = 7.0
+    b.write_text(json.dumps(results))
+    assert "pages: version 1.0 in A, 7.0 in B" in compare(a, b).notes[0]
+
+
+def test_a_picture_of_many_rows_has_an_end(write_results, tmp_path, monkeypatch):
+    monkeypatch.setattr(forest_plot, "MAX_ROWS", 12)
+    found = compare(write_results("one"), write_results("other"))
+    heights = []
+    for times in (2, 100):
+        plot_comparison(replace(found, rows=found.rows * times), tmp_path / "forest.png")
+        heights.append(struct.unpack(">I", (tmp_path / "forest.png").read_bytes()[20:24])[0])
+    assert heights[0] == heights[1] < 1000

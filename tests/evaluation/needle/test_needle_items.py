@@ -114,11 +114,11 @@ def test_the_template_and_the_needle_are_rulers():
 
     template = constant("niah_utils.py", "TEMPLATE")
     blanks = {"context": "{context}", "query": "{query}"}
-    assert items.TEMPLATE == template.format(type_needle_v="numbers", **blanks)
+    assert template.format(type_needle_v="numbers", **blanks) == items.TEMPLATE
     one = template.replace("Some", "A").replace("are all", "is").replace("are", "is")
-    assert items.TEMPLATE_OF_ONE == one.format(type_needle_v="number", **blanks)
+    assert one.format(type_needle_v="number", **blanks) == items.TEMPLATE_OF_ONE
     needle = constant("prepare_niah.py", "NEEDLE")
-    assert items.NEEDLE == needle.format(type_needle_v="numbers", key="{key}", value="{value}")
+    assert needle.format(type_needle_v="numbers", key="{key}", value="{value}") == items.NEEDLE
 
 
 def answers(names, share):

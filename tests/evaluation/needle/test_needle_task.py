@@ -124,3 +124,11 @@ def test_the_command_draws_depth_and_length(talker, text, tmp_path, capsys):
     assert (tmp_path / "out_needles.png").read_bytes().startswith(b"\x89PNG")
     assert main(["evaluate", "--compare", *[str(tmp_path / "out.json")] * 2]) == 0
     assert "no difference" in capsys.readouterr().out
+
+
+def test_lengths_without_a_needle_are_refused(text):
+    from tests.evaluation import miniatures
+
+    miniatures.write(text, ["piqa"])
+    with pytest.raises(UserError, match=r"--lengths N,\.\.\. is of needle tasks"):
+        evaluate_harness(Reader(), ["piqa"], data_dir=text, needle_lengths=[512])

@@ -25,7 +25,10 @@ _PROGRAM = Path(__file__).with_name("process.py")
 _MEMORY = 1 << 30  # bytes of address space of a program
 _START_SECONDS = 120.0  # until a process has started, on a machine that is busy with other things too
 _LAYERS = ("network", "files", "calls")
-NOT_ALLOWED = "These tasks run programs that the model has written: allow it by --allow-code."
+NOT_ALLOWED = (
+    "These tasks run programs that the model has written: allow it by --allow-code (of the harness's own command line: "
+    "--confirm_run_unsafe_code)."
+)
 
 
 class Executor:
@@ -197,7 +200,7 @@ def install(allow: bool) -> None:
         spec = importlib.util.find_spec("evaluate")
         sys.modules["evaluate"] = found = ModuleType("evaluate")
         found.__spec__, found.__path__ = spec, list(spec.submodule_search_locations or ()) if spec else []
-        found.__dict__.update(load=_load, __getattr__=lambda name: getattr(_evaluate(), name))
+        found.__dict__.update(load=_load, __getattr__=_attribute)
     elif found.load is not _load:
         _replace_load(found)
 
@@ -210,9 +213,16 @@ def _load(path: str, *args: Any, **settings: Any) -> Any:
     return _evaluate().slmjax_load(path, *args, **settings)
 
 
+def _attribute(name: str) -> Any:
+    """Something else of the package. What looks through all modules asks for names with underscores."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    return getattr(_evaluate(), name)
+
+
 def _evaluate() -> Any:
     """The package itself."""
-    if "__file__" not in vars(sys.modules["evaluate"]):  # asking a stand-in by attribute would ask this function
+    if "__file__" not in vars(sys.modules["evaluate"]):
         del sys.modules["evaluate"]
         _replace_load(importlib.import_module("evaluate"))
     return sys.modules["evaluate"]

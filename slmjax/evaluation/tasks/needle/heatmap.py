@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slmjax.evaluation.tasks.needle.items import KINDS, found_strings
-from slmjax.figures import new_figure, write_figure
+from slmjax.figures import new_figure, short_name, write_figure
 
 BANDS = 10  # of depth, a tenth of the text each
 
@@ -56,6 +56,6 @@ def plot_needles(samples: Mapping[str, Sequence[Mapping[str, Any]]], png: str | 
     step = 100 // BANDS
     all_axes[0].set_yticks(range(BANDS), [f"{low}-{low + step}" for low in range(0, 100, step)])
     all_axes[0].set_ylabel("depth of the needle (%)")
-    heading = f"{title}: needles found (%)" if title else "Needles found (%)"
+    heading = f"Needles found (%)\n{short_name(title, 40)}" if title else "Needles found (%)"
     figure.suptitle(heading, x=0.01, ha="left", weight="bold", fontsize=11, parse_math=False)
     write_figure(figure, png)

@@ -36,35 +36,18 @@ DEPTHS = np.round(np.linspace(0, 100, 40)).astype(int).tolist()  # percent of th
 SAMPLES = len(DEPTHS)  # of each length: every depth once
 
 _ADJECTIVES = (
-    *("amber", "ancient", "brave", "bright", "calm", "clever", "cold", "crimson", "curious", "distant", "eager"),
-    *("early", "fierce", "gentle", "golden", "grand", "green", "hidden", "hollow", "humble", "icy", "jolly", "keen"),
-    *("kind", "late", "lively", "lonely", "lucky", "mellow", "narrow", "noble", "odd", "pale", "patient", "plain"),
-    *("proud", "quick", "quiet", "rapid", "rare", "rough", "rustic", "sharp", "shy", "silver", "slow", "smooth"),
-    *(
-        "solid",
-        "stern",
-        "sudden",
-        "swift",
-        "tall",
-        "tender",
-        "tidy",
-        "vivid",
-        "warm",
-        "wild",
-        "wise",
-        "young",
-        "zealous",
-    ),
+    "amber ancient brave bright calm clever cold crimson curious distant eager early fierce gentle golden grand green "
+    "hidden hollow humble icy jolly keen kind late lively lonely lucky mellow narrow noble odd pale patient plain "
+    "proud quick quiet rapid rare rough rustic sharp shy silver slow smooth solid stern sudden swift tall tender tidy "
+    "vivid warm wild wise young zealous"
 )
 _NOUNS = (
-    *("anchor", "apple", "arrow", "badger", "basket", "beacon", "bridge", "candle", "canyon", "castle", "cedar"),
-    *("comet", "copper", "desert", "dragon", "eagle", "falcon", "feather", "forest", "fountain", "garden", "glacier"),
-    *("hammer", "harbor", "island", "jacket", "jungle", "kettle", "kitten", "ladder", "lantern", "lemon", "marble"),
-    *("meadow", "mirror", "mountain", "needle", "ocean", "orchard", "otter", "pepper", "pillow", "planet", "rabbit"),
-    *("ribbon", "river", "saddle", "shadow", "shelter", "spider", "summit", "temple", "thunder", "tiger", "tunnel"),
-    *("valley", "violin", "walnut", "whistle", "window", "zebra"),
+    "anchor apple arrow badger basket beacon bridge candle canyon castle cedar comet copper desert dragon eagle falcon "
+    "feather forest fountain garden glacier hammer harbor island jacket jungle kettle kitten ladder lantern lemon "
+    "marble meadow mirror mountain needle ocean orchard otter pepper pillow planet rabbit ribbon river saddle shadow "
+    "shelter spider summit temple thunder tiger tunnel valley violin walnut whistle window zebra"
 )
-KEYS = [f"{adjective}-{noun}" for adjective, noun in product(_ADJECTIVES, _NOUNS)]
+KEYS = [f"{adjective}-{noun}" for adjective, noun in product(_ADJECTIVES.split(), _NOUNS.split())]
 _LONGEST_SENTENCE = 30  # words: code has few full stops
 
 
@@ -98,11 +81,11 @@ class Haystack:
         self._sums = list(accumulate((max(count(f" {sentence}"), 1) for sentence in self.sentences), initial=0))
 
     def sentences_in(self, tokens: int) -> int:
-        """How many sentences from the beginning have so many tokens."""
+        """The number of sentences from the beginning that so many tokens hold."""
         return int(np.searchsorted(self._sums, tokens, side="right")) - 1
 
     def tokens_of(self, sentences: int) -> int:
-        """How many tokens the first so many sentences have."""
+        """The number of tokens of the first so many sentences."""
         return self._sums[sentences]
 
 
@@ -176,8 +159,8 @@ def make_item(kind: Kind, haystack: Haystack, length: int, depth: int, seed: str
         )
     if sentences == len(haystack.sentences):
         raise UserError(
-            f"The haystack has {haystack.tokens_of(sentences):,} tokens, too few for prompts of {length:,}: put a longer text into "
-            "--data-dir, or give shorter --lengths."
+            f"The haystack has {haystack.tokens_of(sentences):,} tokens, too few for prompts of {length:,}: put a "
+            "longer text into --data-dir, or give shorter --lengths."
         )
     total = tokens(sentences)
     while total > length and sentences:
@@ -206,7 +189,7 @@ def place_needles(sentences: Sequence[str], depths: Sequence[int], needles: Sequ
 
 
 def found_strings(answer: str, outputs: Iterable[str]) -> list[bool]:
-    """Which of the strings an answer contains, whatever their case."""
+    """Whether an answer contains each of the strings, whatever their case."""
     answer = re.sub(r"[\x00-\x1f]", "\n", answer.strip()).strip().lower()
     return [output.lower() in answer for output in outputs]
 

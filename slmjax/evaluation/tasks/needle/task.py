@@ -35,7 +35,7 @@ _SPLIT = "test"
 
 
 class Model(Protocol):
-    """What a needle task asks of the harness's model."""
+    """The part of the harness's models that needle tasks use."""
 
     @property
     def max_length(self) -> int: ...
@@ -63,7 +63,7 @@ class NeedleTask(ConfigurableTask):
         Raises:
             UserError: a length beyond the context, too short, or longer than the haystack.
         """
-        lengths = list(lengths) or default_lengths(model.max_length)
+        lengths = list(dict.fromkeys(lengths)) or default_lengths(model.max_length)
         if max(lengths) > model.max_length:
             raise UserError(
                 f"{self._name} cannot have prompts of {max(lengths):,} tokens: the model's context is "

@@ -89,7 +89,7 @@ class TextToSQL:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """Of the answers."""
+        """Numbers of a set of answers."""
         return {
             "execution_accuracy": Metric(lambda p: p["right"]),
             "execution_accuracy_first_gold": Metric(lambda p: p["right_by_first_gold"]),
