@@ -2,11 +2,7 @@
 
 import dataclasses
 import functools
-import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,12 +25,6 @@ from slmjax.training.reporting.metrics import read_metrics
 from slmjax.training.schedules import make_schedule
 
 V, T, B = 300, 32, 8
-SCRIPT = """
-import json, sys
-from slmjax.recipes.config import run_config
-from slmjax.recipes.train import train
-train(run_config(json.loads(sys.argv[1])), sys.argv[2])
-"""
 
 
 @pytest.fixture(scope="session")
@@ -191,24 +181,3 @@ def lines_of(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what a clock or the machine decides."""
     timed = ("tokens_per_second", "data_wait", "memory_bytes", "mfu")
     return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(workdir / "metrics.jsonl")]
-
-
-@pytest.fixture
-def start_training(tmp_path):
-    """start_training(config, workdir): the same run in a process of its own, stderr in a file; killed afterwards."""
-    started = []
-
-    def start(config: RunConfig, workdir: Path) -> subprocess.Popen:
-        log = open(tmp_path / f"stderr{len(started)}", "w+")  # noqa: SIM115  a pipe that nobody reads would fill up
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, json.dumps(config.to_dict()), str(workdir)], stderr=log, env=os.environ
-        )
-        process.stderr = log
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stderr.close()

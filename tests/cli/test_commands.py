@@ -17,8 +17,11 @@ import pytest
 import slmjax
 from slmjax.cli.main import main
 from slmjax.inference.chat import Conversation
+from slmjax.recipes import language_model
+from slmjax.recipes.config import run_config
 from slmjax.tokenization.tokenizer import load_tokenizer
-from slmjax.training import memory
+from slmjax.training import loop, memory
+from slmjax.training.checkpoints.checkpointer import Checkpointer
 
 CONFIG = """
 from slmjax.models.config import ModelConfig
@@ -267,19 +270,30 @@ def test_distributed_options_belong_together(place, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_stopped_run_saves_and_goes_on(place, tmp_path, number, status):
+    """What is saved is the step that the message names, with the position of its data."""
+    workdir = tmp_path / "run"
+    metrics = workdir / "metrics.jsonl"
     argv = [sys.executable, "-m", "slmjax.cli.main", "train", "--config", str(place / "config.py")]
-    argv += ["--workdir", str(tmp_path / "run"), "--config.training.steps=100000", "--config.mesh.data=1"]
+    argv += ["--workdir", str(workdir), "--config.training.steps=100000", "--config.mesh.data=1"]
     argv += ["--config.training.log_every=1"]
     env = {**os.environ, "XLA_FLAGS": ""}
     with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for _ in range(600):
-            if (tmp_path / "run" / "metrics.jsonl").is_file() or process.poll() is not None:
+            if (metrics.is_file() and metrics.read_text().count("\n") > 1) or process.poll() is not None:
                 break
             time.sleep(0.2)
         process.send_signal(number)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == status and "saved step" in err and "Traceback" not in err
-    assert slmjax.load(tmp_path / "run").config.num_layers == 2
+    assert process.returncode == status and "Traceback" not in err
+    said = re.search(rf"{number.name}: saved step (\d+) of 100000 in (\S+);", err)
+    assert said and said[2] == str(workdir)
+    config = run_config(json.loads((workdir / "config.json").read_text()))
+    stored = language_model.build(config, devices=jax.devices()[:1]).program.stored
+    restored = Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(stored)
+    assert restored.step == int(said[1]) == int(restored.state.step) > 1
+    assert restored.position["batches"]["next_index"] == restored.step
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] <= restored.step
+    assert slmjax.load(workdir).config.num_layers == 2
 
 
 def test_the_command_in_a_shell(tmp_path):

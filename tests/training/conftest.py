@@ -4,9 +4,9 @@ import pytest
 
 from slmjax.training.checkpoints.checkpointer import Checkpointer
 from slmjax.training.checkpoints.config import CheckpointConfig
-from tests.tiny_run import assert_bitwise_equal, built_once, saved, start_training, tiny_config, tiny_text
+from tests.tiny_run import assert_bitwise_equal, built_once, saved, tiny_config, tiny_text
 
-__all__ = ["assert_bitwise_equal", "built_once", "saved", "start_training", "tiny_config", "tiny_text"]
+__all__ = ["assert_bitwise_equal", "built_once", "saved", "tiny_config", "tiny_text"]
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import logging
-import re
 import shutil
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -338,32 +336,3 @@ def test_evaluation_is_that_of_the_averaged_weights(tiny_config, tmp_path):
 
     assert losses(moved) == losses(state)
     assert losses(dataclasses.replace(moved, ema=None)) != losses(state)
-
-
-def wait_for(condition, process, seconds=120):
-    """Poll until condition() holds; fail when the process ends before, or the time is up."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            process.stderr.seek(0)
-            pytest.fail(f"exit {process.poll()}: {process.stderr.read()[-2000:]}")
-        time.sleep(0.02)
-
-
-@pytest.mark.slow
-def test_sigterm_saves_the_step_it_names_and_exits_with_0(tiny_config, tmp_path, start_training):
-    workdir = tmp_path / "run"
-    config = tiny_config(steps=1_000_000, **{"training.eval_every": 0, "checkpoint.every": 900_000})
-    process = start_training(config, workdir)
-    metrics = workdir / "metrics.jsonl"
-    wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 1, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
-    process.stderr.seek(0)
-    stderr = process.stderr.read()
-    said = re.search(r"SIGTERM: saved step (\d+) of 1000000 in (\S+);", stderr)
-    assert said and said[2] == str(workdir) and "Traceback" not in stderr
-    restored = Checkpointer(workdir / loop.CHECKPOINTS).restore_latest(language_model.build(config).program.stored)
-    assert restored.step == int(said[1]) == int(restored.state.step) > 1
-    assert restored.position["batches"]["next_index"] == restored.step
-    assert json.loads(metrics.read_text().splitlines()[-1])["step"] <= restored.step
