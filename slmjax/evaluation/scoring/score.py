@@ -17,7 +17,6 @@ from slmjax.evaluation.scoring.whole import score_whole
 from slmjax.inference.decoding import Decoder
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.refilling import keys_stay
-from slmjax.objectives.chunks import LOGITS_BYTES
 
 CHUNK = 256  # tokens of a row that are run at once: on two CPU cores products of 512 are no faster
 ROWS = {"cpu": 1}  # streams side by side, of a device; 8 elsewhere. A CPU is busy with one
@@ -113,7 +112,7 @@ def _score_streams(decoder: Decoder, arrays: Any, streams: Sequence[Stream]) -> 
     blank = _blank_chunk(capacity)
     for first in range(0, max(map(len, streams)), CHUNK):
         chunks = [next(row, blank) for row in rows]
-        seen = min(rounded(max(int(chunk.floors.max()) for chunk in chunks)), capacity)
+        seen = min(rounded(max(1, *(int(chunk.floors.max()) for chunk in chunks))), capacity)
         fields = ("tokens", "depths", "ends", "floors", "sources")
         inputs = tuple(np.stack([getattr(chunk, name) for chunk in chunks]) for name in fields)
         hidden_BTE, path = compiled.run_chunk(decoder, arrays, path, inputs, seen)
@@ -159,33 +158,27 @@ class _Sums:
                 yield self.asked[owner].request, float(self.logprobs[owner]), bool(self.greedy[owner])
 
 
-def _read(decoder: Decoder, arrays: Any, hidden_BTE: jax.Array, sums: Sequence[_Sums], first: int) -> list[Any]:
-    """What is asked of a chunk's nodes: [(log-probabilities, is greedy, how many of them count)], not waited for."""
+def _read(
+    decoder: Decoder, arrays: Any, hidden_BTE: jax.Array, sums: Sequence[_Sums], first: int
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of what is asked of a chunk's nodes, and whether it is greedy, row after row; not waited for."""
     places, targets = [], []
     for row, of_row in enumerate(sums):
         part = of_row.part(first)
         places.append(of_row.nodes[part] - first + row * CHUNK)
         targets.append(of_row.targets[part])
     nodes, asked = np.unique(np.concatenate(places), return_inverse=True)
-    wanted = np.concatenate(targets)
-    most = max(SMALLEST, LOGITS_BYTES // (4 * decoder.model.config.vocab_size) // SMALLEST * SMALLEST)
-    read = []
-    for begin in range(0, len(nodes), most):
-        some = nodes[begin : begin + most]
-        ask = np.flatnonzero((asked >= begin) & (asked < begin + most))
-        inputs = padded(some), padded(asked[ask] - begin), padded(wanted[ask])
-        read.append((*compiled.read_targets(decoder, arrays, hidden_BTE, *inputs), ask))
-    return read
+    inputs = padded(nodes), padded(asked), padded(np.concatenate(targets))
+    return compiled.read_targets(decoder, arrays, hidden_BTE, *inputs)
 
 
-def _finished(sums: Sequence[_Sums], first: int, read: list[Any]) -> Iterator[tuple[int, float, bool]]:
-    parts = [of_row.part(first) for of_row in sums]
-    count = sum(part.stop - part.start for part in parts)
-    logprobs, greedy = np.zeros(count), np.zeros(count, bool)
-    for some_logprobs, some_greedy, ask in read:
-        logprobs[ask], greedy[ask] = np.asarray(some_logprobs)[: len(ask)], np.asarray(some_greedy)[: len(ask)]
+def _finished(
+    sums: Sequence[_Sums], first: int, read: tuple[jax.Array, jax.Array]
+) -> Iterator[tuple[int, float, bool]]:
+    logprobs, greedy = np.asarray(read[0], np.float64), np.asarray(read[1])
     at = 0
-    for of_row, part in zip(sums, parts, strict=True):
+    for of_row in sums:
+        part = of_row.part(first)
         end = at + part.stop - part.start
         yield from of_row.add(part, logprobs[at:end], greedy[at:end])
         at = end

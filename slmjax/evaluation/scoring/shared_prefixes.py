@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from slmjax.inference.decoding import Decoder, new_cache, over_rows
 from slmjax.models.kv_cache import SLOTS, KVCache, axis_of_rows
-from slmjax.models.transformer import apply_head
+from slmjax.models.transformer import head_weights, scale_logits
 from slmjax.peft.forward import forward
 from slmjax.peft.prefix_cache import prefix_length
 
 NOT_SEEN = -1
+VOCABULARY_BLOCK = 4096  # tokens whose logits are computed at once
 
 
 @partial(jax.jit, static_argnames=("decoder", "num_rows", "capacity"))
@@ -81,9 +82,34 @@ def read_targets(
     """float32 log-probabilities [M] of `targets_M` after some nodes, and whether each is the most likely token.
 
     nodes_N: int32, nodes as places in hidden_BTE's rows one after the other. asked_M: int32, each target's place in it.
+    The vocabulary is read in blocks, so that logits stay in a CPU's cache and are never held whole.
     """
-    params = decoder.collections(arrays)["params"]
+    model, params = decoder.model, decoder.collections(arrays)["params"]
+    kernel_EV, bias_V = head_weights(model.config, params, model.execution.layout)
+    kernel_VE = kernel_EV.T.astype(hidden_BTE.dtype)
     hidden_NE = hidden_BTE.reshape(-1, hidden_BTE.shape[-1])[nodes_N]
-    logits_NV = apply_head(decoder.model, params, hidden_NE[:, None])[:, 0]
-    total_N, best_N = jax.nn.logsumexp(logits_NV, axis=-1), jnp.argmax(logits_NV, axis=-1)
-    return logits_NV[asked_M, targets_M] - total_N[asked_M], best_N[asked_M] == targets_M
+    V, N = kernel_VE.shape[0], hidden_NE.shape[0]
+    size = min(VOCABULARY_BLOCK, V)
+
+    def scaled(logits: jax.Array, ids: jax.Array) -> jax.Array:
+        logits = logits.astype(jnp.float32)
+        return scale_logits(model.config, logits if bias_V is None else logits + bias_V[ids])
+
+    def add_block(i: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        top_N, total_N, best_N = state
+        first = jnp.minimum(i * size, V - size)  # the last block may begin inside the one before it
+        ids_V1 = (first + jnp.arange(size))[:, None]
+        block_VE = jax.lax.dynamic_slice_in_dim(kernel_VE, first, size)
+        logits_VN = scaled(jnp.matmul(block_VE, hidden_NE.T, preferred_element_type=jnp.float32), ids_V1)
+        logits_VN = jnp.where(ids_V1 >= i * size, logits_VN, -jnp.inf)
+        highest_N = logits_VN.max(0)
+        first_N = jnp.min(jnp.where(logits_VN == highest_N, ids_V1, V), axis=0)  # an argmax that vectorizes
+        new_top = jnp.maximum(top_N, highest_N)
+        total_N = total_N * jnp.exp(top_N - new_top) + jnp.exp(logits_VN - new_top).sum(0)
+        return new_top, total_N, jnp.where(highest_N > top_N, first_N, best_N)
+
+    nothing = (jnp.full(N, -jnp.inf), jnp.zeros(N), jnp.zeros(N, jnp.int32))
+    top_N, total_N, best_N = jax.lax.fori_loop(0, -(-V // size), add_block, nothing)
+    targets_ME = kernel_VE[targets_M].astype(jnp.float32)
+    own_M = scaled(jnp.sum(hidden_NE[asked_M].astype(jnp.float32) * targets_ME, axis=-1), targets_M)
+    return own_M - (top_N + jnp.log(total_N))[asked_M], best_N[asked_M] == targets_M
