@@ -161,7 +161,7 @@ class _Sums:
 def _read(
     decoder: Decoder, arrays: Any, hidden_BTE: jax.Array, sums: Sequence[_Sums], first: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of what is asked of a chunk's nodes, and whether it is greedy, row after row; not waited for."""
+    """Log-probabilities of a chunk's targets, row after row, and whether each is the likeliest; not waited for."""
     places, targets = [], []
     for row, of_row in enumerate(sums):
         part = of_row.part(first)
