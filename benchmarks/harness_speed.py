@@ -66,10 +66,10 @@ def model_of(side: str, path: str, batch_size: int) -> Any:
 def run_side(args: argparse.Namespace) -> None:
     """One evaluation; prints its numbers as the last line."""
     from slmjax.cli.shared.compiled_programs import keep_compiled_programs
+
+    keep_compiled_programs()  # before jax is imported
     from slmjax.evaluation.harness.run import evaluate_harness, load_tasks
 
-    if args.side == "slmjax":
-        keep_compiled_programs()
     task, shots, limit = parse_case(args.cases[0])
     name = SUBJECT if task == MMLU_FORM else task
     selection = load_tasks([name], data_dir=args.data_dir, num_fewshot=shots, limit=args.limit or limit)
