@@ -6,7 +6,7 @@ MODEL is read by both: anything that slmjax loads, converted to a Hugging Face d
 case is TASK:SHOTS or TASK:SHOTS:ITEMS. `mmlu_form` is a subject of MMLU's form, its questions taken from sciq's file:
 five fixed shots, lettered options. Every run is a process of its own; the two sides of a round follow each other. The
 `hf` class runs each of --batch-sizes once on a part of the case, and the whole case with the fastest. Only the calls of
-the model are timed, with all programs compiled before; seconds of the harness's own work are shown apart.
+the model are timed, with all programs compiled before, and each side in a process that begins as its command does; seconds of the harness's own work are shown apart.
 
 Both sides must give the same answers: log-likelihoods to 1e-3, the same texts. Prints a table of medians with the range
 of the ratio, the processor's seconds, peak memory, and for log-likelihoods the FLOPs that perfect sharing needs at the
@@ -66,8 +66,11 @@ def model_of(side: str, path: str, batch_size: int) -> Any:
 def run_side(args: argparse.Namespace) -> None:
     """One evaluation; prints its numbers as the last line."""
     from slmjax.cli.shared.compiled_programs import keep_compiled_programs
+    from slmjax.cli.shared.malloc_settings import begin_with_kept_memory
 
-    keep_compiled_programs()  # before jax is imported
+    if args.side == "slmjax":  # as the command begins, before jax is imported
+        begin_with_kept_memory()
+    keep_compiled_programs()
     from slmjax.evaluation.harness.run import evaluate_harness, load_tasks
 
     task, shots, limit = parse_case(args.cases[0])
