@@ -6,7 +6,7 @@ MODEL is read by both: anything that slmjax loads, converted to a Hugging Face d
 case is TASK:SHOTS or TASK:SHOTS:ITEMS. `mmlu_form` is a subject of MMLU's form, its questions taken from sciq's file:
 five fixed shots, lettered options. Every run is a process of its own; the two sides of a round follow each other. The
 `hf` class runs each of --batch-sizes once on a part of the case, and the whole case with the fastest. Only the calls of
-the model are timed, with all programs compiled before, and each side in a process that begins as its command does; seconds of the harness's own work are shown apart.
+the model are timed, with all programs compiled before and each side in a process that begins as its command does.
 
 Both sides must give the same answers: log-likelihoods to 1e-3, the same texts. Prints a table of medians with the range
 of the ratio, the processor's seconds, peak memory, and for log-likelihoods the FLOPs that perfect sharing needs at the
