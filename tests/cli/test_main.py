@@ -118,7 +118,7 @@ def outcome(error):
     def run(_):
         raise error
 
-    return module._run(argparse.Namespace(command="train", run=run))
+    return module.run_command(argparse.Namespace(command="train", run=run))
 
 
 class JaxRuntimeError(RuntimeError):
