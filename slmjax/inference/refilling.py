@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from slmjax.inference import ragged_rows
 from slmjax.inference.decoding import NONE, Decoder
-from slmjax.inference.generate import bucket, check_prompts, decode_prompts, padded_stops
+from slmjax.inference.generate import BUCKET, bucket, check_prompts, decode_prompts, padded_stops
 from slmjax.inference.language_model import LanguageModel
 from slmjax.inference.longrope import changes_with_length
 from slmjax.inference.sampling import GREEDY, Sampling, require_seed
@@ -105,10 +105,10 @@ class _Run:
         self.decoder, self.arrays, self.tokenizer, self.stop = decoder, arrays, tokenizer, tuple(stop)
         self.prompts, self.max_new_tokens, self.sampling = prompts, max_new_tokens, sampling
         self.stops, self.key = padded_stops(stop_ids), jax.random.key(require_seed(seed))
-        # A prompt's last piece is padded; what padding writes lies ahead of every query.
-        capacity = bucket(max(map(len, prompts))) + PIECE + -(-max_new_tokens // ragged_rows.BURST) * ragged_rows.BURST
+        # A prompt's last piece is padded to less than a bucket more; what that writes lies ahead of every query.
+        capacity = bucket(max(map(len, prompts)) + max(BUCKET, max_new_tokens))
         penalized = sampling.repetition_penalty != 1
-        self.rows = ragged_rows.empty_rows(decoder, arrays, rows, -(-capacity // PIECE) * PIECE, penalized)
+        self.rows = ragged_rows.empty_rows(decoder, arrays, rows, capacity, penalized)
         self.slots: list[_Slot | None] = [None] * rows
         self.known: list[Sequence[int]] = [()] * rows  # the tokens whose keys a row begins with
 
